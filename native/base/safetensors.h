@@ -1,0 +1,77 @@
+// Reads safetensors files through mmap. Everything in the header is checked before a tensor is handed out, so a
+// hostile or truncated file ends in an Error and never in a wild read (format: github.com/huggingface/safetensors).
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "base/json.h"
+#include "base/tensor.h"
+
+namespace conan {
+
+/// A whole file mapped read-only.
+class MappedFile {
+ public:
+  explicit MappedFile(const std::string& path);
+  ~MappedFile();
+  MappedFile(const MappedFile&) = delete;
+  MappedFile& operator=(const MappedFile&) = delete;
+
+  const char* data() const { return data_; }
+  size_t size() const { return size_; }
+  /// Tells the system that these pages will not be read again soon (they leave the resident set).
+  void release(const void* from, size_t bytes) const;
+
+ private:
+  const char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
+/// The whole file as a string; at most `limit` bytes.
+std::string read_text_file(const std::string& path, size_t limit = size_t(256) << 20);
+
+class SafetensorsFile {
+ public:
+  explicit SafetensorsFile(const std::string& path);
+
+  const std::string& path() const { return path_; }
+  /// Sorted by name. Data pointers stay valid as long as this object; they are aligned to the element size.
+  const std::map<std::string, TensorView>& tensors() const { return tensors_; }
+  const std::map<std::string, std::string>& metadata() const { return metadata_; }
+  void release(const TensorView& tensor) const { file_.release(tensor.data, tensor.bytes()); }
+
+ private:
+  std::string path_;
+  MappedFile file_;
+  std::map<std::string, TensorView> tensors_;
+  std::map<std::string, std::string> metadata_;
+  std::vector<std::unique_ptr<char[]>> copies_;  // tensors that lie misaligned in the file
+};
+
+/// All tensors of a Hugging Face directory: model.safetensors, or the shards that model.safetensors.index.json names.
+class Checkpoint {
+ public:
+  /// `stem`: "model" or "adapter_model".
+  explicit Checkpoint(const std::string& directory, const std::string& stem = "model");
+
+  const std::string& directory() const { return directory_; }
+  const TensorView* find(const std::string& name) const;
+  std::vector<std::string> names() const;  // sorted
+  void release(const TensorView& tensor) const;
+
+ private:
+  struct Entry {
+    TensorView view;
+    const SafetensorsFile* file;
+  };
+  void add(const SafetensorsFile& file, const std::string& name, const TensorView& view);
+
+  std::string directory_;
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Entry> entries_;
+};
+
+}  // namespace conan

@@ -1,0 +1,496 @@
+// The CPU backend: packs weights, divides each operation over threads and calls the kernels of the best instruction
+// set. Whatever the division, every number is computed by the same instructions in the same order, so results depend
+// neither on the number of threads nor on what else is in the batch.
+#include "ops/backend.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "cpu/cpu.h"
+#include "cpu/kernels.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace conan::cpu {
+
+namespace {
+
+const Kernels& kernels(const Context& context) { return *static_cast<const Kernels*>(context.ops.data); }
+
+// ---- memory
+
+constexpr size_t kHugePage = size_t(2) << 20;
+
+void* allocate(size_t bytes) {
+  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
+  void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  if (!memory) fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes");
+#if defined(__linux__)
+  if (bytes >= kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return memory;
+}
+
+void release(void* memory, size_t) { std::free(memory); }
+
+// ---- weights
+
+struct PackedWeight : Weight {
+  const GemmKernel* kernel = nullptr;
+  int64_t panels = 0, steps = 0, words = 0;  // words of one row of activations
+  size_t panel_bytes = 0;
+  char* data = nullptr;
+  std::vector<float> column_scale;    // int8: in panel order, zero for padding
+  std::vector<int32_t> compensation;  // vpdpbusd: 128 * sum of the column's weights
+
+  ~PackedWeight() override { release(data, bytes); }
+  int64_t outputs() const { return gated ? rows / 2 : rows; }
+};
+
+int64_t group(Layout layout) {  // elements along K per step
+  switch (layout) {
+    case Layout::bf16_pairs: case Layout::i8_pairs: return 2;
+    case Layout::i8_quads: return 4;
+    default: return 1;
+  }
+}
+
+size_t element_bytes(Layout layout) {
+  switch (layout) {
+    case Layout::f32: return 4;
+    case Layout::bf16_columns: case Layout::bf16_pairs: case Layout::f16: return 2;
+    default: return 1;
+  }
+}
+
+/// One panel from `columns` rows of floats [NR][K]; a null row is padding.
+void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const float*>& columns, int width) {
+  const int NR = 2 * width;
+  const int64_t K = weight.cols, g = group(weight.kernel->layout);
+  char* out = weight.data + size_t(panel) * weight.panel_bytes;
+  std::memset(out, 0, weight.panel_bytes);
+  for (int c = 0; c < NR; ++c) {
+    const float* w = columns[size_t(c)];
+    if (!w) continue;
+    const int64_t lane = c % width, high = c / width;
+    switch (weight.kernel->layout) {
+      case Layout::f32:
+        for (int64_t k = 0; k < K; ++k) reinterpret_cast<float*>(out)[k * NR + c] = w[k];
+        break;
+      case Layout::bf16_columns:
+        for (int64_t k = 0; k < K; ++k) reinterpret_cast<uint16_t*>(out)[k * NR + 2 * lane + high] = f32_to_bf16(w[k]);
+        break;
+      case Layout::f16:
+        for (int64_t k = 0; k < K; ++k) reinterpret_cast<uint16_t*>(out)[k * NR + c] = f32_to_f16(w[k]);
+        break;
+      case Layout::bf16_pairs:
+        for (int64_t k = 0; k < K; ++k) reinterpret_cast<uint16_t*>(out)[(k / 2 * NR + c) * 2 + k % 2] = f32_to_bf16(w[k]);
+        break;
+      case Layout::i8_pairs:
+      case Layout::i8_quads: {
+        float most = 0;
+        for (int64_t k = 0; k < K; ++k) most = std::max(most, std::fabs(w[k]));
+        const float scale = most / 127, inverse = most > 0 ? 127 / most : 0;
+        int32_t sum = 0;
+        for (int64_t k = 0; k < K; ++k) {
+          const int q = int(std::nearbyintf(w[k] * inverse));
+          sum += q;
+          out[(k / g * NR + c) * g + k % g] = char(int8_t(q));
+        }
+        weight.column_scale[size_t(panel * NR + c)] = scale;
+        if (!weight.compensation.empty()) weight.compensation[size_t(panel * NR + c)] = 128 * sum;
+        break;
+      }
+    }
+  }
+}
+
+std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
+  auto weight = std::make_unique<PackedWeight>();
+  const int width = kernels(context).width, NR = 2 * width;
+  weight->kernel = &kernels(context).gemm[int(format)];
+  weight->format = format;
+  weight->gated = source.gated;
+  for (const TensorView& part : source.parts) weight->rows += part.shape[0];
+  const int64_t K = weight->cols = source.parts[0].shape[1], g = group(weight->kernel->layout);
+  weight->panels = source.gated ? (weight->rows / 2 + width - 1) / width : (weight->rows + NR - 1) / NR;
+  weight->steps = (K + g - 1) / g;
+  weight->words = weight->steps;
+  weight->panel_bytes = size_t(weight->steps * g * NR) * element_bytes(weight->kernel->layout);
+  weight->bytes = size_t(weight->panels) * weight->panel_bytes;
+  weight->data = static_cast<char*>(allocate(weight->bytes));
+  if (format == WeightFormat::i8) {
+    weight->column_scale.resize(size_t(weight->panels * NR));
+    if (weight->kernel->layout == Layout::i8_quads) weight->compensation.resize(size_t(weight->panels * NR));
+  }
+
+  WorkQueue queue(weight->panels);
+  ThreadPool::instance().run(context.threads, [&](int worker) {
+    Arena& arena = context.worker(worker).scratch;
+    Arena::Scope scope(arena);
+    float* rows = static_cast<float*>(arena.take(size_t(NR * K) * sizeof(float)));
+    std::vector<const float*> columns(static_cast<size_t>(NR));
+    for (int64_t panel; queue.next(panel);) {
+      for (int c = 0; c < NR; ++c) {
+        int64_t row;
+        bool padding;
+        if (source.gated) {
+          const int64_t n = panel * width + c % width;
+          row = n + (c / width) * (weight->rows / 2);
+          padding = n >= weight->rows / 2;
+        } else {
+          row = panel * NR + c;
+          padding = row >= weight->rows;
+        }
+        columns[size_t(c)] = padding ? nullptr : rows + c * K;
+        if (padding) continue;
+        size_t part = 0;
+        while (row >= source.parts[part].shape[0]) row -= source.parts[part++].shape[0];
+        float* out = rows + c * K;
+        read_f32(source.parts[part], row * K, K, out);
+        // An exponent of all ones is infinity or NaN. One such weight would silently spoil every vector.
+        uint32_t most = 0;
+        for (int64_t k = 0; k < K; ++k) {
+          uint32_t bits;
+          std::memcpy(&bits, out + k, 4);
+          most = std::max(most, bits & 0x7f800000u);
+        }
+        if (most == 0x7f800000u) fail("WEIGHT_NOT_FINITE", "tensor \"", source.name, "\": row ", row, " holds a NaN or an infinity");
+      }
+      pack_panel(*weight, panel, columns, width);
+    }
+  });
+  return weight;
+}
+
+// ---- division of rows
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+void for_rows(Context& context, int64_t rows, int64_t width, const RowsBody& body) {
+  // Blocks that stay in a second-level cache (about 512 KB of activations), but not so small that the weights, which
+  // every block reads, come from memory more often than the arithmetic hides.
+  const int64_t target = std::clamp<int64_t>((512 << 10) / (width * int64_t(sizeof(float))), 42, 112);
+  if (ThreadPool::inside() || context.threads == 1) {
+    const int64_t blocks = ceil_div(rows, target);
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = rows * b / blocks;
+      body(context, first, rows * (b + 1) / blocks - first);
+    }
+    return;
+  }
+  if (rows < 28 * context.threads) return body(context, 0, rows);  // too few: each operation divides its columns instead
+  int64_t blocks = ceil_div(rows, target);
+  if (blocks < 16 * context.threads) blocks = ceil_div(blocks, context.threads) * context.threads;
+  WorkQueue queue(blocks);
+  ThreadPool::instance().run(context.threads, [&](int worker) {
+    Context& own = context.worker(worker);
+    for (int64_t b; queue.next(b);) {
+      const int64_t first = rows * b / blocks;
+      body(own, first, rows * (b + 1) / blocks - first);
+    }
+  });
+}
+
+/// Runs an operation that looks at one row at a time; few rows are not worth waking anyone for.
+template <class Body>
+void each_rows(Context& context, int64_t rows, int64_t cols, const Body& body) {
+  constexpr int64_t kWorthwhile = 32768;
+  if (context.threads == 1 || ThreadPool::inside() || rows * cols < kWorthwhile) return body(0, rows);
+  const int64_t blocks = std::min<int64_t>(rows, context.threads * 4);
+  WorkQueue queue(blocks);
+  ThreadPool::instance().run(context.threads, [&](int) {
+    for (int64_t b; queue.next(b);) {
+      const int64_t first = rows * b / blocks;
+      body(first, rows * (b + 1) / blocks - first);
+    }
+  });
+}
+
+Matrix slice(const Matrix& m, int64_t first, int64_t count) { return m.data ? m.slice(first, count) : m; }
+
+void embed(Context& context, const EmbedArgs& args) {
+  each_rows(context, args.y.rows, args.y.cols, [&](int64_t first, int64_t count) {
+    EmbedArgs part = args;
+    part.ids += first;
+    if (part.positions) part.positions += first;
+    part.y = args.y.slice(first, count);
+    kernels(context).embed(part);
+  });
+}
+
+void norm(Context& context, const NormArgs& args) {
+  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+    NormArgs part = args;
+    part.x = args.x.slice(first, count);
+    part.y = args.y.slice(first, count);
+    part.residual = slice(args.residual, first, count);
+    kernels(context).norm(part);
+  });
+}
+
+void rope(Context& context, const RopeArgs& args) {
+  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+    RopeArgs part = args;
+    part.x = args.x.slice(first, count);
+    if (part.positions) part.positions += first;
+    kernels(context).rope(part);
+  });
+}
+
+void gather(Context&, const GatherArgs& args) {
+  for (int64_t i = 0; i < args.y.rows; ++i) std::memcpy(args.y.row(i), args.x.row(args.rows[i]), size_t(args.x.cols) * sizeof(float));
+}
+
+void pool(Context& context, const PoolArgs& args) {
+  each_rows(context, args.y.rows, args.y.rows ? args.x.rows / args.y.rows * args.x.cols : 0, [&](int64_t first, int64_t count) {
+    for (int64_t b = first; b < first + count; ++b) kernels(context).pool(args, int(b));
+  });
+}
+
+void normalize(Context& context, const NormalizeArgs& args) { kernels(context).normalize(args); }
+
+// ---- matrix multiplication
+
+/// Rows [first, first + count) by panels [panel, panel_end). `a`: their words.
+void multiply(const Kernels& k, const PackedWeight& weight, const uint32_t* a, int64_t stride, const Finish& finish, int64_t count,
+              int64_t panel, int64_t panel_end) {
+  alignas(64) float tile[kMaxTileRows * 2 * kMaxWidth];
+  const int64_t tiles = ceil_div(count, k.tile_rows);
+  for (; panel < panel_end; ++panel) {
+    const char* b = weight.data + size_t(panel) * weight.panel_bytes;
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t row = count * t / tiles, rows = count * (t + 1) / tiles - row;
+      weight.kernel->tile[rows](a + row * stride, stride, b, weight.steps, tile);
+      Finish part = finish;
+      part.y += row * part.y_stride;
+      if (part.residual) part.residual += row * part.residual_stride;
+      if (part.row_scale) part.row_scale += row;
+      k.finish(tile, int(rows), panel, part);
+    }
+  }
+}
+
+void linear(Context& context, const LinearArgs& args) {
+  const Kernels& k = kernels(context);
+  const PackedWeight& weight = *static_cast<const PackedWeight*>(args.weight);
+  const GemmKernel& kernel = *weight.kernel;
+  const int64_t rows = args.x.rows;
+  if (rows == 0) return;
+
+  // Units of work: blocks of rows whose words fit the second-level cache, by chunks of panels if blocks are too few.
+  const bool alone = context.threads == 1 || ThreadPool::inside();
+  const int64_t block_rows = std::clamp<int64_t>((384 << 10) / (weight.words * 4), 2 * k.tile_rows, 16 * k.tile_rows);
+  const int64_t blocks = ceil_div(rows, block_rows);
+  const int64_t chunks = alone ? 1 : std::min(weight.panels, std::max<int64_t>(1, ceil_div(4 * context.threads, blocks)));
+  WorkQueue queue(blocks * chunks);
+  auto work = [&](int worker) {
+    Arena& arena = context.worker(worker).scratch;
+    Arena::Scope scope(arena);
+    const int64_t word_stride = (weight.words + 15) / 16 * 16 + (weight.words % 512 == 0 ? 16 : 0);
+    uint32_t* words = nullptr;
+    float* scales = nullptr;
+    int64_t converted = -1;
+    for (int64_t unit; queue.next(unit);) {
+      const int64_t block = unit / chunks, chunk = unit % chunks;
+      const int64_t first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
+      const uint32_t* a = reinterpret_cast<const uint32_t*>(args.x.row(first));
+      int64_t stride = args.x.stride;
+      if (kernel.convert) {
+        if (!words) {
+          words = static_cast<uint32_t*>(arena.take(size_t(block_rows * word_stride) * 4));
+          scales = static_cast<float*>(arena.take(size_t(block_rows) * 4));
+        }
+        if (converted != block)
+          for (int64_t i = 0; i < count; ++i) kernel.convert(args.x.row(first + i), weight.cols, words + i * word_stride, scales + i);
+        converted = block;
+        a = words;
+        stride = word_stride;
+      }
+      Finish finish;
+      finish.bias = args.bias;
+      finish.activation = args.activation;
+      finish.gated = weight.gated;
+      finish.outputs = weight.outputs();
+      if (weight.format == WeightFormat::i8) {
+        finish.column_scale = weight.column_scale.data();
+        finish.compensation = weight.compensation.empty() ? nullptr : weight.compensation.data();
+        finish.row_scale = scales;
+      }
+      if (args.residual.data) finish.residual = args.residual.row(first), finish.residual_stride = args.residual.stride;
+      finish.y = args.y.row(first);
+      finish.y_stride = args.y.stride;
+      multiply(k, weight, a, stride, finish, count, weight.panels * chunk / chunks, weight.panels * (chunk + 1) / chunks);
+    }
+  };
+  if (alone) work(0);
+  else ThreadPool::instance().run(context.threads, work);
+}
+
+// ---- attention
+
+void attention(Context& context, const AttentionArgs& args) {
+  const Kernels& k = kernels(context);
+  const int NR = 2 * k.width;
+  constexpr int kPanels = 4;  // of queries in one unit
+  struct Unit {
+    int sequence, first;  // query row within the sequence
+  };
+  std::vector<Unit> units;
+  for (int b = 0; b < args.sequences; ++b)
+    for (int first = 0; first < args.q_offsets[b + 1] - args.q_offsets[b]; first += kPanels * NR) units.push_back({b, first});
+  const int64_t total = int64_t(units.size()) * args.heads;
+  const int64_t grain = std::clamp<int64_t>(total / (context.threads * 16), 1, 16);
+  WorkQueue queue(ceil_div(total, grain));
+  ThreadPool::instance().run(context.threads, [&](int worker) {
+    Arena& arena = context.worker(worker).scratch;
+    Arena::Scope scope(arena);
+    AttentionPanel p;
+    p.scratch = static_cast<float*>(arena.take(size_t(attention_scratch(args.head_dim)) * sizeof(float)));
+    for (int64_t batch; queue.next(batch);) {
+      for (int64_t i = batch * grain; i < std::min(total, (batch + 1) * grain); ++i) {
+        const Unit& unit = units[size_t(i / args.heads)];
+        const int head = int(i % args.heads), kv_head = head / (args.heads / args.kv_heads), b = unit.sequence;
+        const int64_t column = int64_t(head) * args.head_dim, kv_column = int64_t(kv_head) * args.head_dim;
+        const int queries = args.q_offsets[b + 1] - args.q_offsets[b];
+        p.q_stride = args.q.stride, p.k_stride = args.k.stride, p.v_stride = args.v.stride, p.y_stride = args.y.stride;
+        p.k = args.k.row(args.kv_offsets[b]) + kv_column;
+        p.v = args.v.row(args.kv_offsets[b]) + kv_column;
+        p.keys = args.kv_offsets[b + 1] - args.kv_offsets[b];
+        p.head_dim = args.head_dim;
+        p.scale = args.scale;
+        p.left = args.left, p.right = args.right;
+        p.bias = args.bias ? args.bias + head * (2 * args.bias_reach + 1) + args.bias_reach : nullptr;
+        for (int first = unit.first; first < std::min(queries, unit.first + kPanels * NR); first += NR) {
+          p.queries = std::min(NR, queries - first);
+          p.position = args.q_starts[b] + first;
+          p.q = args.q.row(args.q_offsets[b] + first) + column;
+          p.y = args.y.row(args.q_offsets[b] + first) + column;
+          k.attention(p);
+        }
+      }
+    }
+  });
+}
+
+// ---- tables, one per instruction set
+
+OperationTable table_of(const Kernels& kernels) {
+  OperationTable t;
+  t.name = kernels.name;
+  t.data = &kernels;
+  t.allocate = allocate;
+  t.release = release;
+  t.pack = pack;
+  t.for_rows = for_rows;
+  t.embed = embed;
+  t.norm = norm;
+  t.linear = linear;
+  t.rope = rope;
+  t.attention = attention;
+  t.gather = gather;
+  t.pool = pool;
+  t.normalize = normalize;
+  return t;
+}
+
+/// Multiplications and additions per second of a tile that stays in L1, one thread, best of a few short runs.
+double tile_rate(const GemmKernel& kernel, int rows, int width) {
+  constexpr int kSteps = 192;
+  alignas(64) static thread_local uint32_t a[kMaxTileRows * kSteps], b[kSteps * 2 * kMaxWidth];
+  alignas(64) float tile[kMaxTileRows * 2 * kMaxWidth];
+  double best = 0;
+  for (int attempt = 0; attempt < 5; ++attempt) {
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < 20; ++i) kernel.tile[rows](a, kSteps, b, kSteps, tile);
+    const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    best = std::max(best, 20.0 * 2 * rows * 2 * width * kSteps * double(group(kernel.layout)) / seconds);
+  }
+  return best;
+}
+
+struct Machine {
+  std::vector<Kernels> kernels;  // slowest first
+  std::vector<OperationTable> tables;
+  std::vector<const OperationTable*> all;
+  const OperationTable* chosen = nullptr;
+  CpuReport report;
+};
+
+Machine& machine() {
+  static Machine* machine = [] {
+    auto* m = new Machine;
+    m->kernels.push_back(kernels_portable);
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) m->kernels.push_back(kernels_avx2);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+      m->kernels.push_back(kernels_avx512);
+      Kernels dot = kernels_avx512;
+      bool differs = false;
+      if (__builtin_cpu_supports("avx512vnni")) dot.gemm[int(WeightFormat::i8)] = gemm_i8_avx512vnni, differs = true;
+      if (__builtin_cpu_supports("avx512bf16")) {
+        // On some CPUs the bf16 dot product runs at half the rate of f32 FMA, on others at twice: measure, once.
+        m->report.f32_gflops = tile_rate(dot.gemm[int(WeightFormat::f32)], dot.tile_rows, dot.width) / 1e9;
+        m->report.bf16_dot_gflops = tile_rate(gemm_bf16_avx512bf16, dot.tile_rows, dot.width) / 1e9;
+        if (m->report.bf16_dot_gflops > m->report.f32_gflops) dot.gemm[int(WeightFormat::bf16)] = gemm_bf16_avx512bf16, differs = true;
+      }
+      dot.name = "avx512+dot";
+      if (differs) m->kernels.push_back(dot);
+    }
+#endif
+    m->tables.reserve(m->kernels.size());
+    m->all.push_back(&reference_table());
+    for (const Kernels& k : m->kernels) {
+      m->tables.push_back(table_of(k));
+      m->all.push_back(&m->tables.back());
+    }
+    m->chosen = m->all.back();
+    if (const char* wanted = std::getenv("CONAN_CPU_ISA"); wanted && *wanted) {
+      std::string names;
+      const OperationTable* found = nullptr;
+      for (const OperationTable* table : m->all) {
+        names += (names.empty() ? "" : ", ") + std::string(table->name);
+        if (wanted == std::string(table->name)) found = table;
+      }
+      if (!found) {
+        delete m;
+        fail("INVALID_OPTION", "CONAN_CPU_ISA: expected one of ", names, " on this CPU, got \"", wanted, "\"");
+      }
+      m->chosen = found;
+    }
+    m->report.isa = m->chosen->name;
+    if (auto* k = static_cast<const Kernels*>(m->chosen->data)) {
+      m->report.bf16_kernel = k->gemm[int(WeightFormat::bf16)].name;
+      m->report.int8_kernel = k->gemm[int(WeightFormat::i8)].name;
+    }
+    return m;
+  }();
+  return *machine;
+}
+
+}  // namespace
+
+int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 128 + 16) * 2 * kMaxWidth; }
+
+}  // namespace conan::cpu
+
+namespace conan {
+
+const OperationTable& cpu_backend() { return *cpu::machine().chosen; }
+std::vector<const OperationTable*> cpu_backends() { return cpu::machine().all; }
+CpuReport cpu_report() {
+  CpuReport report = cpu::machine().report;
+  report.threads = ThreadPool::default_threads();
+  return report;
+}
+
+}  // namespace conan

@@ -1,0 +1,207 @@
+// Matrix multiplication tiles: up to kRows rows of activations by one panel of NR = 2 W output columns, all sums in
+// registers. Weights come packed, activations as they lie in memory (broadcast loads), so nothing is transposed.
+namespace conan::cpu::CONAN_ISA {
+
+constexpr int W = V::W, NR = 2 * V::W;
+
+/// Rows of A by groups of three from one pointer: x86 addresses p, p + s and p + 2 s without further registers.
+/// With kAcross, element (row, k) lies at a[k * stride + row] instead of a[row * stride + k].
+template <int kRows, bool kAcross>
+struct Rows {
+  static constexpr int kGroups = (kRows + 2) / 3;
+  const uint32_t* p[kAcross ? 1 : kGroups];
+  int64_t stride;
+  Rows(const uint32_t* a, int64_t s) : stride(s) {
+    if constexpr (kAcross) {
+      p[0] = a;
+    } else {
+      for (int g = 0; g < kGroups; ++g) p[g] = a + 3 * g * s;
+    }
+  }
+  const uint32_t* at(int row) const {
+    if constexpr (kAcross) return p[0] + row;
+    else return p[row / 3] + (row % 3) * stride;
+  }
+  void step() {
+    if constexpr (kAcross) {
+      p[0] += stride;
+    } else {
+      for (int g = 0; g < kGroups; ++g) ++p[g];
+    }
+  }
+};
+
+static inline F broadcast(const uint32_t* word) { return V::set(*reinterpret_cast<const float*>(word)); }
+
+struct F32Panel {  // the weights of one k
+  static constexpr int kBytes = NR * 4;
+  static void load(const char* b, F& b0, F& b1) {
+    b0 = V::load(reinterpret_cast<const float*>(b));
+    b1 = V::load(reinterpret_cast<const float*>(b) + W);
+  }
+};
+struct Bf16Panel {
+  static constexpr int kBytes = NR * 2;
+  static void load(const char* b, F& b0, F& b1) { V::load_bf16_pair(reinterpret_cast<const uint16_t*>(b), b0, b1); }
+};
+struct F16Panel {
+  static constexpr int kBytes = NR * 2;
+  static void load(const char* b, F& b0, F& b1) {
+    b0 = V::load_f16(reinterpret_cast<const uint16_t*>(b));
+    b1 = V::load_f16(reinterpret_cast<const uint16_t*>(b) + W);
+  }
+};
+
+// Weights come from L2, L3 or memory; this many steps ahead of their use they are asked for.
+constexpr int kPrefetchSteps = 24;
+
+static inline void prefetch(const char* b, int bytes) {
+  for (int i = 0; i < bytes; i += 64) __builtin_prefetch(b + int64_t(kPrefetchSteps) * bytes + i);
+}
+
+template <int kRows, class Panel, bool kAcross>
+static void tile_float(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, void* tile) {
+  F sum[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = V::zero();
+  Rows<kRows, kAcross> rows(a, stride);
+  const char* b = static_cast<const char*>(panel);
+  for (int64_t k = 0; k < steps; ++k, b += Panel::kBytes, rows.step()) {
+    F b0, b1;
+    Panel::load(b, b0, b1);
+    prefetch(b, Panel::kBytes);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      F x = broadcast(rows.at(i));
+      sum[i][0] = V::fma(x, b0, sum[i][0]);
+      sum[i][1] = V::fma(x, b1, sum[i][1]);
+    }
+  }
+  float* out = static_cast<float*>(tile);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    V::store(out + i * NR, sum[i][0]);
+    V::store(out + i * NR + W, sum[i][1]);
+  }
+}
+
+/// As tile_float for one register of columns: short sequences in attention.
+template <int kRows, bool kAcross>
+static void tile_narrow(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, void* tile) {
+  F sum[kRows];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) sum[i] = V::zero();
+  Rows<kRows, kAcross> rows(a, stride);
+  const float* b = static_cast<const float*>(panel);
+  for (int64_t k = 0; k < steps; ++k, b += W, rows.step()) {
+    F b0 = V::load(b);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) sum[i] = V::fma(broadcast(rows.at(i)), b0, sum[i]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) V::store(static_cast<float*>(tile) + i * W, sum[i]);
+}
+
+template <int kRows>
+static void tile_i8_pairs(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, void* tile) {
+  V::I sum[kRows][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) sum[i][0] = sum[i][1] = V::zero_i();
+  Rows<kRows, false> rows(a, stride);
+  const int8_t* b = static_cast<const int8_t*>(panel);
+  for (int64_t k = 0; k < steps; ++k, b += 2 * NR, rows.step()) {
+    V::I b0 = V::load_i8_pairs(b), b1 = V::load_i8_pairs(b + NR);
+    prefetch(reinterpret_cast<const char*>(b), 2 * NR);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      V::I x = V::set_i(*rows.at(i));
+      sum[i][0] = V::madd(sum[i][0], x, b0);
+      sum[i][1] = V::madd(sum[i][1], x, b1);
+    }
+  }
+  int32_t* out = static_cast<int32_t*>(tile);
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+    V::store_i(out + i * NR, sum[i][0]);
+    V::store_i(out + i * NR + W, sum[i][1]);
+  }
+}
+
+static inline float largest_magnitude(const float* x, int64_t n) {
+  F most = V::zero();
+  int64_t i = 0;
+  for (; i + W <= n; i += W) most = V::max(most, V::abs(V::load(x + i)));
+  if (i < n) most = V::max(most, V::abs(V::load_n(x + i, int(n - i))));
+  return V::largest(most);
+}
+
+/// Symmetric quantisation of one row to int16 holding -127 .. 127, padded with zeros to whole words.
+static void convert_i16(const float* x, int64_t k, uint32_t* words, float* scale) {
+  const float most = largest_magnitude(x, k);
+  *scale = most / 127;
+  const F inverse = V::set(most > 0 ? 127 / most : 0);
+  int16_t* out = reinterpret_cast<int16_t*>(words);
+  int64_t i = 0;
+  for (; i + W <= k; i += W) V::store_i16(out + i, V::mul(V::load(x + i), inverse));
+  if (i < k) {
+    int16_t rest[W];
+    V::store_i16(rest, V::mul(V::load_n(x + i, int(k - i)), inverse));
+    std::memcpy(out + i, rest, size_t((k - i + 1) / 2 * 2) * 2);
+  }
+}
+
+// Tables of tiles by number of rows, 1 .. CONAN_TILE_ROWS.
+template <class Panel, int... i>
+static constexpr GemmKernel float_kernel(const char* name, Layout layout, std::integer_sequence<int, i...>) {
+  GemmKernel kernel{name, layout};
+  ((kernel.tile[i + 1] = tile_float<i + 1, Panel, false>), ...);
+  return kernel;
+}
+
+template <int... i>
+static constexpr GemmKernel i8_pairs_kernel(const char* name, std::integer_sequence<int, i...>) {
+  GemmKernel kernel{name, Layout::i8_pairs};
+  ((kernel.tile[i + 1] = tile_i8_pairs<i + 1>), ...);
+  kernel.convert = convert_i16;
+  return kernel;
+}
+
+using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
+
+// ---- what becomes of a finished tile
+
+static inline F load_some(const float* p, int n) { return n >= W ? V::load(p) : V::load_n(p, n); }
+static inline void store_some(float* p, F x, int n) {
+  if (n >= W) V::store(p, x);
+  else V::store_n(p, x, n);
+}
+
+static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
+  with_activation(f.activation, [&](auto activation) {
+    using A = decltype(activation);
+    const int vectors = f.gated ? 1 : 2;
+    for (int j = 0; j < vectors; ++j) {
+      const int64_t n = f.gated ? panel * W : panel * NR + j * W;
+      const int valid = int(std::min<int64_t>(W, f.outputs - n));
+      if (valid <= 0) break;
+      const F bias = f.bias ? load_some(f.bias + n, valid) : V::zero();
+      const F value_bias = f.gated && f.bias ? load_some(f.bias + f.outputs + n, valid) : V::zero();
+      for (int i = 0; i < rows; ++i) {
+        auto value = [&](int vector) {
+          const int64_t at = int64_t(i) * NR + vector * W;
+          if (!f.column_scale) return V::load(static_cast<const float*>(tile) + at);
+          const int64_t column = panel * NR + vector * W;
+          const int32_t* sums = static_cast<const int32_t*>(tile) + at;
+          F x = f.compensation ? V::load_i32_minus(sums, f.compensation + column) : V::load_i32(sums);
+          return V::mul(V::mul(x, V::load(f.column_scale + column)), V::set(f.row_scale[i]));
+        };
+        F x = A::apply(V::add(value(j), bias));
+        if (f.gated) x = V::mul(x, V::add(value(1), value_bias));
+        if (f.residual) x = V::add(x, load_some(f.residual + i * f.residual_stride + n, valid));
+        store_some(f.y + i * f.y_stride + n, x, valid);
+      }
+    }
+  });
+}
+
+}  // namespace conan::cpu::CONAN_ISA

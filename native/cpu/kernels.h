@@ -1,0 +1,83 @@
+// What one instruction set gives: small single-threaded kernels. backend.cpp divides the work, packs weights and calls
+// them. Each simd_*.h + kernels.inl makes one such table; reference.cpp makes none, it is a backend of plain loops.
+#pragma once
+#include <cstdint>
+
+#include "ops/ops.h"
+
+namespace conan::cpu {
+
+constexpr int kMaxTileRows = 14;
+constexpr int kMaxWidth = 16;  // floats in the widest register
+
+/// How the weights of one panel (two registers of output columns) are laid out along K.
+enum class Layout {
+  f32,            // [K][NR] float
+  bf16_columns,   // [K][W] words: column j in the low half, column W + j in the high half; widened on the fly
+  bf16_pairs,     // [K/2][NR] words of two k: what vdpbf16ps takes
+  f16,            // [K][NR] halves
+  i8_pairs,       // [K/2][NR][2]
+  i8_quads,       // [K/4][NR][4]: what vpdpbusd takes
+};
+
+/// tile[rows][NR] = a[rows][steps] * panel. a: rows of 32-bit words `stride` words apart (a float, two bf16, two int16
+/// or four bytes each). The sums of one element run over k in order whatever the number of rows, so a result does not
+/// depend on what else is in the batch.
+using TileKernel = void (*)(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, void* tile);
+
+struct GemmKernel {
+  const char* name = nullptr;  // null: not available
+  Layout layout = Layout::f32;
+  TileKernel tile[kMaxTileRows + 1] = {};  // by number of rows
+  /// One row of activations to words; `scale` takes the row's quantisation step. Null: floats are used as they lie.
+  void (*convert)(const float* x, int64_t k, uint32_t* words, float* scale) = nullptr;
+};
+
+/// What becomes of a finished tile: (scales,) bias, activation, gate, residual.
+struct Finish {
+  const float* bias = nullptr;
+  Activation activation = Activation::none;
+  bool gated = false;
+  int64_t outputs = 0;                  // columns of y
+  const float* column_scale = nullptr;  // int8 only, in panel order
+  const int32_t* compensation = nullptr;
+  const float* row_scale = nullptr;     // of the tile's first row
+  const float* residual = nullptr;      // ditto
+  int64_t residual_stride = 0;
+  float* y = nullptr;
+  int64_t y_stride = 0;
+};
+
+/// Up to two registers' worth of neighbouring queries of one head.
+struct AttentionPanel {
+  const float *q, *k, *v;  // first query; first key and value of the sequence, at this head's columns
+  float* y;
+  int64_t q_stride, k_stride, v_stride, y_stride;
+  int queries, head_dim;
+  int64_t keys, position;  // keys in the sequence; position of the first query
+  float scale;
+  int64_t left, right;
+  const float* bias;  // at distance 0, or null
+  float* scratch;     // attention_scratch(head_dim) floats
+};
+
+struct Kernels {
+  const char* name;
+  int width, tile_rows;
+  GemmKernel gemm[4];  // by WeightFormat
+  void (*finish)(const void* tile, int rows, int64_t panel, const Finish&);
+  void (*attention)(const AttentionPanel&);
+  void (*norm)(const NormArgs&);
+  void (*rope)(const RopeArgs&);
+  void (*embed)(const EmbedArgs&);
+  void (*pool)(const PoolArgs&, int sequence);
+  void (*normalize)(const NormalizeArgs&);
+};
+
+int64_t attention_scratch(int head_dim);
+
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
+// The dot-product extensions of AVX-512, each in its own translation unit; they fill in one GemmKernel.
+extern const GemmKernel gemm_bf16_avx512bf16, gemm_i8_avx512vnni;
+
+}  // namespace conan::cpu

@@ -1,0 +1,61 @@
+#include "ops/ops.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+
+namespace conan {
+
+const char* weight_format_name(WeightFormat format) {
+  static const char* names[] = {"float32", "bfloat16", "float16", "int8"};
+  return names[int(format)];
+}
+
+void require(const OperationTable& t) {
+  const std::pair<const char*, bool> entries[] = {
+      {"allocate", t.allocate}, {"release", t.release}, {"pack", t.pack},           {"for_rows", t.for_rows},
+      {"embed", t.embed},       {"norm", t.norm},       {"linear", t.linear},       {"rope", t.rope},
+      {"attention", t.attention}, {"gather", t.gather}, {"pool", t.pool},           {"normalize", t.normalize}};
+  for (const auto& [name, present] : entries)
+    if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
+}
+
+Arena::~Arena() {
+  for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
+}
+
+void* Arena::take(size_t bytes) {
+  bytes = (bytes + 63) & ~size_t(63);
+  while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].bytes) ++chunk_, used_ = 0;
+  if (chunk_ == chunks_.size()) {
+    const size_t size = std::max(bytes, size_t(1) << 18);
+    chunks_.push_back({static_cast<char*>(table_.allocate(size)), size});
+  }
+  void* out = chunks_[chunk_].memory + used_;
+  used_ += bytes;
+  return out;
+}
+
+Matrix Arena::matrix(int64_t rows, int64_t cols) {
+  int64_t stride = (cols + 15) / 16 * 16;
+  if (stride % 512 == 0) stride += 16;
+  return {static_cast<float*>(take(size_t(rows * stride) * sizeof(float))), rows, cols, stride};
+}
+
+size_t Arena::bytes() const {
+  size_t total = 0;
+  for (const Chunk& chunk : chunks_) total += chunk.bytes;
+  return total;
+}
+
+Context::Context(const OperationTable& table, int thread_count) : ops(table), threads(thread_count), scratch(table) {
+  for (int i = 1; i < threads; ++i) workers.push_back(std::make_unique<Context>(table, 1));
+}
+
+size_t Context::scratch_bytes() const {
+  size_t total = scratch.bytes();
+  for (const auto& worker : workers) total += worker->scratch_bytes();
+  return total;
+}
+
+}  // namespace conan

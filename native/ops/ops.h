@@ -1,0 +1,203 @@
+// The one operation table. Every operation the models need is a function pointer here, implemented once per backend;
+// cpu/reference.cpp is plain loops and defines what is correct. A null entry means "unsupported": require() fails at
+// load with the operation's name. Shapes: B sequences, T tokens, H heads, D head size, C channels.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace conan {
+
+enum class Activation { none, gelu_erf, gelu_tanh, quick_gelu, relu, silu, tanh };
+enum class NormKind { layer, rms };
+enum class Pooling { cls, last, mean, mean_sqrt_len, max, weighted_mean };
+
+/// How a weight matrix is held and multiplied. f32, f16: f32 arithmetic. bf16: bf16 x bf16 products with f32 sums where
+/// the CPU is fast at it, else widened to f32. i8: int8 weights with one scale per output channel, activations
+/// quantised per row on the fly, int32 sums.
+enum class WeightFormat { f32, bf16, f16, i8 };
+const char* weight_format_name(WeightFormat format);
+
+struct Context;
+struct OperationTable;
+
+/// A weight matrix [rows, cols] = [outputs, inputs], packed by a backend in its own layout.
+struct Weight {
+  virtual ~Weight() = default;
+  WeightFormat format = WeightFormat::f32;
+  int64_t rows = 0, cols = 0;
+  bool gated = false;
+  size_t bytes = 0;
+};
+
+/// Matrices [n_i, cols] stacked along the rows (query, key and value become one). `gated`: the first half of the rows
+/// is the gate, the second half the value it multiplies.
+struct WeightSource {
+  std::string name;  // for errors
+  std::vector<TensorView> parts;
+  bool gated = false;
+};
+
+/// y[t] = scale * table[ids[t]] + positions_table[positions[t]] + type_row. The last two may be absent.
+struct EmbedArgs {
+  const int32_t* ids;
+  const TensorView* table;  // [V, C] f32, bf16 or f16
+  float scale = 1;
+  const int32_t* positions = nullptr;
+  const TensorView* position_table = nullptr;
+  const float* type_row = nullptr;  // [C]
+  Matrix y;                         // [T, C]
+};
+
+/// y = norm(x) * weight + bias (+ residual). layer: over mean and variance; rms: over the root mean square. y may be x.
+struct NormArgs {
+  NormKind kind = NormKind::layer;
+  float eps = 1e-5f;
+  Matrix x;                       // [T, C]
+  const float* weight = nullptr;  // [C]
+  const float* bias = nullptr;    // [C] or absent
+  Matrix residual;                // [T, C] or absent
+  Matrix y;
+};
+
+/// y = act(x W^T + bias) + residual, or, where the weight is gated, y = act(gate) * value with
+/// [gate, value] = x W^T + bias; then y has half as many columns as the weight has rows. residual may be y.
+struct LinearArgs {
+  Matrix x;  // [T, K]
+  const Weight* weight = nullptr;
+  const float* bias = nullptr;  // [N] or absent
+  Activation activation = Activation::none;
+  Matrix residual;  // [T, N] or absent
+  Matrix y;         // [T, N]
+};
+
+/// In place, per token and head: optional RMS norm over the head (QK-norm), then rotation of the first
+/// 2 * `half` channels, pairs (i, i + half), by the angles in cos, sin [P, half] at row positions[t].
+struct RopeArgs {
+  Matrix x;  // [T, heads * head_dim]
+  int heads = 0, head_dim = 0;
+  const float* norm_weight = nullptr;  // [D] or absent
+  float eps = 1e-6f;
+  const float *cos = nullptr, *sin = nullptr;  // absent: no rotation
+  int half = 0;
+  const int32_t* positions = nullptr;  // [T]
+};
+
+/// Attention within each sequence of a packed batch. Queries of sequence b are rows q_offsets[b] .. q_offsets[b+1] of q
+/// and stand at positions q_starts[b], q_starts[b]+1, ... of the sequence; keys and values are rows kv_offsets[b] ..
+/// A query at i sees a key at j if -left <= j - i <= right (a negative bound: unlimited); causal is right = 0.
+/// Query head h uses key head h / (heads / kv_heads).
+struct AttentionArgs {
+  Matrix q, k, v, y;  // [Tq, H*D], [T, Hkv*D], [T, Hkv*D], [Tq, H*D]
+  const int32_t *q_offsets = nullptr, *kv_offsets = nullptr, *q_starts = nullptr;
+  int sequences = 0, heads = 0, kv_heads = 0, head_dim = 0;
+  float scale = 1;
+  int64_t left = -1, right = -1;
+  // Added to the scores before softmax: bias[h * (2 * bias_reach + 1) + bias_reach + (i - j)]; absent if null (MPNet).
+  const float* bias = nullptr;
+  int64_t bias_reach = 0;
+};
+
+/// y[i] = x[rows[i]]
+struct GatherArgs {
+  Matrix x, y;
+  const int32_t* rows = nullptr;
+};
+
+/// One vector per sequence: y[b] from rows offsets[b] .. offsets[b+1] of x.
+struct PoolArgs {
+  Matrix x, y;
+  const int32_t* offsets = nullptr;
+  Pooling mode = Pooling::mean;
+};
+
+/// Rows scaled to Euclidean length 1 (rows of length < 1e-12 stay, as in torch.nn.functional.normalize). In place.
+struct NormalizeArgs {
+  Matrix x;
+};
+
+/// Runs on rows [first, first + count).
+using RowsBody = std::function<void(Context& context, int64_t first, int64_t count)>;
+
+struct OperationTable {
+  const char* name = "";
+  const void* data = nullptr;  // the backend's own
+
+  void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
+  void (*release)(void* memory, size_t bytes) = nullptr;
+  std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
+
+  /// Calls body for all rows, in one call or in several at the same time on parts of them: whatever suits the device.
+  /// For chains of operations that look at one row only, so that what passes between them stays in cache.
+  /// `width`: floats per row that the chain touches between its operations.
+  void (*for_rows)(Context&, int64_t rows, int64_t width, const RowsBody& body) = nullptr;
+
+  void (*embed)(Context&, const EmbedArgs&) = nullptr;
+  void (*norm)(Context&, const NormArgs&) = nullptr;
+  void (*linear)(Context&, const LinearArgs&) = nullptr;
+  void (*rope)(Context&, const RopeArgs&) = nullptr;
+  void (*attention)(Context&, const AttentionArgs&) = nullptr;
+  void (*gather)(Context&, const GatherArgs&) = nullptr;
+  void (*pool)(Context&, const PoolArgs&) = nullptr;
+  void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
+};
+
+/// Fails with BACKEND_UNSUPPORTED and the operation's name if an entry is null.
+void require(const OperationTable& table);
+
+/// Memory handed out in order and given back all at once; grows to what one pass needs and then stays.
+class Arena {
+ public:
+  explicit Arena(const OperationTable& table) : table_(table) {}
+  ~Arena();
+  Arena(const Arena&) = delete;
+  Arena& operator=(const Arena&) = delete;
+
+  void* take(size_t bytes);
+  /// [rows, cols] with a stride that keeps equal columns of neighbouring rows in different cache sets.
+  Matrix matrix(int64_t rows, int64_t cols);
+  size_t bytes() const;
+
+  /// Gives back everything taken after it was made.
+  class Scope {
+   public:
+    explicit Scope(Arena& arena) : arena_(arena), chunk_(arena.chunk_), used_(arena.used_) {}
+    ~Scope() { arena_.chunk_ = chunk_, arena_.used_ = used_; }
+    Scope(const Scope&) = delete;
+    Scope& operator=(const Scope&) = delete;
+
+   private:
+    Arena& arena_;
+    size_t chunk_, used_;
+  };
+
+ private:
+  struct Chunk {
+    char* memory;
+    size_t bytes;
+  };
+  const OperationTable& table_;
+  std::vector<Chunk> chunks_;
+  size_t chunk_ = 0, used_ = 0;
+};
+
+/// What one forward pass runs on: a backend, a number of threads, scratch memory. Not for two passes at a time.
+struct Context {
+  Context(const OperationTable& table, int threads);
+
+  const OperationTable& ops;
+  int threads;
+  Arena scratch;
+  std::vector<std::unique_ptr<Context>> workers;     // contexts of workers 1 .. threads-1
+  const std::atomic<bool>* cancelled = nullptr;      // checked between layers
+
+  Context& worker(int index) { return index == 0 ? *this : *workers[size_t(index) - 1]; }
+  size_t scratch_bytes() const;
+};
+
+}  // namespace conan

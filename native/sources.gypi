@@ -1,0 +1,24 @@
+{
+  "variables": {
+    "conan_sources": [
+      "native/base/json.cpp",
+      "native/base/safetensors.cpp",
+      "native/base/tensor.cpp",
+      "native/base/thread_pool.cpp",
+      "native/ops/ops.cpp",
+      "native/cpu/reference.cpp",
+      "native/cpu/backend.cpp",
+      "native/cpu/kernels_portable.cpp"
+    ],
+    "conan_addon_sources": ["native/addon/addon.cpp"],
+    "conan_flags": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"],
+    "conan_avx2_sources": ["native/cpu/kernels_avx2.cpp"],
+    "conan_avx2_flags": ["-mavx2", "-mfma", "-mf16c"],
+    "conan_avx512_sources": ["native/cpu/kernels_avx512.cpp"],
+    "conan_avx512_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+    "conan_avx512bf16_sources": ["native/cpu/gemm_bf16_avx512bf16.cpp"],
+    "conan_avx512bf16_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx512bf16", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
+    "conan_avx512vnni_sources": ["native/cpu/gemm_i8_avx512vnni.cpp"],
+    "conan_avx512vnni_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx512vnni", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+  }
+}

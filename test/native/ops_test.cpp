@@ -1,0 +1,230 @@
+// The operation table: every CPU backend of this machine against the plain-loop reference, over awkward shapes; and
+// that a result depends neither on the number of threads nor on the other rows.
+#include <algorithm>
+#include <cstring>
+
+#include "base/thread_pool.h"
+#include "check.h"
+#include "ops/backend.h"
+
+using namespace conan;
+using namespace conan::test;
+
+namespace {
+
+/// A matrix of random numbers with a stride wider than its rows; the gap holds NaN, so that reading it shows.
+struct Owned {
+  std::vector<float> values;
+  Matrix m;
+  Owned(int64_t rows, int64_t cols, unsigned seed, float spread = 1) : values(size_t(rows * (cols + 5)), NAN) {
+    m = {values.data(), rows, cols, cols + 5};
+    std::vector<float> r = random_floats(size_t(rows * cols), seed, spread);
+    for (int64_t i = 0; i < rows; ++i) std::copy_n(r.data() + i * cols, cols, m.row(i));
+  }
+};
+
+/// Largest difference over the size of the values (root mean square of the reference).
+double difference(const Matrix& a, const Matrix& b) {
+  double most = 0, squares = 0;
+  for (int64_t i = 0; i < a.rows; ++i)
+    for (int64_t c = 0; c < a.cols; ++c) {
+      const double d = std::fabs(double(a.row(i)[c]) - b.row(i)[c]);
+      if (!(d <= most)) most = d;
+      squares += double(b.row(i)[c]) * b.row(i)[c];
+    }
+  return most / (std::sqrt(squares / double(a.rows * a.cols)) + 1e-30);
+}
+
+bool equal(const Matrix& a, const Matrix& b) {
+  for (int64_t i = 0; i < a.rows; ++i)
+    if (std::memcmp(a.row(i), b.row(i), size_t(a.cols) * sizeof(float))) return false;
+  return true;
+}
+
+void check_close(const Matrix& got, const Matrix& want, double tolerance, const std::string& what) {
+  const double d = difference(got, want);
+  check(d <= tolerance, text(what, ": difference ", d, " > ", tolerance));
+}
+
+TensorView view(const std::vector<float>& values, std::vector<int64_t> shape) { return {values.data(), Dtype::f32, std::move(shape)}; }
+
+void linear_cases(const OperationTable& table, const OperationTable& reference) {
+  struct Case {
+    int64_t rows, k, n;
+    bool gated, bias, residual;
+    Activation activation;
+  };
+  const Case cases[] = {{1, 7, 5, false, false, false, Activation::none},      {3, 33, 70, false, true, false, Activation::gelu_erf},
+                        {17, 64, 96, false, true, true, Activation::none},     {29, 130, 48, true, false, false, Activation::silu},
+                        {64, 512, 100, false, true, false, Activation::relu},  {200, 65, 34, true, true, true, Activation::gelu_tanh},
+                        {2, 1024, 33, false, false, true, Activation::tanh},   {5, 31, 20, false, true, false, Activation::quick_gelu}};
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
+    for (const Case& c : cases) {
+      const std::string what = text(table.name, " linear ", weight_format_name(format), " ", c.rows, "x", c.k, "x", c.n);
+      const int64_t rows_of_weight = c.gated ? 2 * c.n : c.n;
+      std::vector<float> w = random_floats(size_t(rows_of_weight * c.k), 1, 0.2f), bias = random_floats(size_t(rows_of_weight), 2);
+      Owned x(c.rows, c.k, 3), residual(c.rows, c.n, 4), want(c.rows, c.n, 5), got(c.rows, c.n, 6), alone(c.rows, c.n, 7);
+      // In two parts, as query and key/value are.
+      const int64_t split = c.gated ? c.n : c.n / 2;
+      WeightSource source{"w", {view(w, {split, c.k}), {w.data() + split * c.k, Dtype::f32, {rows_of_weight - split, c.k}}}, c.gated};
+      auto run = [&](const OperationTable& t, int threads, const Matrix& y, bool by_row) {
+        Context context(t, threads);
+        std::unique_ptr<Weight> weight = t.pack(context, source, format);
+        for (int64_t i = 0; i < (by_row ? c.rows : 1); ++i) {
+          LinearArgs args;
+          args.x = by_row ? x.m.slice(i, 1) : x.m;
+          args.weight = weight.get();
+          args.bias = c.bias ? bias.data() : nullptr;
+          args.activation = c.activation;
+          if (c.residual) args.residual = by_row ? residual.m.slice(i, 1) : residual.m;
+          args.y = by_row ? y.slice(i, 1) : y;
+          t.linear(context, args);
+        }
+      };
+      run(reference, 1, want.m, false);
+      run(table, 1, got.m, false);
+      // bf16 products round the activations too; int8 rounding may fall on the other side now and then.
+      check_close(got.m, want.m, format == WeightFormat::bf16 ? 4e-2 : format == WeightFormat::i8 ? 3e-2 : 2e-5, what);
+      run(table, 3, alone.m, false);
+      check(equal(got.m, alone.m), what + ": 3 threads differ from 1");
+      run(table, 2, alone.m, true);
+      check(equal(got.m, alone.m), what + ": rows alone differ from rows together");
+    }
+}
+
+void attention_cases(const OperationTable& table, const OperationTable& reference) {
+  struct Case {
+    std::vector<int> lengths;
+    int heads, kv_heads, head_dim;
+    int64_t left, right;
+    bool bias, last_only;
+  };
+  const Case cases[] = {{{5, 1, 33}, 4, 4, 32, -1, -1, false, false},  {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},
+                        {{90, 257}, 2, 1, 20, 16, 16, false, false},   {{40, 7}, 3, 3, 24, -1, -1, true, false},
+                        {{400, 16, 17}, 2, 2, 128, 63, 0, false, false}, {{31, 130}, 2, 2, 16, -1, 0, false, true},
+                        {{600}, 1, 1, 8, 5, 0, false, false}};
+  for (const Case& c : cases) {
+    std::vector<int32_t> kv{0}, q{0}, starts;
+    for (int n : c.lengths) {
+      kv.push_back(kv.back() + n);
+      q.push_back(q.back() + (c.last_only ? 1 : n));
+      starts.push_back(c.last_only ? n - 1 : 0);
+    }
+    const std::string what = text(table.name, " attention ", c.lengths[0], "+ ", c.heads, "/", c.kv_heads, "x", c.head_dim, " window ", c.left, " ", c.right);
+    Owned queries(q.back(), c.heads * c.head_dim, 1), keys(kv.back(), c.kv_heads * c.head_dim, 2), values(kv.back(), c.kv_heads * c.head_dim, 3);
+    Owned want(q.back(), c.heads * c.head_dim, 4), got(q.back(), c.heads * c.head_dim, 5);
+    const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;
+    std::vector<float> bias = random_floats(size_t(c.heads * (2 * reach + 1) + 64), 6);
+    AttentionArgs args;
+    args.q = queries.m, args.k = keys.m, args.v = values.m;
+    args.q_offsets = q.data(), args.kv_offsets = kv.data(), args.q_starts = starts.data();
+    args.sequences = int(c.lengths.size()), args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.head_dim;
+    args.scale = 1 / std::sqrt(float(c.head_dim));
+    args.left = c.left, args.right = c.right;
+    if (c.bias) args.bias = bias.data(), args.bias_reach = reach;
+    Context one(reference, 1), three(table, 3);
+    args.y = want.m;
+    reference.attention(one, args);
+    args.y = got.m;
+    table.attention(three, args);
+    check_close(got.m, want.m, 2e-5, what);
+    // The last sequence alone.
+    const int b = args.sequences - 1;
+    Owned alone(q.back(), c.heads * c.head_dim, 7);
+    AttentionArgs single = args;
+    single.q_offsets += b, single.kv_offsets += b, single.q_starts += b;
+    single.sequences = 1;
+    single.y = alone.m;
+    Context context(table, 1);
+    table.attention(context, single);
+    const int64_t first = q[size_t(b)], count = q.back() - first;
+    check(equal(alone.m.slice(first, count), got.m.slice(first, count)), what + ": a sequence alone differs from one in a batch");
+  }
+}
+
+void row_cases(const OperationTable& table, const OperationTable& reference) {
+  Context context(table, 2), plain(reference, 1);
+  for (int64_t C : {5, 16, 20, 384, 1001}) {
+    const std::string what = text(table.name, " C=", C, " ");
+    const int64_t T = 37;
+    Owned x(T, C, 1), residual(T, C, 2), want(T, C, 3), got(T, C, 4);
+    std::vector<float> weight = random_floats(size_t(C), 5), bias = random_floats(size_t(C), 6);
+    for (NormKind kind : {NormKind::layer, NormKind::rms}) {
+      NormArgs args;
+      args.kind = kind;
+      args.x = x.m;
+      args.weight = weight.data();
+      if (kind == NormKind::layer) args.bias = bias.data();
+      if (C % 2) args.residual = residual.m;
+      args.y = want.m;
+      reference.norm(plain, args);
+      args.y = got.m;
+      table.norm(context, args);
+      check_close(got.m, want.m, 1e-5, what + "norm");
+    }
+    for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
+      std::vector<float> values = random_floats(size_t(50 * C), 7);
+      std::vector<uint16_t> halves;
+      for (float v : values) halves.push_back(dtype == Dtype::bf16 ? f32_to_bf16(v) : f32_to_f16(v));
+      TensorView words{dtype == Dtype::f32 ? static_cast<const void*>(values.data()) : halves.data(), dtype, {50, C}};
+      std::vector<int32_t> ids, positions;
+      for (int t = 0; t < T; ++t) ids.push_back((t * 7) % 50), positions.push_back(t);
+      EmbedArgs args;
+      args.ids = ids.data(), args.table = &words, args.scale = 1.5f;
+      args.positions = positions.data(), args.position_table = &words, args.type_row = bias.data();
+      args.y = want.m;
+      reference.embed(plain, args);
+      args.y = got.m;
+      table.embed(context, args);
+      check_close(got.m, want.m, 1e-6, what + "embed " + dtype_name(dtype));
+    }
+    const int32_t offsets[] = {0, 1, 20, 37};
+    for (Pooling mode : {Pooling::cls, Pooling::last, Pooling::mean, Pooling::mean_sqrt_len, Pooling::max, Pooling::weighted_mean}) {
+      Owned pooled(3, C, 8), expected(3, C, 9);
+      reference.pool(plain, {x.m, expected.m, offsets, mode});
+      table.pool(context, {x.m, pooled.m, offsets, mode});
+      check_close(pooled.m, expected.m, 1e-5, text(what, "pool ", int(mode)));
+      reference.normalize(plain, {expected.m});
+      table.normalize(context, {pooled.m});
+      check_close(pooled.m, expected.m, 1e-5, text(what, "normalize ", int(mode)));
+    }
+  }
+  for (int D : {8, 20, 64, 128})
+    for (bool with_norm : {false, true}) {
+      const int H = 3, T = 11, half = D / 2 - (D == 64 ? 8 : 0);
+      Owned a(T, H * D, 1), b(T, H * D, 1);
+      std::vector<float> cos = random_floats(size_t(T * half), 2), sin = random_floats(size_t(T * half), 3), weight = random_floats(size_t(D), 4);
+      std::vector<int32_t> positions;
+      for (int t = 0; t < T; ++t) positions.push_back((t * 5) % T);
+      RopeArgs args{a.m, H, D, with_norm ? weight.data() : nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
+      reference.rope(plain, args);
+      args.x = b.m;
+      table.rope(context, args);
+      check_close(b.m, a.m, 1e-5, text(table.name, " rope ", D, with_norm ? " with norm" : ""));
+    }
+}
+
+void pack_cases(const OperationTable& table) {
+  Context context(table, 2);
+  std::vector<float> w(6 * 4, 1.f);
+  w[13] = NAN;
+  check_error("WEIGHT_NOT_FINITE", text(table.name, " pack"), [&] { table.pack(context, {"w", {view(w, {6, 4})}, false}, WeightFormat::f32); });
+}
+
+}  // namespace
+
+int main() {
+  const auto tables = cpu_backends();
+  for (const OperationTable* table : tables) {
+    require(*table);
+    linear_cases(*table, *tables[0]);
+    attention_cases(*table, *tables[0]);
+    row_cases(*table, *tables[0]);
+    pack_cases(*table);
+    std::printf("%s checked\n", table->name);
+  }
+  OperationTable empty;
+  empty.name = "empty";
+  check_error("BACKEND_UNSUPPORTED", "an empty table", [&] { require(empty); });
+  return report("ops_test");
+}
