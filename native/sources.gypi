@@ -8,7 +8,15 @@
       "native/ops/ops.cpp",
       "native/cpu/reference.cpp",
       "native/cpu/backend.cpp",
-      "native/cpu/kernels_portable.cpp"
+      "native/cpu/kernels_portable.cpp",
+      "native/models/config.cpp",
+      "native/models/weights.cpp",
+      "native/models/transformer.cpp",
+      "native/models/text_model.cpp",
+      "native/models/inspect.cpp",
+      "native/models/arch/bert.cpp",
+      "native/models/arch/modernbert.cpp",
+      "native/models/arch/decoder.cpp"
     ],
     "conan_addon_sources": ["native/addon/addon.cpp"],
     "conan_flags": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"],

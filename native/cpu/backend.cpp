@@ -289,7 +289,7 @@ void linear(Context& context, const LinearArgs& args) {
   const bool alone = context.threads == 1 || ThreadPool::inside();
   const int64_t block_rows = std::clamp<int64_t>((384 << 10) / (weight.words * 4), 2 * k.tile_rows, 16 * k.tile_rows);
   const int64_t blocks = ceil_div(rows, block_rows);
-  const int64_t chunks = alone ? 1 : std::min(weight.panels, std::max<int64_t>(1, ceil_div(4 * context.threads, blocks)));
+  const int64_t chunks = alone ? 1 : std::min(weight.panels, std::max<int64_t>(1, ceil_div(16 * context.threads, blocks)));
   WorkQueue queue(blocks * chunks);
   auto work = [&](int worker) {
     Arena& arena = context.worker(worker).scratch;

@@ -1,0 +1,285 @@
+// The only file that knows Node. Every function is thin: it reads its arguments, and runs the work on a libuv thread
+// where it takes long. Native errors become JavaScript errors with a `code`.
+#include <napi.h>
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/thread_pool.h"
+#include "models/inspect.h"
+#include "models/text_model.h"
+#include "ops/backend.h"
+
+using namespace conan;
+
+namespace {
+
+struct Failure {
+  std::string code, message;
+
+  Napi::Error to_js(Napi::Env env) const {
+    Napi::Error error = Napi::Error::New(env, message);
+    error.Set("code", Napi::String::New(env, code));
+    return error;
+  }
+};
+
+/// Runs `action`; true if it ended well.
+template <class Action>
+bool guarded(Failure& failure, const Action& action) {
+  try {
+    action();
+    return true;
+  } catch (const Error& error) {
+    failure = {error.code(), error.what()};
+  } catch (const std::bad_alloc&) {
+    failure = {"OUT_OF_MEMORY", "no memory"};
+  } catch (const std::exception& error) {
+    failure = {"INTERNAL", error.what()};
+  }
+  return false;
+}
+
+/// Work on a libuv thread that settles a promise.
+class Task : public Napi::AsyncWorker {
+ public:
+  using Finish = std::function<Napi::Value(Napi::Env)>;
+
+  /// `work` runs off the main thread, `finish` makes the promise's value from what it left behind.
+  static Napi::Value run(Napi::Env env, std::function<void()> work, Finish finish) {
+    Task* task = new Task(env, std::move(work), std::move(finish));  // deletes itself
+    Napi::Promise promise = task->deferred_.Promise();
+    task->Queue();
+    return promise;
+  }
+
+ protected:
+  void Execute() override { failed_ = !guarded(failure_, work_); }
+  void OnOK() override {
+    if (failed_) deferred_.Reject(failure_.to_js(Env()).Value());
+    else deferred_.Resolve(finish_(Env()));
+  }
+
+ private:
+  Task(Napi::Env env, std::function<void()> work, Finish finish)
+      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)), finish_(std::move(finish)) {}
+
+  Napi::Promise::Deferred deferred_;
+  std::function<void()> work_;
+  Finish finish_;
+  Failure failure_;
+  bool failed_ = false;
+};
+
+// ---- models
+
+struct Handle {
+  std::shared_ptr<TextModel> model;  // running tasks hold it too
+  int64_t reported = 0;              // bytes told to the garbage collector
+
+  void report(Napi::Env env) {
+    const int64_t now = model ? int64_t(model->memory_bytes()) : 0;
+    Napi::MemoryManagement::AdjustExternalMemory(env, now - reported);
+    reported = now;
+  }
+};
+
+constexpr napi_type_tag kModelTag = {0x6f4b1c0d2a3e4f58, 0x9a7c5e3d1b2f4a60};
+
+Handle* handle_of(const Napi::CallbackInfo& info) {
+  Napi::Value value = info[0];
+  if (!value.IsExternal() || !value.As<Napi::External<Handle>>().CheckTypeTag(&kModelTag))
+    throw Failure{"INVALID_INPUT", "expected a native model handle"}.to_js(info.Env());
+  Handle* handle = value.As<Napi::External<Handle>>().Data();
+  if (!handle->model) throw Failure{"DISPOSED", "the model was disposed"}.to_js(info.Env());
+  return handle;
+}
+
+std::vector<std::string> strings(const Napi::Value& value) {
+  std::vector<std::string> out;
+  if (!value.IsArray()) return out;
+  Napi::Array array = value.As<Napi::Array>();
+  for (uint32_t i = 0; i < array.Length(); ++i) out.push_back(array.Get(i).ToString());
+  return out;
+}
+
+Pooling pooling_of(const std::string& name) {
+  static const std::pair<const char*, Pooling> names[] = {{"cls", Pooling::cls},   {"lasttoken", Pooling::last},
+                                                          {"mean", Pooling::mean}, {"mean_sqrt_len_tokens", Pooling::mean_sqrt_len},
+                                                          {"max", Pooling::max},   {"weightedmean", Pooling::weighted_mean}};
+  for (const auto& [known, pooling] : names)
+    if (name == known) return pooling;
+  fail("CONFIG_INVALID", "pooling: expected cls, lasttoken, mean, mean_sqrt_len_tokens, max or weightedmean, got \"", name, "\"");
+}
+
+Activation activation_of(const std::string& name) {
+  static const std::pair<const char*, Activation> names[] = {
+      {"identity", Activation::none}, {"tanh", Activation::tanh}, {"relu", Activation::relu}, {"gelu", Activation::gelu_erf}, {"silu", Activation::silu}};
+  for (const auto& [known, activation] : names)
+    if (name == known) return activation;
+  fail("CONFIG_INVALID", "dense activation: expected identity, tanh, relu, gelu or silu, got \"", name, "\"");
+}
+
+ModelOptions read_options(const Napi::Object& js) {
+  ModelOptions options;
+  options.directory = js.Get("directory").ToString();
+  options.adapters = strings(js.Get("adapters"));
+  options.dtype = js.Get("dtype").ToString();
+  options.threads = js.Get("threads").ToNumber();
+  options.pooling = pooling_of(js.Get("pooling").ToString());
+  Napi::Array dense = js.Get("dense").As<Napi::Array>();
+  for (uint32_t i = 0; i < dense.Length(); ++i) {
+    Napi::Object layer = dense.Get(i).As<Napi::Object>();
+    options.dense.push_back({layer.Get("directory").ToString(), layer.Get("inputs").ToNumber().Int64Value(), layer.Get("outputs").ToNumber().Int64Value(),
+                             layer.Get("bias").ToBoolean(), activation_of(layer.Get("activation").ToString())});
+  }
+  return options;
+}
+
+/// load(options) -> Promise<handle>
+Napi::Value load(const Napi::CallbackInfo& info) {
+  auto options = std::make_shared<ModelOptions>();
+  Failure failure;
+  if (!guarded(failure, [&] { *options = read_options(info[0].As<Napi::Object>()); })) throw failure.to_js(info.Env());
+  auto model = std::make_shared<std::shared_ptr<TextModel>>();
+  return Task::run(
+      info.Env(), [=] { *model = std::make_shared<TextModel>(*options); },
+      [=](Napi::Env env) -> Napi::Value {
+        Handle* handle = new Handle{*model};
+        handle->report(env);
+        auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env finalizer, Handle* owned) {
+          owned->model.reset();
+          owned->report(finalizer);
+          delete owned;
+        });
+        external.TypeTag(&kModelTag);
+        return external;
+      });
+}
+
+struct BatchCopy {
+  std::vector<int32_t> ids, offsets;
+
+  explicit BatchCopy(const Napi::CallbackInfo& info) {
+    if (!info[1].IsTypedArray() || !info[2].IsTypedArray()) throw Failure{"INVALID_INPUT", "expected Int32Array ids and offsets"}.to_js(info.Env());
+    auto js_ids = info[1].As<Napi::Int32Array>(), js_offsets = info[2].As<Napi::Int32Array>();
+    ids.assign(js_ids.Data(), js_ids.Data() + js_ids.ElementLength());
+    offsets.assign(js_offsets.Data(), js_offsets.Data() + js_offsets.ElementLength());
+    bool fits = !offsets.empty() && offsets.front() == 0 && offsets.back() == int32_t(ids.size());
+    for (size_t i = 1; fits && i < offsets.size(); ++i) fits = offsets[i] >= offsets[i - 1];
+    if (!fits) throw Failure{"INVALID_INPUT", "expected offsets that rise from 0 to the number of ids"}.to_js(info.Env());
+  }
+  TokenBatch view() const { return {ids.data(), offsets.data(), int(offsets.size()) - 1}; }
+};
+
+/// embed(handle, ids, offsets, normalize, dimensions) -> Promise<Float32Array [B * dimensions]>
+Napi::Value embed(const Napi::CallbackInfo& info) {
+  Handle* handle = handle_of(info);
+  std::shared_ptr<TextModel> model = handle->model;
+  auto batch = std::make_shared<BatchCopy>(info);
+  const bool normalize = info[3].ToBoolean();
+  const int64_t dimensions = info[4].ToNumber().Int64Value();
+  if (dimensions < 1 || dimensions > model->dimensions())
+    throw Failure{"INVALID_OPTION", text("dimensions: expected 1 to ", model->dimensions(), ", got ", dimensions)}.to_js(info.Env());
+  auto vectors = std::make_shared<std::vector<float>>(size_t(batch->view().sequences * dimensions));
+  return Task::run(
+      info.Env(), [=] { model->embed(batch->view(), normalize, dimensions, vectors->data()); },
+      [=](Napi::Env env) -> Napi::Value {
+        Napi::Float32Array out = Napi::Float32Array::New(env, vectors->size());
+        std::copy(vectors->begin(), vectors->end(), out.Data());
+        return out;
+      });
+}
+
+/// hiddenStates(handle, ids, offsets) -> Promise<Float32Array[]>, for tests
+Napi::Value hidden_states(const Napi::CallbackInfo& info) {
+  std::shared_ptr<TextModel> model = handle_of(info)->model;
+  auto batch = std::make_shared<BatchCopy>(info);
+  auto states = std::make_shared<std::vector<std::vector<float>>>();
+  return Task::run(
+      info.Env(), [=] { *states = model->hidden_states(batch->view()); },
+      [=](Napi::Env env) -> Napi::Value {
+        Napi::Array out = Napi::Array::New(env, states->size());
+        for (size_t i = 0; i < states->size(); ++i) {
+          Napi::Float32Array layer = Napi::Float32Array::New(env, (*states)[i].size());
+          std::copy((*states)[i].begin(), (*states)[i].end(), layer.Data());
+          out.Set(uint32_t(i), layer);
+        }
+        return out;
+      });
+}
+
+/// cancel(handle): a running embed() ends with ABORTED
+Napi::Value cancel(const Napi::CallbackInfo& info) {
+  handle_of(info)->model->cancel();
+  return info.Env().Undefined();
+}
+
+/// dispose(handle): frees the weights, once running work is done
+Napi::Value dispose(const Napi::CallbackInfo& info) {
+  Handle* handle = handle_of(info);
+  handle->model.reset();
+  handle->report(info.Env());
+  return info.Env().Undefined();
+}
+
+/// modelInfo(handle) -> object
+Napi::Value model_info(const Napi::CallbackInfo& info) {
+  const TextModel& model = *handle_of(info)->model;
+  Napi::Object out = Napi::Object::New(info.Env());
+  out.Set("modelType", model.config().model_type);
+  out.Set("hiddenSize", double(model.config().hidden));
+  out.Set("layers", double(model.config().layers));
+  out.Set("vocabularySize", double(model.config().vocab_size));
+  out.Set("maxPositions", double(model.config().max_positions));
+  out.Set("dimensions", double(model.dimensions()));
+  out.Set("dtype", weight_format_name(model.format()));
+  out.Set("checkpointDtype", dtype_name(model.checkpoint_dtype()));
+  out.Set("backend", model.backend());
+  out.Set("threads", model.threads());
+  out.Set("memoryBytes", double(model.memory_bytes()));
+  Napi::Array unused = Napi::Array::New(info.Env());
+  for (const std::string& name : model.unused_tensors()) unused.Set(unused.Length(), name);
+  out.Set("unusedTensors", unused);
+  return out;
+}
+
+/// inspect(directory) -> JSON text
+Napi::Value inspect(const Napi::CallbackInfo& info) {
+  std::string json;
+  Failure failure;
+  if (!guarded(failure, [&] { json = inspect_directory(info[0].ToString()); })) throw failure.to_js(info.Env());
+  return Napi::String::New(info.Env(), json);
+}
+
+/// cpu() -> what this machine's CPU backend uses and why
+Napi::Value cpu(const Napi::CallbackInfo& info) {
+  Napi::Object out = Napi::Object::New(info.Env());
+  Failure failure;
+  const bool ok = guarded(failure, [&] {
+    const CpuReport report = cpu_report();
+    out.Set("isa", report.isa);
+    out.Set("bf16Kernel", report.bf16_kernel);
+    out.Set("int8Kernel", report.int8_kernel);
+    out.Set("f32Gflops", report.f32_gflops);
+    out.Set("bf16DotGflops", report.bf16_dot_gflops);
+    out.Set("threads", report.threads);
+  });
+  if (!ok) throw failure.to_js(info.Env());
+  return out;
+}
+
+Napi::Object initialize(Napi::Env env, Napi::Object exports) {
+  const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
+      {"load", load},       {"embed", embed},          {"hiddenStates", hidden_states}, {"cancel", cancel}, {"dispose", dispose},
+      {"modelInfo", model_info}, {"inspect", inspect}, {"cpu", cpu}};
+  for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
+  return exports;
+}
+
+}  // namespace
+
+NODE_API_MODULE(conan_embedding, initialize)

@@ -1,0 +1,171 @@
+#include "models/config.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace conan {
+
+template <class... Parts>
+void ConfigReader::wrong(const char* key, const Parts&... parts) const {
+  fail("CONFIG_INVALID", subject_, ": \"", key, "\": ", parts...);
+}
+
+namespace {
+std::string shown(const Json& value) {
+  switch (value.kind()) {
+    case Json::Kind::null: return "nothing";
+    case Json::Kind::boolean: return value.boolean() ? "true" : "false";
+    case Json::Kind::number: return text(value.number());
+    case Json::Kind::string: return json_quote(value.string());
+    case Json::Kind::array: return "a list";
+    case Json::Kind::object: return "an object";
+  }
+  return "";
+}
+}  // namespace
+
+int64_t ConfigReader::integer(const char* key) const {
+  const Json& value = json_[key];
+  if (!value.is_integer() || value.integer() <= 0 || value.integer() > (int64_t(1) << 31)) wrong(key, "expected a positive whole number, got ", shown(value));
+  return value.integer();
+}
+int64_t ConfigReader::integer(const char* key, int64_t fallback) const {
+  const Json& value = json_[key];
+  if (value.is_null()) return fallback;
+  if (!value.is_integer()) wrong(key, "expected a whole number, got ", shown(value));
+  return value.integer();
+}
+double ConfigReader::number(const char* key, double fallback) const {
+  const Json& value = json_[key];
+  if (value.is_null()) return fallback;
+  if (!value.is_number()) wrong(key, "expected a number, got ", shown(value));
+  return value.number();
+}
+bool ConfigReader::boolean(const char* key, bool fallback) const {
+  const Json& value = json_[key];
+  if (value.is_null()) return fallback;
+  if (value.kind() != Json::Kind::boolean) wrong(key, "expected true or false, got ", shown(value));
+  return value.boolean();
+}
+std::string ConfigReader::string(const char* key, const std::string& fallback) const {
+  const Json& value = json_[key];
+  if (value.is_null()) return fallback;
+  if (!value.is_string()) wrong(key, "expected a string, got ", shown(value));
+  return value.string();
+}
+
+std::string probe_tensor(const TransformerConfig& config) {
+  std::string name = config.names.mlp_norm;
+  return name.replace(name.find("{}"), 2, "0") + ".weight";
+}
+
+Activation read_activation(const ConfigReader& config, const char* key, const char* fallback) {
+  struct Row {
+    const char* name;
+    Activation activation;
+  };
+  static const Row rows[] = {{"gelu", Activation::gelu_erf},        {"gelu_python", Activation::gelu_erf},
+                             {"gelu_new", Activation::gelu_tanh},   {"gelu_pytorch_tanh", Activation::gelu_tanh},
+                             {"gelu_fast", Activation::gelu_tanh},  {"quick_gelu", Activation::quick_gelu},
+                             {"relu", Activation::relu},            {"silu", Activation::silu},
+                             {"swish", Activation::silu},           {"tanh", Activation::tanh}};
+  const std::string name = config.string(key, fallback);
+  for (const Row& row : rows)
+    if (name == row.name) return row.activation;
+  config.wrong(key, "expected gelu, gelu_new, gelu_pytorch_tanh, quick_gelu, relu, silu or tanh, got \"", name, "\"");
+}
+
+RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double default_theta, const char* theta_key, const char* layer_type) {
+  // The two spellings, brought to one: a theta and an object of scaling parameters.
+  const Json* parameters = &config.at("rope_parameters");
+  if (layer_type && parameters->is_object() && (*parameters)[layer_type].is_object()) parameters = &(*parameters)[layer_type];
+  const bool new_spelling = parameters->is_object();
+  if (!new_spelling) parameters = &config.at("rope_scaling");
+  ConfigReader scaling(*parameters, config.subject() + (new_spelling ? ": rope_parameters" : ": rope_scaling"));
+  const double theta = scaling.number("rope_theta", config.number(theta_key, default_theta));
+  const std::string type = scaling.string("rope_type", scaling.string("type", "default"));
+  const int64_t rotated = int64_t(double(head_dim) * scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1)));
+  if (theta <= 1) config.wrong(theta_key, "expected a number above 1, got ", theta);
+
+  RopeConfig rope;
+  for (int64_t i = 0; i < rotated / 2; ++i) rope.frequencies.push_back(float(1 / std::pow(theta, double(2 * i) / double(rotated))));
+  const double pi = 3.14159265358979323846;
+  const double original = double(scaling.integer("original_max_position_embeddings", config.integer("max_position_embeddings", 0)));
+  const double factor = scaling.number("factor", 1);
+  if (type == "default" || type == "mrope") {
+  } else if (type == "linear") {
+    for (float& f : rope.frequencies) f = float(f / factor);
+  } else if (type == "llama3") {
+    // Llama 3.1: long wavelengths are stretched, short ones stay, those between are blended.
+    const double low = scaling.number("low_freq_factor", 1), high = scaling.number("high_freq_factor", 4);
+    for (float& f : rope.frequencies) {
+      const double wavelength = 2 * pi / f;
+      if (wavelength > original / low) {
+        f = float(f / factor);
+      } else if (wavelength >= original / high) {
+        const double smooth = (original / wavelength - low) / (high - low);
+        f = float((1 - smooth) * f / factor + smooth * f);
+      }
+    }
+  } else if (type == "yarn") {
+    // YaRN (Peng et al. 2023): a ramp over the dimensions from extrapolation to interpolation.
+    auto dimension = [&](double rotations) { return double(rotated) * std::log(original / (rotations * 2 * pi)) / (2 * std::log(theta)); };
+    double low = dimension(scaling.number("beta_fast", 32)), high = dimension(scaling.number("beta_slow", 1));
+    if (scaling.boolean("truncate", true)) low = std::floor(low), high = std::ceil(high);
+    low = std::max(low, 0.0), high = std::min(high, double(rotated - 1));
+    if (low == high) high += 0.001;
+    for (size_t i = 0; i < rope.frequencies.size(); ++i) {
+      const double ramp = std::clamp((double(i) - low) / (high - low), 0.0, 1.0), f = rope.frequencies[i];
+      rope.frequencies[i] = float(f / factor * ramp + f * (1 - ramp));
+    }
+    auto mscale = [&](double m) { return factor <= 1 ? 1 : 0.1 * m * std::log(factor) + 1; };
+    const double m = scaling.number("mscale", 0), all = scaling.number("mscale_all_dim", 0);
+    rope.factor = float(scaling.number("attention_factor", m != 0 && all != 0 ? mscale(m) / mscale(all) : mscale(1)));
+  } else {
+    scaling.wrong("rope_type", "expected default, linear, llama3 or yarn, got \"", type, "\"");
+  }
+  return rope;
+}
+
+std::vector<bool> read_sliding_layers(const ConfigReader& config, int64_t layers, bool (*pattern)(const ConfigReader&, int64_t)) {
+  std::vector<bool> sliding;
+  const Json& types = config.at("layer_types");
+  if (types.is_array() && int64_t(types.items().size()) != layers)
+    config.wrong("layer_types", "expected one for each of the ", layers, " layers, got ", types.items().size());
+  for (int64_t i = 0; i < layers; ++i) {
+    if (!types.is_array()) {
+      sliding.push_back(pattern(config, i));
+      continue;
+    }
+    const std::string& type = types.items()[size_t(i)].string();
+    if (type != "sliding_attention" && type != "full_attention")
+      config.wrong("layer_types", "expected sliding_attention or full_attention, got \"", type, "\"");
+    sliding.push_back(type == "sliding_attention");
+  }
+  return sliding;
+}
+
+TransformerConfig read_transformer_config(const Json& json, const std::string& subject) {
+  static const Architecture* const architectures[] = {&arch_bert,       &arch_roberta, &arch_mpnet, &arch_distilbert,
+                                                      &arch_modernbert, &arch_llama,   &arch_qwen,  &arch_gemma3};
+  ConfigReader config(json, subject);
+  const std::string type = config.string("model_type", "");
+  std::string known;
+  for (const Architecture* architecture : architectures)
+    for (const char* name : architecture->model_types) {
+      if (type == name) {
+        TransformerConfig read = architecture->read(config);
+        read.model_type = type;
+        if (read.heads % read.kv_heads) config.wrong("num_key_value_heads", "expected a divisor of the ", read.heads, " attention heads, got ", read.kv_heads);
+        for (const RopeConfig& rope : read.ropes)
+          if (int64_t(rope.frequencies.size()) * 2 > read.head_dim) config.wrong("partial_rotary_factor", "rotates more than a head of ", read.head_dim);
+        return read;
+      }
+      known += (known.empty() ? "" : ", ") + std::string(name);
+    }
+  fail("UNSUPPORTED_ARCHITECTURE", subject, ": \"model_type\": expected one of ", known, ", got \"", type, "\"");
+}
+
+}  // namespace conan

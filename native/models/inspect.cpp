@@ -1,0 +1,58 @@
+#include "models/inspect.h"
+
+#include <map>
+
+#include "base/error.h"
+#include "models/transformer.h"
+#include "ops/backend.h"
+
+namespace conan {
+
+namespace {
+std::string list(const std::vector<std::string>& items) {
+  std::string out = "[";
+  for (size_t i = 0; i < items.size(); ++i) out += (i ? "," : "") + json_quote(items[i]);
+  return out + "]";
+}
+}  // namespace
+
+std::string inspect_directory(const std::string& directory) {
+  const std::string path = directory + "/config.json";
+  const Json json = Json::parse(read_text_file(path), path);
+  Checkpoint checkpoint(directory);
+
+  std::string tensors;
+  std::map<std::string, int64_t> dtypes;
+  int64_t parameters = 0, bytes = 0;
+  for (const std::string& name : checkpoint.names()) {
+    const TensorView& t = *checkpoint.find(name);
+    tensors += (tensors.empty() ? "" : ",") + text("{\"name\":", json_quote(name), ",\"dtype\":\"", dtype_name(t.dtype), "\",\"shape\":", shape_text(t.shape), "}");
+    dtypes[dtype_name(t.dtype)] += t.size();
+    parameters += t.size();
+    bytes += int64_t(t.bytes());
+  }
+  std::string dtype_counts;
+  for (const auto& [name, count] : dtypes) dtype_counts += text(dtype_counts.empty() ? "" : ",", json_quote(name), ":", count);
+
+  std::vector<std::string> problems, unused = checkpoint.names();
+  std::string prefix, shape = "null";
+  try {
+    TransformerConfig config = read_transformer_config(json, path);
+    shape = text("{\"hidden\":", config.hidden, ",\"layers\":", config.layers, ",\"heads\":", config.heads, ",\"kvHeads\":", config.kv_heads,
+                 ",\"headDim\":", config.head_dim, ",\"intermediate\":", config.intermediate, ",\"vocabulary\":", config.vocab_size,
+                 ",\"maxPositions\":", config.max_positions, "}");
+    std::vector<std::unique_ptr<Adapter>> none;
+    WeightLoader loader(checkpoint, none, probe_tensor(config), &problems);
+    prefix = loader.prefix();
+    Context context(cpu_backend(), 1);
+    Transformer(context, std::move(config), loader, WeightFormat::f32, std::nullopt);
+    unused = loader.unused();
+  } catch (const Error& error) {
+    problems.push_back(error.what());
+  }
+  return text("{\"model_type\":", json_quote(json["model_type"].string()), ",\"prefix\":", json_quote(prefix), ",\"config\":", shape,
+              ",\"parameters\":", parameters, ",\"bytes\":", bytes, ",\"dtypes\":{", dtype_counts, "},\"tensors\":[", tensors,
+              "],\"unused\":", list(unused), ",\"problems\":", list(problems), "}");
+}
+
+}  // namespace conan

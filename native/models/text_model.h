@@ -1,0 +1,74 @@
+// A model directory made ready to embed: the transformer, then pooling, dense layers and normalisation as
+// sentence-transformers' modules list them.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "models/transformer.h"
+
+namespace conan {
+
+struct DenseOptions {
+  std::string directory;  // of its model.safetensors with linear.weight (and linear.bias)
+  int64_t inputs = 0, outputs = 0;
+  bool bias = true;
+  Activation activation = Activation::tanh;
+};
+
+struct ModelOptions {
+  std::string directory;
+  std::vector<std::string> adapters;  // PEFT directories, applied in order
+  std::string dtype = "auto";         // auto, float32, bfloat16, float16, int8
+  int threads = 0;                    // 0: ThreadPool::default_threads()
+  Pooling pooling = Pooling::mean;
+  std::vector<DenseOptions> dense;
+};
+
+class TextModel {
+ public:
+  explicit TextModel(const ModelOptions& options);
+
+  const TransformerConfig& config() const { return transformer_->config(); }
+  int64_t dimensions() const { return dimensions_; }
+  WeightFormat format() const { return format_; }
+  int threads() const { return context_->threads; }
+  const char* backend() const { return context_->ops.name; }
+  Dtype checkpoint_dtype() const { return checkpoint_dtype_; }
+  const std::vector<std::string>& unused_tensors() const { return unused_; }
+  size_t memory_bytes() const;
+
+  /// One vector per sequence into out [B, dimensions]: the first `dimensions` channels, to length 1 if `normalize`.
+  void embed(const TokenBatch& batch, bool normalize, int64_t dimensions, float* out);
+
+  /// Hidden states [T, hidden] before the first layer (0), after each, and (layers + 1) after the final norm. For tests.
+  std::vector<std::vector<float>> hidden_states(const TokenBatch& batch);
+
+  /// Makes a running embed() end with ABORTED at the next layer. Holds until the next call of embed().
+  void cancel() { cancelled_ = true; }
+
+ private:
+  std::mutex running_;  // one pass at a time: they share scratch memory
+  std::atomic<bool> cancelled_{false};
+  std::unique_ptr<Context> context_;
+  std::unique_ptr<Checkpoint> checkpoint_;  // the embedding tables stay mapped
+  std::vector<std::unique_ptr<Adapter>> adapters_;
+  std::unique_ptr<WeightLoader> loader_;
+  std::unique_ptr<Transformer> transformer_;
+  struct Dense {
+    std::unique_ptr<Weight> weight;
+    std::vector<float> bias;
+    Activation activation;
+  };
+  std::vector<Dense> dense_;
+  Pooling pooling_;
+  WeightFormat format_ = WeightFormat::f32;
+  Dtype checkpoint_dtype_ = Dtype::f32;
+  int64_t dimensions_ = 0;
+  std::vector<std::string> unused_;
+};
+
+}  // namespace conan

@@ -1,0 +1,380 @@
+#include "models/transformer.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+
+namespace conan {
+
+namespace {
+
+std::string at_layer(const std::string& name, int64_t layer) {
+  std::string out = name;
+  const size_t hole = out.find("{}");
+  if (hole != std::string::npos) out.replace(hole, 2, std::to_string(layer));
+  return out;
+}
+
+const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
+
+/// T5's bucket of a distance, as MPNet uses it: exact up to 8, then logarithmic up to 128, each direction apart.
+int relative_bucket(int64_t key_minus_query, int buckets) {
+  const int half = buckets / 2, exact = half / 2;
+  int64_t n = -key_minus_query;
+  const int side = n < 0 ? half : 0;
+  n = std::abs(n);
+  if (n < exact) return side + int(n);
+  const float scaled = std::log(float(n) / float(exact)) / std::log(128.f / float(exact)) * float(half - exact);
+  return side + std::min(half - 1, exact + int(scaled));
+}
+
+}  // namespace
+
+Transformer::Norm Transformer::load_norm(WeightLoader& loader, const std::string& name) const {
+  Norm norm;
+  if (name.empty()) return norm;
+  norm.weight = loader.take_values(name + ".weight", {config_.hidden}, config_.norm_weight_offset);
+  if (config_.norm_bias) norm.bias = loader.take_values(name + ".bias", {config_.hidden});
+  return norm;
+}
+
+Transformer::Transformer(Context& context, TransformerConfig config, WeightLoader& loader, WeightFormat format, std::optional<Pooling> one_row)
+    : config_(std::move(config)), one_row_(one_row), layers_(size_t(config_.layers)) {
+  const TransformerConfig& c = config_;
+  const TensorNames& n = c.names;
+  if (c.tied_head && !loader.has(n.token_embedding + ".weight") && loader.has_head()) {
+    token_embedding_ = loader.take_head({c.vocab_size, c.hidden});
+  } else {
+    token_embedding_ = loader.take(n.token_embedding + ".weight", {c.vocab_size, c.hidden});
+  }
+  // transformers rounds Gemma's factor to the dtype of the table it multiplies.
+  if (c.embedding_scale != 1 && token_embedding_.dtype == Dtype::bf16) config_.embedding_scale = bf16_to_f32(f32_to_bf16(c.embedding_scale));
+  if (!n.position_embedding.empty())
+    position_embedding_ = loader.take(n.position_embedding + ".weight", {c.max_positions + c.position_offset, c.hidden});
+  if (!n.type_embedding.empty()) {
+    type_row_ = loader.take_values(n.type_embedding + ".weight", {c.type_vocab_size, c.hidden});
+    type_row_.resize(size_t(c.hidden));  // a text alone is all of type 0
+  }
+  embedding_norm_ = load_norm(loader, n.embedding_norm);
+  if (c.relative_buckets) {
+    const std::vector<float> values = loader.take_values(n.relative_bias + ".weight", {c.relative_buckets, c.heads});
+    const int64_t reach = c.max_positions - 1;
+    relative_bias_.resize(size_t(c.heads * (2 * reach + 1) + 64));  // kernels read a register beyond the end
+    for (int64_t h = 0; h < c.heads; ++h)
+      for (int64_t d = -reach; d <= reach; ++d)
+        relative_bias_[size_t(h * (2 * reach + 1) + reach + d)] = values[size_t(relative_bucket(-d, c.relative_buckets) * c.heads + h)];
+  }
+  for (int64_t i = 0; i < c.layers; ++i) load_layer(context, loader, format, i, one_row_ && i == c.layers - 1);
+  final_norm_ = load_norm(loader, n.final_norm);
+  loader.require_all_used(n.layers);
+  rope_tables_.resize(c.ropes.size());
+  for (const Layer& layer : layers_)
+    for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
+      if (*weight) weight_bytes_ += (*weight)->bytes;
+}
+
+void Transformer::load_layer(Context& context, WeightLoader& loader, WeightFormat format, int64_t index, bool split_queries) {
+  const TransformerConfig& c = config_;
+  const TensorNames& n = c.names;
+  Layer& layer = layers_[size_t(index)];
+  auto named = [&](const std::vector<std::string>& names) {
+    std::vector<std::string> out;
+    for (const std::string& name : names) out.push_back(at_layer(name, index));
+    return out;
+  };
+  auto append_bias = [&](std::vector<float>& bias, const std::string& name, int64_t size) {
+    const std::vector<float> part = loader.take_values(name + ".bias", {size});
+    bias.insert(bias.end(), part.begin(), part.end());
+  };
+  if (c.layer[size_t(index)].input_norm) layer.attention_norm = load_norm(loader, at_layer(n.attention_norm, index));
+  layer.attention_post_norm = load_norm(loader, at_layer(n.attention_post_norm, index));
+  layer.mlp_norm = load_norm(loader, at_layer(n.mlp_norm, index));
+  layer.mlp_post_norm = load_norm(loader, at_layer(n.mlp_post_norm, index));
+
+  const std::vector<std::string> qkv = named(n.qkv);
+  const int64_t Q = c.query_width(), KV = c.kv_width();
+  if (qkv.size() == 1) {
+    layer.qkv = loader.pack(context, qkv, {Q + 2 * KV}, c.hidden, format);
+    if (c.qkv_bias) append_bias(layer.qkv_bias, qkv[0], Q + 2 * KV);
+  } else {
+    if (split_queries) {
+      layer.q = loader.pack(context, {qkv[0]}, {Q}, c.hidden, format);
+      layer.kv = loader.pack(context, {qkv[1], qkv[2]}, {KV, KV}, c.hidden, format);
+    } else {
+      layer.qkv = loader.pack(context, qkv, {Q, KV, KV}, c.hidden, format);
+    }
+    if (c.qkv_bias)
+      for (int i = 0; i < 3; ++i) append_bias(layer.qkv_bias, qkv[size_t(i)], i ? KV : Q);
+  }
+  if (!n.q_norm.empty()) {
+    layer.q_norm = loader.take_values(at_layer(n.q_norm, index) + ".weight", {c.head_dim}, c.norm_weight_offset);
+    layer.k_norm = loader.take_values(at_layer(n.k_norm, index) + ".weight", {c.head_dim}, c.norm_weight_offset);
+  }
+  layer.output = loader.pack(context, {at_layer(n.output, index)}, {c.hidden}, Q, format);
+  if (c.output_bias) append_bias(layer.output_bias, at_layer(n.output, index), c.hidden);
+
+  const std::vector<std::string> mlp_in = named(n.mlp_in);
+  const int64_t width = c.gated ? 2 * c.intermediate : c.intermediate;
+  layer.mlp_in = loader.pack(context, mlp_in, std::vector<int64_t>(mlp_in.size(), width / int64_t(mlp_in.size())), c.hidden, format, c.gated);
+  layer.mlp_out = loader.pack(context, {at_layer(n.mlp_out, index)}, {c.hidden}, c.intermediate, format);
+  if (c.mlp_bias) {
+    for (const std::string& name : mlp_in) append_bias(layer.mlp_in_bias, name, width / int64_t(mlp_in.size()));
+    append_bias(layer.mlp_out_bias, at_layer(n.mlp_out, index), c.hidden);
+  }
+}
+
+const Transformer::RopeTable& Transformer::rope_table(int rope, int64_t positions) const {
+  RopeTable& table = rope_tables_[size_t(rope)];
+  const RopeConfig& config = config_.ropes[size_t(rope)];
+  table.half = int(config.frequencies.size());
+  if (int64_t(table.cos.size()) < positions * table.half) {
+    positions = std::min(config_.max_positions, std::max<int64_t>(512, positions * 2));
+    table.cos.clear(), table.sin.clear();
+    for (int64_t p = 0; p < positions; ++p)
+      for (float frequency : config.frequencies) {
+        const float angle = float(p) * frequency;  // in f32, as the reference does
+        table.cos.push_back(float(std::cos(double(angle))) * config.factor);
+        table.sin.push_back(float(std::sin(double(angle))) * config.factor);
+      }
+  }
+  return table;
+}
+
+void Transformer::check(const TokenBatch& batch) const {
+  for (int b = 0; b < batch.sequences; ++b) {
+    const int64_t length = batch.offsets[b + 1] - batch.offsets[b];
+    if (length <= 0) fail("INVALID_INPUT", "input ", b, ": expected at least one token, got none");
+    if (length > config_.max_positions) fail("INPUT_TOO_LONG", "input ", b, ": expected at most ", config_.max_positions, " tokens, got ", length);
+  }
+  for (int64_t t = 0; t < batch.tokens(); ++t)
+    if (batch.ids[t] < 0 || batch.ids[t] >= config_.vocab_size)
+      fail("INVALID_INPUT", "token id ", batch.ids[t], ": expected 0 to ", config_.vocab_size - 1, " (does the tokenizer belong to this model?)");
+}
+
+/// What the layers of one forward pass share.
+struct Transformer::Pass {
+  const TokenBatch& batch;
+  Matrix x, qkv, attended;              // [T, hidden], [T, Q + 2 KV], [T, Q]
+  std::vector<int32_t> positions;       // within the sequence
+  std::vector<int32_t> zeros;           // [B]
+  std::vector<const RopeTable*> ropes;  // filled before the threads start
+};
+
+void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual) const {
+  NormArgs args;
+  args.kind = config_.norm;
+  args.eps = config_.norm_eps;
+  args.x = x;
+  args.weight = norm.weight.data();
+  args.bias = or_null(norm.bias);
+  args.residual = residual;
+  args.y = y;
+  context.ops.norm(context, args);
+}
+
+void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions) const {
+  const int rope = config_.layer[size_t(index)].rope;
+  if (rope < 0 && layer.q_norm.empty()) return;
+  RopeArgs args;
+  args.x = x;
+  args.heads = int(queries ? config_.heads : config_.kv_heads);
+  args.head_dim = int(config_.head_dim);
+  args.norm_weight = or_null(queries ? layer.q_norm : layer.k_norm);
+  args.eps = config_.norm_eps;
+  if (rope >= 0) {
+    const RopeTable& table = *pass.ropes[size_t(rope)];
+    args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
+    args.positions = positions;
+  }
+  context.ops.rope(context, args);
+}
+
+/// Queries, keys and values of rows [first, first + count) for layer `index`.
+void Transformer::project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const {
+  const Layer& layer = layers_[size_t(index)];
+  const int64_t Q = config_.query_width(), KV = config_.kv_width();
+  Arena::Scope scope(context.scratch);
+  Matrix x = pass.x.slice(first, count), qkv = pass.qkv.slice(first, count);
+  if (config_.placement != NormPlacement::post && layer.attention_norm) {
+    Matrix normed = context.scratch.matrix(count, config_.hidden);
+    normalize(context, layer.attention_norm, x, normed);
+    x = normed;
+  }
+  LinearArgs args;
+  args.x = x;
+  if (layer.qkv) {
+    args.weight = layer.qkv.get();
+    args.bias = or_null(layer.qkv_bias);
+    args.y = qkv;
+    context.ops.linear(context, args);
+    rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first);
+  } else {
+    args.weight = layer.kv.get();
+    args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q;
+    args.y = qkv.columns(Q, 2 * KV);
+    context.ops.linear(context, args);
+  }
+  rotate(context, layer, index, pass, qkv.columns(Q, KV), false, pass.positions.data() + first);
+}
+
+void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
+                         const int32_t* q_starts) const {
+  const int64_t Q = config_.query_width(), KV = config_.kv_width();
+  AttentionArgs args;
+  args.q = q;
+  args.k = pass.qkv.columns(Q, KV);
+  args.v = pass.qkv.columns(Q + KV, KV);
+  args.y = y;
+  args.q_offsets = q_offsets;
+  args.kv_offsets = pass.batch.offsets;
+  args.q_starts = q_starts;
+  args.sequences = pass.batch.sequences;
+  args.heads = int(config_.heads), args.kv_heads = int(config_.kv_heads), args.head_dim = int(config_.head_dim);
+  args.scale = config_.attention_scale;
+  args.left = config_.layer[size_t(index)].left, args.right = config_.layer[size_t(index)].right;
+  args.bias = or_null(relative_bias_);
+  args.bias_reach = config_.max_positions - 1;
+  context.ops.attention(context, args);
+}
+
+/// From attention to the end of the layer; x holds the layer's input and receives its output.
+void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const {
+  Arena::Scope scope(context.scratch);
+  const TransformerConfig& c = config_;
+  const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
+  Matrix side = post ? Matrix{} : context.scratch.matrix(x.rows, c.hidden);
+  auto add_linear = [&](const Matrix& input, const Weight& weight, const std::vector<float>& bias, const Norm& norm_before_sum) {
+    LinearArgs args;
+    args.x = input;
+    args.weight = &weight;
+    args.bias = or_null(bias);
+    if (sandwich) {
+      args.y = side;
+      context.ops.linear(context, args);
+      normalize(context, norm_before_sum, side, x, x);
+    } else {
+      args.residual = args.y = x;
+      context.ops.linear(context, args);
+    }
+  };
+  add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
+  if (post) normalize(context, layer.attention_norm, x, x);
+  Matrix input = x;
+  if (!post) {
+    normalize(context, layer.mlp_norm, x, side);
+    input = side;
+  }
+  Matrix inner = context.scratch.matrix(x.rows, c.intermediate);
+  LinearArgs args;
+  args.x = input;
+  args.weight = layer.mlp_in.get();
+  args.bias = or_null(layer.mlp_in_bias);
+  args.activation = c.activation;
+  args.y = inner;
+  context.ops.linear(context, args);
+  add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
+  if (post) normalize(context, layer.mlp_norm, x, x);
+}
+
+Matrix Transformer::forward(Context& context, const TokenBatch& batch, std::optional<Pooling> pooling, const Observer& observer) const {
+  check(batch);
+  const TransformerConfig& c = config_;
+  const OperationTable& ops = context.ops;
+  const int64_t T = batch.tokens(), B = batch.sequences, Q = c.query_width(), KV = c.kv_width();
+
+  Pass pass{batch, {}, {}, {}, {}, {}, {}};
+  std::vector<int32_t> table_rows;  // of the learned position embedding
+  int64_t longest = 0;
+  for (int b = 0; b < batch.sequences; ++b) {
+    int32_t counted = 0;
+    for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1]; ++t) {
+      pass.positions.push_back(t - batch.offsets[b]);
+      const bool pad = c.pad_id >= 0 && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
+      table_rows.push_back(pad ? c.pad_id : counted++ + c.position_offset);
+    }
+    longest = std::max<int64_t>(longest, batch.offsets[b + 1] - batch.offsets[b]);
+  }
+  pass.zeros.assign(size_t(B), 0);
+  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(&rope_table(int(r), longest));
+  pass.x = context.scratch.matrix(T, c.hidden);
+  pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
+  pass.attended = context.scratch.matrix(T, Q);
+  const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
+
+  ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
+    EmbedArgs args;
+    args.ids = batch.ids + first;
+    args.table = &token_embedding_;
+    args.scale = c.embedding_scale;
+    if (position_embedding_.data) args.position_table = &position_embedding_, args.positions = table_rows.data() + first;
+    args.type_row = or_null(type_row_);
+    args.y = pass.x.slice(first, count);
+    ops.embed(own, args);
+    if (embedding_norm_) normalize(own, embedding_norm_, args.y, args.y);
+    project(own, 0, pass, first, count);
+  });
+  if (observer) observer(0, pass.x);
+
+  const bool one_row = pooling && one_row_ && *pooling == *one_row_ && !observer;
+  for (int64_t i = 0; i < c.layers; ++i) {
+    if (context.cancelled && context.cancelled->load(std::memory_order_relaxed)) fail("ABORTED", "the forward pass was cancelled");
+    const Layer& layer = layers_[size_t(i)];
+    const bool last = i + 1 == c.layers;
+    if (!layer.qkv) {
+      // Queries were left out of project(): for the pooled row of each sequence, or here for all of them.
+      std::vector<int32_t> rows, starts, offsets{0};
+      for (int b = 0; b < batch.sequences; ++b) {
+        const int32_t begin = batch.offsets[b], end = batch.offsets[b + 1];
+        if (one_row) {
+          rows.push_back(*pooling == Pooling::cls ? begin : end - 1);
+          starts.push_back(rows.back() - begin);
+        } else {
+          for (int32_t t = begin; t < end; ++t) rows.push_back(t);
+          starts.push_back(0);
+        }
+        offsets.push_back(int32_t(rows.size()));
+      }
+      const int64_t R = int64_t(rows.size());
+      Matrix x = context.scratch.matrix(R, c.hidden), q = context.scratch.matrix(R, Q), attended = context.scratch.matrix(R, Q), input = x;
+      ops.gather(context, {pass.x, x, rows.data()});
+      if (c.placement != NormPlacement::post && layer.attention_norm) {
+        input = context.scratch.matrix(R, c.hidden);
+        normalize(context, layer.attention_norm, x, input);
+      }
+      LinearArgs args;
+      args.x = input;
+      args.weight = layer.q.get();
+      args.bias = or_null(layer.qkv_bias);
+      args.y = q;
+      ops.linear(context, args);
+      std::vector<int32_t> positions;
+      for (int32_t row : rows) positions.push_back(pass.positions[size_t(row)]);
+      rotate(context, layer, i, pass, q, true, positions.data());
+      attend(context, i, pass, q, attended, offsets.data(), starts.data());
+      ops.for_rows(context, R, width, [&](Context& own, int64_t first, int64_t count) {
+        finish_layer(own, layer, attended.slice(first, count), x.slice(first, count));
+        if (observer || !final_norm_) return;
+        normalize(own, final_norm_, x.slice(first, count), x.slice(first, count));
+      });
+      pass.x = x;
+    } else {
+      attend(context, i, pass, pass.qkv.columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
+      ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
+        const Matrix x = pass.x.slice(first, count);
+        finish_layer(own, layer, pass.attended.slice(first, count), x);
+        if (!last) project(own, i + 1, pass, first, count);
+        else if (final_norm_ && !observer) normalize(own, final_norm_, x, x);
+      });
+    }
+    if (observer) observer(i + 1, pass.x);
+  }
+  if (observer && final_norm_) normalize(context, final_norm_, pass.x, pass.x);
+  if (!pooling) return pass.x;
+  if (one_row) return pass.x;
+  Matrix pooled = context.scratch.matrix(B, c.hidden);
+  ops.pool(context, {pass.x, pooled, batch.offsets, *pooling});
+  return pooled;
+}
+
+}  // namespace conan

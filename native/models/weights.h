@@ -1,0 +1,77 @@
+// Takes tensors from a checkpoint by the names an architecture uses, whatever prefix the saved model put before them;
+// checks shapes, merges LoRA adapters on the way, and knows in the end what nobody asked for.
+#pragma once
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "base/safetensors.h"
+#include "ops/ops.h"
+
+namespace conan {
+
+/// A PEFT directory: adapter_config.json + adapter_model.safetensors. W' = W + scale * B A per module.
+class Adapter {
+ public:
+  explicit Adapter(const std::string& directory);
+
+  /// Adds this adapter's share of `name` (without the model's prefix) to `values` [rows, cols]. False: it has none.
+  bool apply(const std::string& name, const std::vector<int64_t>& shape, std::vector<float>& values);
+  bool has(const std::string& name) const;
+  /// What no tensor of the model took up: an adapter of another model.
+  void require_all_used() const;
+
+ private:
+  struct Module {
+    const TensorView *a = nullptr, *b = nullptr, *replacement = nullptr;
+    bool embedding = false;
+    float scale = 1;
+    bool used = false;
+    std::string key;
+  };
+  Module* find(const std::string& name);
+
+  std::string directory_;
+  Checkpoint checkpoint_;
+  std::map<std::string, Module> modules_;  // by path as saved, without "base_model.model."
+};
+
+class WeightLoader {
+ public:
+  /// The prefix is whatever stands before `probe` (a tensor every model of the architecture has) in the one name that
+  /// ends with it.
+  /// With `problems`, nothing is read: what take() would fail with is listed there instead, for `inspect`.
+  WeightLoader(const Checkpoint& checkpoint, std::vector<std::unique_ptr<Adapter>>& adapters, const std::string& probe,
+               std::vector<std::string>* problems = nullptr);
+
+  bool has(const std::string& name) const { return checkpoint_.find(prefix_ + name) != nullptr; }
+  /// The tensor, checked to have this shape; with adapters applied it is a copy that lives as long as this loader.
+  TensorView take(const std::string& name, const std::vector<int64_t>& shape);
+  /// A small tensor in f32, `offset` added; WEIGHT_NOT_FINITE where it holds a NaN or an infinity.
+  std::vector<float> take_values(const std::string& name, const std::vector<int64_t>& shape, float offset = 0);
+  /// Module `name` as "name.weight"; [rows_i, cols] each, stacked and packed.
+  std::unique_ptr<Weight> pack(Context& context, const std::vector<std::string>& names, const std::vector<int64_t>& rows, int64_t cols,
+                               WeightFormat format, bool gated = false);
+  /// lm_head.weight outside the prefix, for checkpoints that store only that of a tied pair.
+  bool has_head() const { return checkpoint_.find("lm_head.weight") != nullptr; }
+  TensorView take_head(const std::vector<int64_t>& shape);
+
+  /// Fails if a tensor whose name starts with prefix + `layers` was not taken: the config does not describe this model.
+  void require_all_used(const std::string& layers) const;
+  std::vector<std::string> unused() const;
+  const std::string& prefix() const { return prefix_; }
+
+ private:
+  TensorView checked(const std::string& full, const std::vector<int64_t>& shape);
+
+  const Checkpoint& checkpoint_;
+  std::vector<std::unique_ptr<Adapter>>& adapters_;
+  std::vector<std::string>* problems_;
+  std::string prefix_;
+  std::set<std::string> taken_;
+  std::vector<std::unique_ptr<std::vector<float>>> merged_;
+};
+
+}  // namespace conan
