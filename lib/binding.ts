@@ -1,0 +1,99 @@
+// Finds and loads the native addon; the only file that touches it. NativeBinding lists every function it exports.
+import { existsSync, readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import path from 'node:path'
+import { ConanError } from './errors'
+
+declare const handleBrand: unique symbol
+/** A model inside the addon. */
+export interface NativeModel {
+  readonly [handleBrand]: true
+}
+
+export interface NativeDense {
+  directory: string
+  inputs: number
+  outputs: number
+  bias: boolean
+  activation: string
+}
+
+export interface NativeLoadOptions {
+  directory: string
+  adapters: string[]
+  dtype: string
+  /** 0: as many as the process may use. */
+  threads: number
+  pooling: string
+  dense: NativeDense[]
+}
+
+export interface NativeModelInfo {
+  modelType: string
+  hiddenSize: number
+  layers: number
+  vocabularySize: number
+  maxPositions: number
+  dimensions: number
+  dtype: string
+  checkpointDtype: string
+  backend: string
+  threads: number
+  memoryBytes: number
+  unusedTensors: string[]
+}
+
+export interface CpuReport {
+  isa: string
+  bf16Kernel: string
+  int8Kernel: string
+  f32Gflops: number
+  bf16DotGflops: number
+  threads: number
+}
+
+export interface NativeBinding {
+  load(options: NativeLoadOptions): Promise<NativeModel>
+  /** Sequence b is ids[offsets[b] .. offsets[b + 1]). Resolves to [B * dimensions], row-major. */
+  embed(model: NativeModel, ids: Int32Array, offsets: Int32Array, normalize: boolean, dimensions: number): Promise<Float32Array>
+  /** Hidden states [T * hidden] before the first layer, after each, and after the final norm. For tests. */
+  hiddenStates(model: NativeModel, ids: Int32Array, offsets: Int32Array): Promise<Float32Array[]>
+  cancel(model: NativeModel): void
+  dispose(model: NativeModel): void
+  modelInfo(model: NativeModel): NativeModelInfo
+  /** JSON, see native/models/inspect.h. */
+  inspect(directory: string): string
+  cpu(): CpuReport
+}
+
+/** The directory of this package: where package.json, build/ and prebuilds/ are. */
+function packageRoot(): string {
+  let directory = __dirname
+  while (true) {
+    const file = path.join(directory, 'package.json')
+    if (existsSync(file) && JSON.parse(readFileSync(file, 'utf8')).name === 'conan-embedding') return directory
+    const parent = path.dirname(directory)
+    if (parent === directory) throw new ConanError('ADDON_MISSING', `package.json of conan-embedding: expected above ${__dirname}, found none`)
+    directory = parent
+  }
+}
+
+let loaded: NativeBinding | undefined
+
+export function binding(): NativeBinding {
+  if (loaded) return loaded
+  const root = packageRoot()
+  const require = createRequire(path.join(root, 'package.json'))
+  try {
+    loaded = (require('node-gyp-build') as (root: string) => NativeBinding)(root)
+  } catch (error) {
+    throw new ConanError(
+      'ADDON_MISSING',
+      `the native addon for ${process.platform}-${process.arch} cannot be loaded: ${(error as Error).message.split('\n')[0]}\n` +
+        `Expected a prebuilt one in ${path.join(root, 'prebuilds')} or one built in ${path.join(root, 'build')}. ` +
+        'To build it: a C++20 compiler, CMake, and `npm run build:native` in that directory, or `npx node-gyp rebuild`.',
+      { cause: error },
+    )
+  }
+  return loaded
+}

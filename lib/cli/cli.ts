@@ -1,0 +1,58 @@
+#!/usr/bin/env node
+// conan-embed <verb>: one line per command here, one file per command in commands/.
+import { realpathSync } from 'node:fs'
+import { asConanError, errorKinds } from '../errors'
+import { type Command, CommandError, parse } from './command'
+import { embed } from './commands/embed'
+import { inspect } from './commands/inspect'
+
+const commands: Record<string, Command> = { embed, inspect }
+
+const usage = `conan-embed <verb> [arguments]
+
+${Object.entries(commands)
+  .map(([name, command]) => `  ${name.padEnd(10)}${command.summary}`)
+  .join('\n')}
+
+conan-embed <verb> --help shows a verb's arguments.`
+
+export async function main(args: string[]): Promise<number> {
+  const [verb, ...rest] = args
+  if (verb === undefined || verb === '--help' || verb === '-h' || verb === 'help') {
+    console.log(usage)
+    return verb === undefined ? 2 : 0
+  }
+  const command = Object.hasOwn(commands, verb) ? commands[verb] : undefined
+  if (!command) {
+    console.error(`conan-embed: expected one of ${Object.keys(commands).join(', ')}, got "${verb}"`)
+    return 2
+  }
+  try {
+    const parsed = parse(verb, command, rest)
+    if (parsed === 'help') return 0
+    await command.run(parsed)
+    return 0
+  } catch (error) {
+    if (error instanceof CommandError) {
+      console.error(`conan-embed ${verb}: ${error.message}`)
+      return 2
+    }
+    const known = asConanError(error)
+    const json = rest.includes('--json')
+    console.error(json ? JSON.stringify({ error: { code: known.code, message: known.message } }) : `conan-embed ${verb}: ${known.message} [${known.code}]`)
+    if (known.code === 'INTERNAL' && process.env.CONAN_DEBUG) console.error(known.cause ?? known)
+    return errorKinds[known.code].exit
+  }
+}
+
+// A closed pipe (`conan-embed ... | head`) is the reader's right, not an error.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(0)
+  throw error
+})
+
+if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(__filename)) {
+  main(process.argv.slice(2)).then((code) => {
+    process.exitCode = code
+  })
+}

@@ -1,0 +1,55 @@
+// What a command is, and how its arguments are read.
+import { type ParseArgsConfig, parseArgs } from 'node:util'
+
+interface Option {
+  type: 'string' | 'boolean'
+  short?: string
+  multiple?: boolean
+  /** For --help: "N  what it does". */
+  help: string
+}
+
+export interface Arguments {
+  positionals: string[]
+  values: Record<string, string | boolean | string[] | undefined>
+}
+
+export interface Command {
+  summary: string
+  /** What stands after the verb: "MODEL [TEXT ...]". */
+  positionals: string
+  options: Record<string, Option>
+  run(args: Arguments): Promise<void>
+}
+
+/** Wrong arguments: exit code 2. */
+export class CommandError extends Error {}
+
+/** Reads a verb's arguments; 'help' where it printed them. */
+export function parse(verb: string, command: Command, args: string[]): Arguments | 'help' {
+  const options: ParseArgsConfig['options'] = { help: { type: 'boolean', short: 'h' } }
+  for (const [name, { help: _, ...option }] of Object.entries(command.options)) options[name] = option
+  let parsed: ReturnType<typeof parseArgs>
+  try {
+    parsed = parseArgs({ args, options, allowPositionals: true })
+  } catch (error) {
+    throw new CommandError((error as Error).message)
+  }
+  if (parsed.values.help) {
+    const lines = Object.entries(command.options).map(([name, { help }]) => `  --${name} ${help}`)
+    console.log(`conan-embed ${verb} ${command.positionals}\n${command.summary}\n\n${lines.join('\n')}`)
+    return 'help'
+  }
+  return parsed as Arguments
+}
+
+export function integer(args: Arguments, name: string): number | undefined {
+  const value = args.values[name]
+  if (value === undefined) return undefined
+  if (!/^\d+$/.test(String(value))) throw new CommandError(`--${name}: expected a whole number, got "${value}"`)
+  return Number(value)
+}
+
+export function string(args: Arguments, name: string): string | undefined {
+  return args.values[name] as string | undefined
+}

@@ -1,0 +1,173 @@
+// conan-embed embed: texts from arguments, files or stdin; vectors as JSON lines or .npy.
+import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { once } from 'node:events'
+import path from 'node:path'
+import { createInterface } from 'node:readline'
+import type { Precision } from '../../embed/precision'
+import { ConanError, shown } from '../../errors'
+import { NpyWriter } from '../../files/npy'
+import { type LoadOptions, loadModel } from '../../model'
+import { type Arguments, type Command, CommandError, integer, string } from '../command'
+import { progress } from '../progress'
+
+interface Item {
+  id: string
+  text: string
+}
+
+/** Lines of a file or of stdin ("-"): JSON lines where the name ends so or --jsonl is given, else plain text. */
+async function* readItems(source: string, jsonl: boolean, field: string): AsyncGenerator<Item> {
+  if (source !== '-' && !existsSync(source)) throw new ConanError('FILE_IO', `${source}: expected a file, found none`)
+  const stream = source === '-' ? process.stdin : createReadStream(source)
+  const asJson = jsonl || /\.(jsonl|ndjson)$/.test(source)
+  let number = 0
+  for await (const line of createInterface({ input: stream, crlfDelay: Number.POSITIVE_INFINITY })) {
+    number++
+    if (asJson && line.trim() === '') continue
+    if (!asJson) {
+      yield { id: String(number - 1), text: line }
+      continue
+    }
+    const where = `${source === '-' ? 'stdin' : source}: line ${number}`
+    let value: unknown
+    try {
+      value = JSON.parse(line)
+    } catch {
+      throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
+    }
+    const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
+    if (typeof row[field] !== 'string') throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", got ${shown(value)}`)
+    yield { id: String(row.id ?? number - 1), text: row[field] as string }
+  }
+}
+
+async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
+  for (const [i, text] of texts.entries()) yield { id: String(i), text }
+  const sources = (args.values.input as string[] | undefined) ?? (texts.length ? [] : ['-'])
+  for (const source of sources) yield* readItems(source, args.values.jsonl === true, string(args, 'field') ?? 'text')
+}
+
+interface Sink {
+  write(id: string, vector: ArrayLike<number> & ArrayBufferView): Promise<void>
+  finish(): Promise<void>
+  abandon(): void
+}
+
+function npySink(file: string): Sink {
+  const writer = new NpyWriter(file)
+  const ids: string[] = []
+  return {
+    async write(id, vector) {
+      writer.write(vector as Float32Array)
+      ids.push(id)
+    },
+    async finish() {
+      const names = file.replace(/\.npy$/, '.ids.json')
+      writeFileSync(`${names}.tmp`, JSON.stringify(ids))
+      renameSync(`${names}.tmp`, names)
+      writer.finish()
+    },
+    abandon: () => writer.abandon(),
+  }
+}
+
+function jsonlSink(file: string | undefined): Sink {
+  const temporary = file && `${file}.${process.pid}.tmp`
+  const stream = temporary ? createWriteStream(temporary) : process.stdout
+  let failure: Error | undefined
+  if (temporary) stream.on('error', (error) => (failure = error))
+  const check = () => {
+    if (failure) throw new ConanError('FILE_IO', `${file}: cannot be written: ${failure.message}`, { cause: failure })
+  }
+  return {
+    async write(id, vector) {
+      check()
+      if (!stream.write(`${JSON.stringify({ id, embedding: Array.from(vector) })}\n`)) await Promise.race([once(stream, 'drain'), once(stream, 'close')])
+    },
+    async finish() {
+      if (!temporary) return
+      check()
+      stream.end()
+      await once(stream, 'finish').catch(() => {})
+      check()
+      renameSync(temporary, file)
+    },
+    abandon() {
+      if (!temporary) return
+      stream.destroy()
+      rmSync(temporary, { force: true })
+    },
+  }
+}
+
+export const embed: Command = {
+  summary: 'embeds texts with a model',
+  positionals: 'MODEL [TEXT ...]',
+  options: {
+    input: { type: 'string', short: 'i', multiple: true, help: 'FILE    lines of text, or .jsonl with strings or {id, text}; "-" is stdin (the default without TEXT)' },
+    jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
+    field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
+    out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; default: JSON lines on stdout' },
+    'prompt-name': { type: 'string', help: "NAME  one of the model's prompts" },
+    prompt: { type: 'string', help: 'TEXT   put before every text' },
+    instruction: { type: 'string', help: 'TEXT  a task in words, for models that take instructions' },
+    dimensions: { type: 'string', help: 'N  first components to keep' },
+    force: { type: 'boolean', help: '         keep fewer dimensions although the model does not declare it' },
+    'no-normalize': { type: 'boolean', help: '  leave lengths as they are' },
+    precision: { type: 'string', help: 'P   float32, int8, uint8, binary or ubinary' },
+    truncate: { type: 'string', help: 'SIDE  end, start or error' },
+    'batch-size': { type: 'string', help: 'N  inputs per forward pass at most' },
+    'max-batch-tokens': { type: 'string', help: 'N  tokens per forward pass at most' },
+    device: { type: 'string', help: 'D      auto or cpu' },
+    dtype: { type: 'string', help: 'T       auto, float32, bfloat16, float16 or int8' },
+    threads: { type: 'string', help: 'N' },
+    adapter: { type: 'string', multiple: true, help: 'DIR   a PEFT directory to merge into the model; may be repeated' },
+    json: { type: 'boolean', help: '          progress and errors as JSON lines on stderr' },
+  },
+  async run(args) {
+    const [directory, ...texts] = args.positionals
+    if (directory === undefined) throw new CommandError('expected a model directory')
+    const out = string(args, 'out')
+    if (out !== undefined && !/\.(npy|jsonl)$/.test(out)) throw new CommandError(`--out: expected a name that ends in .npy or .jsonl, got "${out}"`)
+    if (out !== undefined && !existsSync(path.dirname(path.resolve(out)))) throw new ConanError('FILE_IO', `${out}: its directory does not exist`)
+    const { device, dtype } = args.values as { device?: string; dtype?: LoadOptions['dtype'] }
+    const model = await loadModel(directory, { device, dtype, threads: integer(args, 'threads'), adapters: (args.values.adapter as string[] | undefined) ?? [] })
+    const stop = new AbortController()
+    const interrupt = () => stop.abort()
+    process.once('SIGINT', interrupt)
+    const bar = progress(args.values.json === true)
+    const sink = out?.endsWith('.npy') ? npySink(out) : jsonlSink(out)
+    try {
+      const ids: string[] = []
+      async function* inputs() {
+        for await (const { id, text } of items(args, texts)) {
+          ids.push(id)
+          yield text
+        }
+      }
+      const vectors = model.embedStream(inputs(), {
+        promptName: string(args, 'prompt-name'),
+        prompt: string(args, 'prompt'),
+        instruction: string(args, 'instruction'),
+        dimensions: integer(args, 'dimensions'),
+        force: args.values.force === true,
+        normalize: args.values['no-normalize'] !== true,
+        precision: args.values.precision as Precision | undefined,
+        truncate: args.values.truncate as 'error' | undefined,
+        batchSize: integer(args, 'batch-size'),
+        maxBatchTokens: integer(args, 'max-batch-tokens'),
+        signal: stop.signal,
+        onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),
+      })
+      for await (const { vector } of vectors) await sink.write(ids.shift() as string, vector)
+      await sink.finish()
+    } catch (error) {
+      sink.abandon()
+      throw error
+    } finally {
+      bar.stop()
+      process.off('SIGINT', interrupt)
+      await model.dispose()
+    }
+  },
+}

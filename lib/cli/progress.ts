@@ -1,0 +1,36 @@
+// A bar on a terminal, JSON lines elsewhere if asked for; always on stderr, so that stdout stays data.
+import { Presets, SingleBar } from 'cli-progress'
+
+export interface Progress {
+  update(done: number, total: number | undefined, tokens: number): void
+  stop(): void
+}
+
+export function progress(json: boolean): Progress {
+  const start = performance.now()
+  const rate = (tokens: number) => Math.round(tokens / Math.max(1e-3, (performance.now() - start) / 1000))
+  if (process.stderr.isTTY && !json) {
+    const bar = new SingleBar({ format: '{bar} {value}/{total} | {rate} tokens/s | {eta_formatted} left', hideCursor: true }, Presets.shades_classic)
+    let running = false
+    return {
+      update(done, total, tokens) {
+        if (!running) bar.start(total ?? done, 0, { rate: 0 })
+        running = true
+        bar.setTotal(Math.max(total ?? done, done))
+        bar.update(done, { rate: rate(tokens) })
+      },
+      stop() {
+        if (running) bar.stop()
+      },
+    }
+  }
+  let last = 0
+  return {
+    update(done, total, tokens) {
+      if (!json || performance.now() - last < 1000) return
+      last = performance.now()
+      console.error(JSON.stringify({ done, total, tokens, tokensPerSecond: rate(tokens) }))
+    },
+    stop() {},
+  }
+}

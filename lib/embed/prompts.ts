@@ -1,0 +1,49 @@
+// Which prompt goes before a text, and how: as a prefix, or as the system message of a chat template.
+import { Template } from '@huggingface/jinja'
+import { ConanError, shown } from '../errors'
+import type { ModelDirectory } from '../files/model-directory'
+
+export interface PromptOptions {
+  /** Name of one of the model's own prompts. */
+  promptName?: string
+  /** A prompt as it stands, put before every text. */
+  prompt?: string
+  /** A task in words, for models that take instructions; put into the shape that the model's own prompts have. */
+  instruction?: string
+}
+
+/** The prompt for one call, or '' for none. */
+export function choosePrompt(model: ModelDirectory, options: PromptOptions): string {
+  const given = (['promptName', 'prompt', 'instruction'] as const).filter((key) => options[key] !== undefined)
+  if (given.length > 1) throw new ConanError('INVALID_OPTION', `expected one of promptName, prompt and instruction, got ${given.join(' and ')}`)
+  for (const key of given) if (typeof options[key] !== 'string') throw new ConanError('INVALID_OPTION', `${key}: expected a string, got ${shown(options[key])}`)
+  if (options.prompt !== undefined) return options.prompt
+  if (options.instruction !== undefined) return instructionPrompt(model, options.instruction)
+  const name = options.promptName ?? model.defaultPromptName
+  if (name === undefined) return ''
+  if (!Object.hasOwn(model.prompts, name))
+    throw new ConanError('INVALID_OPTION', `promptName: expected one of ${Object.keys(model.prompts).join(', ') || '(this model has none)'}, got ${shown(name)}`)
+  return model.prompts[name] as string
+}
+
+function instructionPrompt(model: ModelDirectory, instruction: string): string {
+  if (model.chat) return instruction
+  for (const prompt of Object.values(model.prompts)) {
+    const shape = /^(Instruct: ?)[\s\S]*?(\nQuery: ?)$/.exec(prompt)
+    if (shape) return `${shape[1]}${instruction}${shape[2]}`
+  }
+  return `Instruct: ${instruction}\nQuery: `
+}
+
+/** A function from text to what the tokenizer gets. */
+export function promptRenderer(model: ModelDirectory): (text: string, prompt: string) => string {
+  const { chat } = model
+  if (!chat) return (text, prompt) => prompt + text
+  const template = new Template(chat.template)
+  const content = (text: string) => (chat.format === 'flat' ? text : [{ type: 'text', text }])
+  return (text, prompt) => {
+    const messages = [{ role: 'user', content: content(text) }]
+    if (prompt) messages.unshift({ role: 'system', content: content(prompt) })
+    return template.render({ ...chat.variables, messages })
+  }
+}

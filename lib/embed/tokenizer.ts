@@ -1,0 +1,88 @@
+// Text to token ids, through Hugging Face's own tokenizer. Truncation keeps the special tokens and is reported.
+import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
+import type { Encoding, Tokenizer as NativeTokenizer } from 'tokenizers'
+import { ConanError } from '../errors'
+
+const require = createRequire(__filename)
+const { Tokenizer: Native } = require('tokenizers') as typeof import('tokenizers')
+
+export type TruncateSide = 'start' | 'end'
+
+export interface Tokens {
+  ids: number[]
+  truncated: boolean
+}
+
+export class Tokenizer {
+  /** Id and text of the token that every encoding ends with, where the tokenizer appends one. */
+  readonly finalToken: { id: number; text: string } | undefined
+  private readonly json: string
+  private readonly bySide = new Map<TruncateSide, NativeTokenizer>()
+
+  private constructor(
+    private readonly file: string,
+    private readonly maxTokens: number,
+    private readonly appendId: number | undefined,
+    json: string,
+    probe: { id: number; text: string } | undefined,
+  ) {
+    this.json = json
+    this.finalToken = probe
+  }
+
+  /** `maxTokens`: longest encoding, special tokens included. The file's own truncation and padding are not used. */
+  static async load(file: string, config: Record<string, unknown>, maxTokens: number): Promise<Tokenizer> {
+    const json = readFileSync(file, 'utf8')
+    const native = parse(file, json)
+    const ids = (await native.encode('a')).getIds()
+    const bare = (await native.encode('a', null, { addSpecialTokens: false })).getIds()
+    let last = ids.length > bare.length && ids.at(-1) !== bare.at(-1) ? ids.at(-1) : undefined
+    // Some directories say in tokenizer_config.json that an end token is added, while tokenizer.json, which newer
+    // libraries take as it is, adds none. Pooling by the last token would then read the wrong one.
+    let append: number | undefined
+    if (config.add_eos_token === true) {
+      const eos = config.eos_token as string | { content: string } | undefined
+      const id = eos === undefined ? null : native.tokenToId(typeof eos === 'string' ? eos : eos.content)
+      if (id === null) throw new ConanError('TOKENIZER_INVALID', `${file}: tokenizer_config.json asks for an end token ("add_eos_token"): expected its eos_token in the vocabulary, found none`)
+      if (last !== id) append = last = id
+    }
+    const probe = last === undefined ? undefined : { id: last, text: native.idToToken(last) ?? '' }
+    return new Tokenizer(file, maxTokens, append, json, probe)
+  }
+
+  private native(side: TruncateSide): NativeTokenizer {
+    let native = this.bySide.get(side)
+    if (!native) {
+      native = parse(this.file, this.json)
+      native.setTruncation(this.maxTokens - (this.appendId === undefined ? 0 : 1), { direction: side === 'start' ? 'left' : 'right' } as never)
+      this.bySide.set(side, native)
+    }
+    return native
+  }
+
+  /** Encodes `texts`; `special`: whether the tokenizer adds its special tokens (a chat template has put them already). */
+  async encode(texts: string[], side: TruncateSide, special: boolean): Promise<Tokens[]> {
+    // A lone surrogate has no UTF-8 form; it becomes U+FFFD, as it would in any UTF-8 file.
+    const clean = texts.map((text) => text.toWellFormed())
+    const encodings: Encoding[] = await this.native(side).encodeBatch(clean, { addSpecialTokens: special })
+    return encodings.map((encoding) => {
+      const ids = encoding.getIds()
+      if (special && this.appendId !== undefined) ids.push(this.appendId)
+      if (special && this.finalToken && ids.at(-1) !== this.finalToken.id)
+        throw new ConanError('TOKENIZER_INVALID', `${this.file}: expected every text to end with ${this.finalToken.text} (${this.finalToken.id}), got id ${ids.at(-1)}`)
+      return { ids, truncated: encoding.getOverflowing().length > 0 }
+    })
+  }
+}
+
+function parse(file: string, json: string): NativeTokenizer {
+  try {
+    const native = Native.fromString(json)
+    native.disablePadding()
+    native.disableTruncation()
+    return native
+  } catch (error) {
+    throw new ConanError('TOKENIZER_INVALID', `${file}: ${(error as Error).message}`, { cause: error })
+  }
+}

@@ -1,0 +1,410 @@
+// loadModel and Model: a directory in, vectors out.
+import path from 'node:path'
+import { binding, type NativeModel, type NativeModelInfo } from './binding'
+import { type EmbedInput, type Modality, textOf } from './embed/inputs'
+import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
+import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
+import { Tokenizer, type TruncateSide } from './embed/tokenizer'
+import { asConanError, ConanError, shown } from './errors'
+import { type ModelDirectory, readModelDirectory } from './files/model-directory'
+
+export interface LoadOptions {
+  /** 'auto' and 'cpu' are the CPU; a GPU backend is not part of this version. Default 'auto'. */
+  device?: string
+  /**
+   * How weights are held and multiplied: 'float32', 'bfloat16', 'float16', 'int8' (one scale per output channel,
+   * activations quantised per token). 'auto', the default, is what the checkpoint stores.
+   */
+  dtype?: 'auto' | 'float32' | 'bfloat16' | 'float16' | 'int8'
+  /** Threads of a forward pass. Default: the cores this process may use, or CONAN_THREADS. */
+  threads?: number
+  /** PEFT directories with LoRA weights, merged into the model in this order. */
+  adapters?: string | string[]
+  /** Longest input in tokens, special tokens included; at most what the model allows. */
+  maxTokens?: number
+}
+
+export interface EmbedOptions extends PromptOptions {
+  /** First components to keep (Matryoshka). An error where the model does not declare it, unless `force`. */
+  dimensions?: number
+  /** The same as `dimensions`, as sentence-transformers calls it. */
+  truncateDim?: number
+  force?: boolean
+  /** Vectors of length 1. Default true. */
+  normalize?: boolean
+  precision?: Precision
+  /** Inputs per forward pass at most. Default: no limit but maxBatchTokens. */
+  batchSize?: number
+  /** Tokens per forward pass at most (a longer input has one to itself). Default 4096. */
+  maxBatchTokens?: number
+  /** What happens to inputs that are too long. Default: the tokenizer's side, usually 'end'. */
+  truncate?: 'error' | TruncateSide
+  signal?: AbortSignal
+  onProgress?: (progress: { done: number; total: number | undefined; tokens: number }) => void
+}
+
+export interface Usage {
+  /** Tokens computed, by modality. */
+  text: number
+  /** Indices of the inputs that were shortened. */
+  truncated: number[]
+}
+
+export interface EmbedResult {
+  /** Row-major [n, dimensions]; for binary and ubinary [n, dimensions / 8]. */
+  vectors: Vectors
+  dimensions: number
+  usage: Usage
+}
+
+export interface StreamedVector {
+  index: number
+  vector: Vectors
+  truncated: boolean
+}
+
+export interface ModelInfo extends NativeModelInfo {
+  directory: string
+  device: 'cpu'
+  pooling: string
+  maxTokens: number
+  prompts: Record<string, string>
+  defaultPromptName: string | undefined
+  matryoshka: number[] | undefined
+  /** Text of the special token that every input ends with; undefined: the tokenizer adds none. */
+  finalToken: string | undefined
+}
+
+const defaultBatchTokens = 4096
+/** Texts tokenised in one go: enough to keep the tokenizer's threads busy, few enough to stay ahead by one batch. */
+const tokenizeChunk = 128
+
+interface Settings {
+  prompt: string
+  dimensions: number
+  normalize: boolean
+  precision: Precision
+  batchSize: number
+  maxBatchTokens: number
+  truncate: 'error' | TruncateSide
+  signal: AbortSignal | undefined
+}
+
+interface Batch {
+  first: number
+  ids: Int32Array
+  offsets: Int32Array
+  truncated: boolean[]
+}
+
+function positive(value: unknown, name: string, fallback: number): number {
+  if (value === undefined) return fallback
+  if (!Number.isInteger(value) || (value as number) < 1) throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
+  return value as number
+}
+
+function oneOf<T extends string>(value: unknown, name: string, allowed: readonly T[], fallback: T): T {
+  if (value === undefined) return fallback
+  if (!allowed.includes(value as T)) throw new ConanError('INVALID_OPTION', `${name}: expected one of ${allowed.join(', ')}, got ${shown(value)}`)
+  return value as T
+}
+
+/**
+ * Loads a Hugging Face or sentence-transformers directory.
+ *
+ * @throws ConanError MODEL_NOT_FOUND, CONFIG_INVALID, UNSUPPORTED_ARCHITECTURE, TENSOR_MISSING, FILE_CORRUPT, ...
+ */
+export async function loadModel(directory: string, options: LoadOptions = {}): Promise<Model> {
+  if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
+  const device = options.device ?? 'auto'
+  if (device !== 'auto' && device !== 'cpu') {
+    if (!/^cuda(:\d+)?$/.test(device)) throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda or cuda:N, got ${shown(device)}`)
+    throw new ConanError('DEVICE_UNAVAILABLE', `device ${device}: this version has no CUDA backend; use 'cpu' or 'auto'`)
+  }
+  const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
+  const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
+  if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)
+  const read = readModelDirectory(path.resolve(directory))
+  const native = binding()
+  let handle: NativeModel
+  try {
+    handle = await native.load({
+      directory: read.directory,
+      adapters: [options.adapters ?? []].flat().map((adapter) => path.resolve(adapter)),
+      dtype,
+      threads,
+      pooling: read.pooling,
+      dense: read.dense,
+    })
+  } catch (error) {
+    throw asConanError(error)
+  }
+  const info = native.modelInfo(handle)
+  const limit = Math.min(read.maxTokens ?? info.maxPositions, info.maxPositions)
+  const maxTokens = Math.min(positive(options.maxTokens, 'maxTokens', limit), info.maxPositions)
+  const tokenizer = await Tokenizer.load(read.tokenizerFile, read.tokenizerConfig, maxTokens)
+  return new Model(handle, read, tokenizer, {
+    ...info,
+    directory: read.directory,
+    device: 'cpu',
+    pooling: read.pooling,
+    maxTokens,
+    prompts: read.prompts,
+    defaultPromptName: read.defaultPromptName,
+    matryoshka: read.matryoshka,
+    finalToken: tokenizer.finalToken?.text,
+  })
+}
+
+/** A loaded model. Calls may overlap; forward passes take turns. Free it with `dispose()` or `await using`. */
+export class Model {
+  /** What was loaded and how it runs. */
+  readonly info: ModelInfo
+  private handle: NativeModel | undefined
+  private readonly render: (text: string, prompt: string) => string
+  /** Settles when the last forward pass asked for is done. */
+  private turn: Promise<unknown> = Promise.resolve()
+
+  /** @internal use loadModel */
+  constructor(
+    handle: NativeModel,
+    private readonly directory: ModelDirectory,
+    private readonly tokenizer: Tokenizer,
+    info: ModelInfo,
+  ) {
+    this.handle = handle
+    this.info = info
+    this.render = promptRenderer(directory)
+  }
+
+  /** Whether inputs of this kind can be embedded. */
+  supports(modality: Modality): boolean {
+    return modality === 'text'
+  }
+
+  /**
+   * Embeds inputs. A vector depends on its input and the options alone, not on what else is in the call.
+   *
+   * @throws ConanError INVALID_INPUT, INPUT_TOO_LONG, INVALID_OPTION, ABORTED, DISPOSED
+   */
+  async embed(inputs: EmbedInput | EmbedInput[], options: EmbedOptions = {}): Promise<EmbedResult> {
+    const settings = this.settings(options)
+    const list = Array.isArray(inputs) ? inputs : [inputs]
+    const texts = list.map(textOf)
+    const vectors = allocate(settings.precision, texts.length, settings.dimensions)
+    const usage: Usage = { text: 0, truncated: [] }
+    let done = 0
+    for await (const { batch, values } of this.pipeline(texts, settings)) {
+      store(values, settings.dimensions, settings.precision, vectors, batch.first)
+      done += batch.truncated.length
+      usage.text += batch.ids.length
+      for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.first + i)
+      options.onProgress?.({ done, total: texts.length, tokens: usage.text })
+    }
+    return { vectors, dimensions: settings.dimensions, usage }
+  }
+
+  /** embed with the model's prompt "query", where it has one. */
+  embedQuery(inputs: EmbedInput | EmbedInput[], options: EmbedOptions = {}): Promise<EmbedResult> {
+    return this.embed(inputs, this.withPrompt(options, ['query']))
+  }
+
+  /** embed with the model's prompt "document" (or "passage", "corpus"), where it has one. */
+  embedDocument(inputs: EmbedInput | EmbedInput[], options: EmbedOptions = {}): Promise<EmbedResult> {
+    return this.embed(inputs, this.withPrompt(options, ['document', 'passage', 'corpus']))
+  }
+
+  /** Embeds a stream of any length, in order, holding only a few batches at a time. */
+  async *embedStream(inputs: AsyncIterable<EmbedInput> | Iterable<EmbedInput>, options: EmbedOptions = {}): AsyncGenerator<StreamedVector> {
+    const settings = this.settings(options)
+    async function* texts() {
+      let index = 0
+      for await (const input of inputs) yield textOf(input, index++)
+    }
+    let done = 0
+    let tokens = 0
+    for await (const { batch, values } of this.pipeline(texts(), settings)) {
+      const n = batch.truncated.length
+      const stored = allocate(settings.precision, n, settings.dimensions)
+      store(values, settings.dimensions, settings.precision, stored, 0)
+      const length = storedLength(settings.precision, settings.dimensions)
+      done += n
+      tokens += batch.ids.length
+      options.onProgress?.({ done, total: undefined, tokens })
+      for (let i = 0; i < n; i++) yield { index: batch.first + i, vector: stored.slice(i * length, (i + 1) * length), truncated: batch.truncated[i] as boolean }
+    }
+  }
+
+  /**
+   * Similarity of every row of `a` with every row of `b` by the model's own measure (cosine unless it says otherwise),
+   * row-major [a rows, b rows]. Distances come out negative, so that larger is always nearer.
+   */
+  similarity(a: Pick<EmbedResult, 'vectors' | 'dimensions'>, b: Pick<EmbedResult, 'vectors' | 'dimensions'>): Float32Array {
+    if (a.dimensions !== b.dimensions) throw new ConanError('INVALID_INPUT', `similarity: expected vectors of equal dimensions, got ${a.dimensions} and ${b.dimensions}`)
+    for (const { vectors } of [a, b]) if (!(vectors instanceof Float32Array)) throw new ConanError('INVALID_INPUT', 'similarity: expected float32 vectors')
+    const d = a.dimensions
+    const rows = a.vectors.length / d
+    const cols = b.vectors.length / d
+    const out = new Float32Array(rows * cols)
+    for (let i = 0; i < rows; i++)
+      for (let j = 0; j < cols; j++) {
+        let dot = 0
+        let aa = 0
+        let bb = 0
+        let squares = 0
+        let city = 0
+        for (let k = 0; k < d; k++) {
+          const x = a.vectors[i * d + k] as number
+          const y = b.vectors[j * d + k] as number
+          dot += x * y
+          aa += x * x
+          bb += y * y
+          squares += (x - y) ** 2
+          city += Math.abs(x - y)
+        }
+        const measures = { cosine: dot / Math.sqrt(aa * bb || 1), dot, euclidean: -Math.sqrt(squares), manhattan: -city }
+        out[i * cols + j] = measures[this.directory.similarity]
+      }
+    return out
+  }
+
+  /** Frees the weights, after running work is done. Later calls fail with DISPOSED. Calling it twice is fine. */
+  async dispose(): Promise<void> {
+    const handle = this.handle
+    this.handle = undefined
+    await this.turn
+    if (handle) binding().dispose(handle)
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.dispose()
+  }
+
+  private withPrompt(options: EmbedOptions, names: string[]): EmbedOptions {
+    if (options.promptName !== undefined || options.prompt !== undefined || options.instruction !== undefined) return options
+    const promptName = names.find((name) => Object.hasOwn(this.directory.prompts, name))
+    return promptName === undefined ? options : { ...options, promptName }
+  }
+
+  private settings(options: EmbedOptions): Settings {
+    if (options.dimensions !== undefined && options.truncateDim !== undefined && options.dimensions !== options.truncateDim)
+      throw new ConanError('INVALID_OPTION', `dimensions and truncateDim are the same option, got ${options.dimensions} and ${options.truncateDim}`)
+    const asked = options.dimensions ?? options.truncateDim
+    const dimensions = positive(asked, 'dimensions', this.directory.truncateDim ?? this.info.dimensions)
+    if (dimensions > this.info.dimensions) throw new ConanError('INVALID_OPTION', `dimensions: expected at most ${this.info.dimensions}, got ${dimensions}`)
+    if (asked !== undefined && asked !== this.info.dimensions && !this.info.matryoshka && this.directory.truncateDim === undefined && !options.force)
+      throw new ConanError('INVALID_OPTION', `dimensions: this model has ${this.info.dimensions} and does not declare that its first ${asked} can stand alone (Matryoshka); pass force: true to cut all the same`)
+    const prompt = choosePrompt(this.directory, options)
+    if (prompt && !this.directory.includePrompt)
+      throw new ConanError('INVALID_OPTION', 'prompt: this model leaves prompts out of its pooling ("include_prompt": false), which is not supported')
+    const side = this.directory.tokenizerConfig.truncation_side === 'left' ? 'start' : 'end'
+    return {
+      prompt,
+      dimensions,
+      normalize: options.normalize ?? true,
+      precision: oneOf(options.precision, 'precision', precisions, 'float32'),
+      batchSize: positive(options.batchSize, 'batchSize', Number.POSITIVE_INFINITY),
+      maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', defaultBatchTokens),
+      truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
+      signal: options.signal,
+    }
+  }
+
+  /** Batches with their vectors, in order. The next batches are tokenised while one is computed. */
+  private async *pipeline(texts: Iterable<string> | AsyncIterable<string>, settings: Settings): AsyncGenerator<{ batch: Batch; values: Float32Array }> {
+    const batches = this.batches(texts, settings)
+    let next = batches.next()
+    next.catch(() => {}) // it is awaited below, perhaps after another error
+    try {
+      for (;;) {
+        const { value: batch, done } = await next
+        if (done) return
+        next = batches.next()
+        next.catch(() => {})
+        yield { batch, values: await this.forward(batch, settings) }
+      }
+    } finally {
+      await batches.return(undefined).catch(() => {})
+    }
+  }
+
+  private async *batches(texts: Iterable<string> | AsyncIterable<string>, settings: Settings): AsyncGenerator<Batch, undefined> {
+    const pending: { ids: number[]; truncated: boolean }[] = []
+    let tokens = 0
+    let first = 0
+    const cut = (): Batch => {
+      const offsets = new Int32Array(pending.length + 1)
+      const ids = new Int32Array(tokens)
+      for (const [i, item] of pending.entries()) {
+        ids.set(item.ids, offsets[i])
+        offsets[i + 1] = (offsets[i] as number) + item.ids.length
+      }
+      const batch = { first, ids, offsets, truncated: pending.map((item) => item.truncated) }
+      first += pending.length
+      pending.length = 0
+      tokens = 0
+      return batch
+    }
+    let index = 0
+    for await (const chunk of chunks(texts, tokenizeChunk)) {
+      this.checkAlive(settings.signal)
+      const rendered = chunk.map((text) => this.render(text, settings.prompt))
+      const encoded = await this.tokenizer.encode(rendered, settings.truncate === 'start' ? 'start' : 'end', this.directory.chat === undefined)
+      for (const item of encoded) {
+        if (item.truncated && settings.truncate === 'error')
+          throw new ConanError('INPUT_TOO_LONG', `input ${index}: expected at most ${this.info.maxTokens} tokens, got more`)
+        if (item.ids.length === 0) throw new ConanError('INVALID_INPUT', `input ${index}: its text gives no tokens (the tokenizer adds none to an empty text)`)
+        if (pending.length && (tokens + item.ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
+        pending.push(item)
+        tokens += item.ids.length
+        index++
+      }
+    }
+    if (pending.length) yield cut()
+    return undefined
+  }
+
+  private checkAlive(signal: AbortSignal | undefined): NativeModel {
+    if (signal?.aborted) throw new ConanError('ABORTED', 'embed was aborted', { cause: signal.reason })
+    if (!this.handle) throw new ConanError('DISPOSED', 'the model was disposed')
+    return this.handle
+  }
+
+  /** One forward pass, when those asked for before are done. */
+  private async forward(batch: Batch, settings: Settings): Promise<Float32Array> {
+    const before = this.turn
+    let release = () => {}
+    this.turn = new Promise<void>((resolve) => {
+      release = resolve
+    })
+    await before
+    const { signal } = settings
+    try {
+      const handle = this.checkAlive(signal)
+      const cancel = () => binding().cancel(handle)
+      signal?.addEventListener('abort', cancel, { once: true })
+      try {
+        return await binding().embed(handle, batch.ids, batch.offsets, settings.normalize, settings.dimensions)
+      } catch (error) {
+        const known = asConanError(error)
+        throw known.code === 'ABORTED' ? new ConanError('ABORTED', 'embed was aborted', { cause: signal?.reason }) : known
+      } finally {
+        signal?.removeEventListener('abort', cancel)
+      }
+    } finally {
+      release()
+    }
+  }
+}
+
+async function* chunks<T>(items: Iterable<T> | AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
+  let chunk: T[] = []
+  for await (const item of items) {
+    chunk.push(item)
+    if (chunk.length === size) {
+      yield chunk
+      chunk = []
+    }
+  }
+  if (chunk.length) yield chunk
+}
