@@ -57,7 +57,7 @@ std::string ConfigReader::string(const char* key, const std::string& fallback) c
 }
 
 std::string probe_tensor(const TransformerConfig& config) {
-  std::string name = config.names.mlp_norm;
+  std::string name = config.names.mlp_out;
   return name.replace(name.find("{}"), 2, "0") + ".weight";
 }
 

@@ -95,7 +95,12 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
   const std::vector<std::string> qkv = named(n.qkv);
   const int64_t Q = c.query_width(), KV = c.kv_width();
   if (qkv.size() == 1) {
-    layer.qkv = loader.pack(context, qkv, {Q + 2 * KV}, c.hidden, format);
+    if (split_queries) {
+      layer.q = loader.pack_slice(context, qkv[0], Q + 2 * KV, c.hidden, 0, Q, format);
+      layer.kv = loader.pack_slice(context, qkv[0], Q + 2 * KV, c.hidden, Q, 2 * KV, format);
+    } else {
+      layer.qkv = loader.pack(context, qkv, {Q + 2 * KV}, c.hidden, format);
+    }
     if (c.qkv_bias) append_bias(layer.qkv_bias, qkv[0], Q + 2 * KV);
   } else {
     if (split_queries) {

@@ -183,6 +183,15 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
   return weight;
 }
 
+std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first,
+                                                 int64_t count, WeightFormat format) {
+  TensorView view = take(name + ".weight", {rows, cols});
+  if (problems_) return std::make_unique<Weight>();
+  view.data = static_cast<const char*>(view.data) + size_t(first * cols) * dtype_size(view.dtype);
+  view.shape[0] = count;
+  return context.ops.pack(context, {prefix_ + name, {view}, false}, format);
+}
+
 void WeightLoader::require_all_used(const std::string& layers) const {
   for (const std::string& name : unused()) {
     if (name.compare(0, prefix_.size() + layers.size(), prefix_ + layers) != 0 || ends_with(name, "rotary_emb.inv_freq")) continue;

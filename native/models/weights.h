@@ -54,6 +54,9 @@ class WeightLoader {
   /// Module `name` as "name.weight"; [rows_i, cols] each, stacked and packed.
   std::unique_ptr<Weight> pack(Context& context, const std::vector<std::string>& names, const std::vector<int64_t>& rows, int64_t cols,
                                WeightFormat format, bool gated = false);
+  /// Rows [first, first + count) of module `name` [rows, cols].
+  std::unique_ptr<Weight> pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first, int64_t count,
+                                     WeightFormat format);
   /// lm_head.weight outside the prefix, for checkpoints that store only that of a tied pair.
   bool has_head() const { return checkpoint_.find("lm_head.weight") != nullptr; }
   TensorView take_head(const std::vector<int64_t>& shape);

@@ -1,0 +1,62 @@
+// Whole models from test/fixtures/pico in every weight format, on every backend, through the reference: no golden values
+// here (test/parity has those), but agreement of backends, and something for the sanitizers to watch.
+// Usage: model_test PICO_DIRECTORY
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+
+#include "check.h"
+#include "models/inspect.h"
+#include "models/text_model.h"
+#include "ops/backend.h"
+
+using namespace conan;
+using namespace conan::test;
+
+int main(int count, char** arguments) {
+  if (count != 2) return std::printf("usage: model_test PICO_DIRECTORY\n"), 2;
+  std::vector<std::string> directories;
+  for (const auto& entry : std::filesystem::directory_iterator(arguments[1])) directories.push_back(entry.path());
+  std::sort(directories.begin(), directories.end());
+  const std::vector<int> lengths = {3, 1, 40, 64, 17, 2, 33};
+  std::vector<int32_t> ids, offsets{0};
+  std::mt19937 engine(1);
+  for (int n : lengths) {
+    for (int i = 0; i < n; ++i) ids.push_back(int32_t(16 + engine() % 250));
+    offsets.push_back(int32_t(ids.size()));
+  }
+  const TokenBatch batch{ids.data(), offsets.data(), int(lengths.size())};
+  for (const std::string& directory : directories) {
+    check(inspect_directory(directory).find("\"problems\":[]") != std::string::npos, directory + ": inspect finds no problems");
+    for (const char* dtype : {"float32", "bfloat16", "float16", "int8"})
+      for (Pooling pooling : {Pooling::mean, Pooling::cls, Pooling::last}) {
+        std::vector<std::vector<float>> results;
+        for (int threads : {1, 3}) {
+          ModelOptions options;
+          options.directory = directory;
+          options.dtype = dtype;
+          options.threads = threads;
+          options.pooling = pooling;
+          TextModel model(options);
+          std::vector<float> out(size_t(batch.sequences * model.dimensions()));
+          model.embed(batch, true, model.dimensions(), out.data());
+          results.push_back(out);
+          model.embed(batch, true, 8, out.data());
+          model.hidden_states(batch);
+        }
+        check(results[0] == results[1], text(directory, " ", dtype, ": 3 threads differ from 1"));
+      }
+    ModelOptions options;
+    options.directory = directory;
+    options.dtype = "float32";
+    TextModel model(options);
+    std::vector<float> out(size_t(model.dimensions()));
+    const int32_t bad_id[] = {100000}, one[] = {0, 1}, none[] = {0, 0};
+    check_error("INVALID_INPUT", "a foreign token id", [&] { model.embed({bad_id, one, 1}, true, 8, out.data()); });
+    check_error("INVALID_INPUT", "an empty sequence", [&] { model.embed({bad_id, none, 1}, true, 8, out.data()); });
+    std::vector<int32_t> endless(1000, 20);
+    const int32_t thousand[] = {0, 1000};
+    check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, true, 8, out.data()); });
+  }
+  return report("model_test");
+}
