@@ -1,12 +1,8 @@
 import { defineConfig } from 'tsup'
 
-export default defineConfig({
-  entry: { index: 'lib/index.ts', cli: 'lib/cli/cli.ts' },
-  format: ['esm', 'cjs'],
-  target: 'node20',
-  dts: { entry: { index: 'lib/index.ts' } },
-  shims: true, // __dirname in ES modules
-  clean: true,
-  splitting: false,
-  sourcemap: true,
-})
+const common = { target: 'node20', shims: true, splitting: false } as const // shims: __dirname in ES modules
+
+export default defineConfig([
+  { ...common, entry: { index: 'lib/index.ts' }, format: ['esm', 'cjs'], dts: true, clean: true },
+  { ...common, entry: { cli: 'lib/cli/cli.ts' }, format: ['cjs'] },
+])

@@ -99,7 +99,8 @@ interface Batch {
 
 function positive(value: unknown, name: string, fallback: number): number {
   if (value === undefined) return fallback
-  if (!Number.isInteger(value) || (value as number) < 1) throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
+  if (!Number.isInteger(value) || (value as number) < 1)
+    throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
   return value as number
 }
 
@@ -240,7 +241,8 @@ export class Model {
    * row-major [a rows, b rows]. Distances come out negative, so that larger is always nearer.
    */
   similarity(a: Pick<EmbedResult, 'vectors' | 'dimensions'>, b: Pick<EmbedResult, 'vectors' | 'dimensions'>): Float32Array {
-    if (a.dimensions !== b.dimensions) throw new ConanError('INVALID_INPUT', `similarity: expected vectors of equal dimensions, got ${a.dimensions} and ${b.dimensions}`)
+    if (a.dimensions !== b.dimensions)
+      throw new ConanError('INVALID_INPUT', `similarity: expected vectors of equal dimensions, got ${a.dimensions} and ${b.dimensions}`)
     for (const { vectors } of [a, b]) if (!(vectors instanceof Float32Array)) throw new ConanError('INVALID_INPUT', 'similarity: expected float32 vectors')
     const d = a.dimensions
     const rows = a.vectors.length / d
@@ -293,7 +295,10 @@ export class Model {
     const dimensions = positive(asked, 'dimensions', this.directory.truncateDim ?? this.info.dimensions)
     if (dimensions > this.info.dimensions) throw new ConanError('INVALID_OPTION', `dimensions: expected at most ${this.info.dimensions}, got ${dimensions}`)
     if (asked !== undefined && asked !== this.info.dimensions && !this.info.matryoshka && this.directory.truncateDim === undefined && !options.force)
-      throw new ConanError('INVALID_OPTION', `dimensions: this model has ${this.info.dimensions} and does not declare that its first ${asked} can stand alone (Matryoshka); pass force: true to cut all the same`)
+      throw new ConanError(
+        'INVALID_OPTION',
+        `dimensions: this model has ${this.info.dimensions} and does not declare that its first ${asked} can stand alone (Matryoshka); pass force: true to cut all the same`,
+      )
     const prompt = choosePrompt(this.directory, options)
     if (prompt && !this.directory.includePrompt)
       throw new ConanError('INVALID_OPTION', 'prompt: this model leaves prompts out of its pooling ("include_prompt": false), which is not supported')

@@ -19,7 +19,8 @@
       "native/models/arch/decoder.cpp"
     ],
     "conan_addon_sources": ["native/addon/addon.cpp"],
-    "conan_flags": ["-O3", "-Wall", "-Wextra", "-fvisibility=hidden", "-ffp-contract=off"],
+    "conan_flags": ["-O3", "-Wall", "-Wextra", "-Wno-restrict", "-fvisibility=hidden", "-ffp-contract=off"],
+    "conan_linux_link_flags": ["-Wl,-z,nodelete", "-Wl,--exclude-libs,ALL", "-static-libstdc++", "-static-libgcc"],
     "conan_avx2_sources": ["native/cpu/kernels_avx2.cpp"],
     "conan_avx2_flags": ["-mavx2", "-mfma", "-mf16c"],
     "conan_avx512_sources": ["native/cpu/kernels_avx512.cpp"],

@@ -18,11 +18,14 @@ int main(int count, char** arguments) {
   const int threads = count > 1 ? std::atoi(arguments[1]) : ThreadPool::default_threads();
   const OperationTable& table = cpu_backend();
   const CpuReport report = cpu_report();
-  std::printf("%s, %d threads; one thread in L1: float32 %.0f GFLOP/s, vdpbf16ps %.0f\n", table.name, threads, report.f32_gflops, report.bf16_dot_gflops);
-  const int64_t shapes[][3] = {{1, 384, 1536}, {16, 384, 1536}, {128, 384, 384}, {1024, 384, 1152}, {1024, 384, 1536}, {1024, 1536, 384}, {512, 1024, 3072}, {512, 3072, 1024}};
+  std::printf("%s, %d threads; one thread in L1: float32 %.0f GFLOP/s, vdpbf16ps %.0f\n", table.name, threads, report.f32_gflops,
+              report.bf16_dot_gflops);
+  const int64_t shapes[][3] = {{1, 384, 1536},    {16, 384, 1536},   {128, 384, 384},   {1024, 384, 1152},
+                               {1024, 384, 1536}, {1024, 1536, 384}, {512, 1024, 3072}, {512, 3072, 1024}};
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::i8})
     for (const auto& s : shapes) {
-      std::vector<float> w = test::random_floats(size_t(s[1] * s[2]), 1), x = test::random_floats(size_t(s[0] * (s[1] + 16)), 2), y(size_t(s[0] * (s[2] + 16)));
+      std::vector<float> w = test::random_floats(size_t(s[1] * s[2]), 1), x = test::random_floats(size_t(s[0] * (s[1] + 16)), 2),
+                         y(size_t(s[0] * (s[2] + 16)));
       Context context(table, threads);
       auto weight = table.pack(context, {"w", {{w.data(), Dtype::f32, {s[2], s[1]}}}, false}, format);
       LinearArgs args;

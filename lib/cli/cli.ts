@@ -30,8 +30,7 @@ export async function main(args: string[]): Promise<number> {
   try {
     const parsed = parse(verb, command, rest)
     if (parsed === 'help') return 0
-    await command.run(parsed)
-    return 0
+    return (await command.run(parsed)) ?? 0
   } catch (error) {
     if (error instanceof CommandError) {
       console.error(`conan-embed ${verb}: ${error.message}`)

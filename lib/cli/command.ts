@@ -19,7 +19,8 @@ export interface Command {
   /** What stands after the verb: "MODEL [TEXT ...]". */
   positionals: string
   options: Record<string, Option>
-  run(args: Arguments): Promise<void>
+  /** Resolves to an exit code other than 0 where there is something to report. */
+  run(args: Arguments): Promise<number | undefined>
 }
 
 /** Wrong arguments: exit code 2. */

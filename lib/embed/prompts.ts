@@ -22,7 +22,10 @@ export function choosePrompt(model: ModelDirectory, options: PromptOptions): str
   const name = options.promptName ?? model.defaultPromptName
   if (name === undefined) return ''
   if (!Object.hasOwn(model.prompts, name))
-    throw new ConanError('INVALID_OPTION', `promptName: expected one of ${Object.keys(model.prompts).join(', ') || '(this model has none)'}, got ${shown(name)}`)
+    throw new ConanError(
+      'INVALID_OPTION',
+      `promptName: expected one of ${Object.keys(model.prompts).join(', ') || '(this model has none)'}, got ${shown(name)}`,
+    )
   return model.prompts[name] as string
 }
 

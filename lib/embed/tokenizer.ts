@@ -44,7 +44,11 @@ export class Tokenizer {
     if (config.add_eos_token === true) {
       const eos = config.eos_token as string | { content: string } | undefined
       const id = eos === undefined ? null : native.tokenToId(typeof eos === 'string' ? eos : eos.content)
-      if (id === null) throw new ConanError('TOKENIZER_INVALID', `${file}: tokenizer_config.json asks for an end token ("add_eos_token"): expected its eos_token in the vocabulary, found none`)
+      if (id === null)
+        throw new ConanError(
+          'TOKENIZER_INVALID',
+          `${file}: tokenizer_config.json asks for an end token ("add_eos_token"): expected its eos_token in the vocabulary, found none`,
+        )
       if (last !== id) append = last = id
     }
     const probe = last === undefined ? undefined : { id: last, text: native.idToToken(last) ?? '' }
@@ -70,7 +74,10 @@ export class Tokenizer {
       const ids = encoding.getIds()
       if (special && this.appendId !== undefined) ids.push(this.appendId)
       if (special && this.finalToken && ids.at(-1) !== this.finalToken.id)
-        throw new ConanError('TOKENIZER_INVALID', `${this.file}: expected every text to end with ${this.finalToken.text} (${this.finalToken.id}), got id ${ids.at(-1)}`)
+        throw new ConanError(
+          'TOKENIZER_INVALID',
+          `${this.file}: expected every text to end with ${this.finalToken.text} (${this.finalToken.id}), got id ${ids.at(-1)}`,
+        )
       return { ids, truncated: encoding.getOverflowing().length > 0 }
     })
   }

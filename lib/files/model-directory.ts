@@ -105,14 +105,18 @@ function readChat(directory: string, tokenizerConfig: Json, sentence: Json): Cha
   let template = existsSync(file) ? readFileSync(file, 'utf8') : tokenizerConfig.chat_template
   if (Array.isArray(template)) template = (template as Json[]).find((t) => t.name === 'default')?.template
   if (typeof template !== 'string')
-    throw new ConanError('CONFIG_INVALID', `${directory}: sentence_bert_config.json asks for chat messages: expected chat_template.jinja or a chat_template in tokenizer_config.json, found neither`)
+    throw new ConanError(
+      'CONFIG_INVALID',
+      `${directory}: sentence_bert_config.json asks for chat messages: expected chat_template.jinja or a chat_template in tokenizer_config.json, found neither`,
+    )
   const variables = ((sentence.processing_kwargs as Json | undefined)?.chat_template ?? {}) as Json
   return { template, format: message.format === 'flat' ? 'flat' : 'structured', variables }
 }
 
 /** Reads the directory `root`; a plain transformers directory counts as one with mean pooling, or last token for decoders. */
 export function readModelDirectory(root: string): ModelDirectory {
-  if (!existsSync(root) || !statSync(root).isDirectory()) throw new ConanError('MODEL_NOT_FOUND', `${root}: expected a model directory, found ${existsSync(root) ? 'a file' : 'nothing'}`)
+  if (!existsSync(root) || !statSync(root).isDirectory())
+    throw new ConanError('MODEL_NOT_FOUND', `${root}: expected a model directory, found ${existsSync(root) ? 'a file' : 'nothing'}`)
   const modulesFile = path.join(root, 'modules.json')
   const modules = existsSync(modulesFile) ? (readJson(modulesFile) as unknown as Json[]) : undefined
   if (modules !== undefined && !Array.isArray(modules)) throw new ConanError('CONFIG_INVALID', `${modulesFile}: expected a list of modules`)
@@ -128,7 +132,11 @@ export function readModelDirectory(root: string): ModelDirectory {
     else if (type === 'Pooling') pooling = readPooling(path.join(at, 'config.json'))
     else if (type === 'Dense') dense.push(readDense(at))
     else if (type === 'Normalize') normalize = true
-    else if (type !== 'Dropout') throw new ConanError('UNSUPPORTED_ARCHITECTURE', `${modulesFile}: module type: expected Transformer, Pooling, Dense, Normalize or Dropout, got ${shown(module.type)}`)
+    else if (type !== 'Dropout')
+      throw new ConanError(
+        'UNSUPPORTED_ARCHITECTURE',
+        `${modulesFile}: module type: expected Transformer, Pooling, Dense, Normalize or Dropout, got ${shown(module.type)}`,
+      )
   }
   const configFile = path.join(directory, 'config.json')
   if (!existsSync(configFile)) throw new ConanError('MODEL_NOT_FOUND', `${directory}: expected config.json, found none`)
@@ -148,7 +156,10 @@ export function readModelDirectory(root: string): ModelDirectory {
   const prompts = (sentenceTransformers.prompts ?? {}) as Record<string, string>
   const defaultPromptName = (sentenceTransformers.default_prompt_name ?? undefined) as string | undefined
   if (defaultPromptName !== undefined && !Object.hasOwn(prompts, defaultPromptName))
-    throw new ConanError('CONFIG_INVALID', `${root}: "default_prompt_name": expected one of ${Object.keys(prompts).join(', ') || '(no prompts)'}, got ${shown(defaultPromptName)}`)
+    throw new ConanError(
+      'CONFIG_INVALID',
+      `${root}: "default_prompt_name": expected one of ${Object.keys(prompts).join(', ') || '(no prompts)'}, got ${shown(defaultPromptName)}`,
+    )
   const architecture = String((config.architectures as string[] | undefined)?.[0] ?? '')
   const decoder = /ForCausalLM$|^(Llama|Mistral|Qwen\d)/.test(architecture)
   return {

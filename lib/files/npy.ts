@@ -1,7 +1,7 @@
 // Writes NumPy's .npy (format 1.0) row by row: a temporary file that takes its real name when it is whole.
 import { closeSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
-import { ConanError } from '../errors'
 import type { Vectors } from '../embed/precision'
+import { ConanError } from '../errors'
 
 const headerBytes = 128 // fixed, so that the number of rows can be filled in at the end
 

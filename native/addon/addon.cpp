@@ -116,8 +116,11 @@ Pooling pooling_of(const std::string& name) {
 }
 
 Activation activation_of(const std::string& name) {
-  static const std::pair<const char*, Activation> names[] = {
-      {"identity", Activation::none}, {"tanh", Activation::tanh}, {"relu", Activation::relu}, {"gelu", Activation::gelu_erf}, {"silu", Activation::silu}};
+  static const std::pair<const char*, Activation> names[] = {{"identity", Activation::none},
+                                                             {"tanh", Activation::tanh},
+                                                             {"relu", Activation::relu},
+                                                             {"gelu", Activation::gelu_erf},
+                                                             {"silu", Activation::silu}};
   for (const auto& [known, activation] : names)
     if (name == known) return activation;
   fail("CONFIG_INVALID", "dense activation: expected identity, tanh, relu, gelu or silu, got \"", name, "\"");
@@ -133,8 +136,9 @@ ModelOptions read_options(const Napi::Object& js) {
   Napi::Array dense = js.Get("dense").As<Napi::Array>();
   for (uint32_t i = 0; i < dense.Length(); ++i) {
     Napi::Object layer = dense.Get(i).As<Napi::Object>();
-    options.dense.push_back({layer.Get("directory").ToString(), layer.Get("inputs").ToNumber().Int64Value(), layer.Get("outputs").ToNumber().Int64Value(),
-                             layer.Get("bias").ToBoolean(), activation_of(layer.Get("activation").ToString())});
+    options.dense.push_back({layer.Get("directory").ToString(), layer.Get("inputs").ToNumber().Int64Value(),
+                             layer.Get("outputs").ToNumber().Int64Value(), layer.Get("bias").ToBoolean(),
+                             activation_of(layer.Get("activation").ToString())});
   }
   return options;
 }
@@ -274,8 +278,8 @@ Napi::Value cpu(const Napi::CallbackInfo& info) {
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
-      {"load", load},       {"embed", embed},          {"hiddenStates", hidden_states}, {"cancel", cancel}, {"dispose", dispose},
-      {"modelInfo", model_info}, {"inspect", inspect}, {"cpu", cpu}};
+      {"load", load},       {"embed", embed}, {"hiddenStates", hidden_states}, {"cancel", cancel}, {"dispose", dispose}, {"modelInfo", model_info},
+      {"inspect", inspect}, {"cpu", cpu}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;
 }

@@ -22,10 +22,10 @@ struct DtypeSpelling {
   const char* name;
   Dtype dtype;
 };
-constexpr DtypeSpelling kSpellings[] = {
-    {"F32", Dtype::f32},  {"BF16", Dtype::bf16}, {"F16", Dtype::f16}, {"F64", Dtype::f64},      {"I8", Dtype::i8},
-    {"U8", Dtype::u8},    {"I16", Dtype::i16},   {"U16", Dtype::u16}, {"I32", Dtype::i32},      {"U32", Dtype::u32},
-    {"I64", Dtype::i64},  {"U64", Dtype::u64},   {"BOOL", Dtype::boolean}, {"F8_E4M3", Dtype::f8_e4m3}, {"F8_E5M2", Dtype::f8_e5m2}};
+constexpr DtypeSpelling kSpellings[] = {{"F32", Dtype::f32},      {"BF16", Dtype::bf16},       {"F16", Dtype::f16},        {"F64", Dtype::f64},
+                                        {"I8", Dtype::i8},        {"U8", Dtype::u8},           {"I16", Dtype::i16},        {"U16", Dtype::u16},
+                                        {"I32", Dtype::i32},      {"U32", Dtype::u32},         {"I64", Dtype::i64},        {"U64", Dtype::u64},
+                                        {"BOOL", Dtype::boolean}, {"F8_E4M3", Dtype::f8_e4m3}, {"F8_E5M2", Dtype::f8_e5m2}};
 
 bool multiply(uint64_t a, uint64_t b, uint64_t& out) { return __builtin_mul_overflow(a, b, &out); }
 
@@ -73,8 +73,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
   uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | static_cast<unsigned char>(file_.data()[i]);
   if (header_bytes > kMaxHeaderBytes)
-    fail("FILE_CORRUPT", path, ": expected a header of at most ", kMaxHeaderBytes, " bytes, got ", header_bytes,
-         " (is this a safetensors file?)");
+    fail("FILE_CORRUPT", path, ": expected a header of at most ", kMaxHeaderBytes, " bytes, got ", header_bytes, " (is this a safetensors file?)");
   if (header_bytes > file_.size() - 8)
     fail("FILE_CORRUPT", path, ": the header claims ", header_bytes, " bytes, but only ", file_.size() - 8, " follow (truncated?)");
   const std::string subject = path + " (header)";
@@ -113,8 +112,7 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
       fail("FILE_CORRUPT", tensor, ": expected data_offsets [begin, end]");
     const int64_t begin = offsets.items()[0].integer(), end = offsets.items()[1].integer();
     if (begin < 0 || end < begin || uint64_t(end) > data_bytes)
-      fail("FILE_CORRUPT", tensor, ": expected data_offsets within the ", data_bytes, " bytes of data, got [", begin, ", ", end,
-           "] (truncated?)");
+      fail("FILE_CORRUPT", tensor, ": expected data_offsets within the ", data_bytes, " bytes of data, got [", begin, ", ", end, "] (truncated?)");
     if (uint64_t(end - begin) != bytes)
       fail("FILE_CORRUPT", tensor, ": ", dtype_name(view.dtype), " ", shape_text(view.shape), " takes ", bytes, " bytes, data_offsets hold ",
            end - begin);
@@ -133,7 +131,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
   uint64_t covered = 0;
   for (const Span& span : spans) {
     if (span.begin < covered) fail("FILE_CORRUPT", path, ": tensor ", json_quote(*span.name), " overlaps another one");
-    if (span.begin > covered) fail("FILE_CORRUPT", path, ": ", span.begin - covered, " bytes before tensor ", json_quote(*span.name), " belong to none");
+    if (span.begin > covered)
+      fail("FILE_CORRUPT", path, ": ", span.begin - covered, " bytes before tensor ", json_quote(*span.name), " belong to none");
     covered = span.end;
   }
   if (covered != data_bytes) fail("FILE_CORRUPT", path, ": expected ", covered, " bytes of data, got ", data_bytes);

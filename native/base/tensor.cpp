@@ -10,8 +10,8 @@ struct DtypeRow {
   const char* name;
 };
 // In the order of enum Dtype.
-constexpr DtypeRow kDtypes[] = {{4, "float32"}, {2, "bfloat16"}, {2, "float16"}, {8, "float64"}, {1, "int8"},
-                                {1, "uint8"},   {2, "int16"},    {2, "uint16"},  {4, "int32"},   {4, "uint32"},
+constexpr DtypeRow kDtypes[] = {{4, "float32"}, {2, "bfloat16"}, {2, "float16"}, {8, "float64"},     {1, "int8"},
+                                {1, "uint8"},   {2, "int16"},    {2, "uint16"},  {4, "int32"},       {4, "uint32"},
                                 {8, "int64"},   {8, "uint64"},   {1, "bool"},    {1, "float8_e4m3"}, {1, "float8_e5m2"}};
 }  // namespace
 
@@ -61,9 +61,7 @@ std::string shape_text(const std::vector<int64_t>& shape) {
 void read_f32(const TensorView& tensor, int64_t first, int64_t count, float* out) {
   const char* bytes = static_cast<const char*>(tensor.data);
   switch (tensor.dtype) {
-    case Dtype::f32:
-      std::memcpy(out, bytes + first * 4, size_t(count) * 4);
-      return;
+    case Dtype::f32: std::memcpy(out, bytes + first * 4, size_t(count) * 4); return;
     case Dtype::bf16:
     case Dtype::f16: {
       const bool bf16 = tensor.dtype == Dtype::bf16;
@@ -74,8 +72,7 @@ void read_f32(const TensorView& tensor, int64_t first, int64_t count, float* out
       }
       return;
     }
-    default:
-      fail("UNSUPPORTED_DTYPE", "expected a float32, bfloat16 or float16 tensor, got ", dtype_name(tensor.dtype));
+    default: fail("UNSUPPORTED_DTYPE", "expected a float32, bfloat16 or float16 tensor, got ", dtype_name(tensor.dtype));
   }
 }
 

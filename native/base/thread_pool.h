@@ -24,7 +24,8 @@ class ThreadPool {
   /// Regions of different callers take turns; a region inside a region runs on its own thread alone, as worker 0 of 1.
   template <class Body>
   void run(int threads, const Body& body) {
-    run_erased(threads, [](const void* b, int worker) { (*static_cast<const Body*>(b))(worker); }, &body);
+    run_erased(
+        threads, [](const void* b, int worker) { (*static_cast<const Body*>(b))(worker); }, &body);
   }
 
   /// True on a thread that is inside run().

@@ -3,7 +3,7 @@
 // without a horizontal step, the keys are the tile's rows as they lie in memory, and so are the values.
 namespace conan::cpu::CONAN_ISA {
 
-constexpr int kBlock = 128;       // keys at a time: 128 x 32 scores stay in L1
+constexpr int kBlock = 128;        // keys at a time: 128 x 32 scores stay in L1
 constexpr float kMasked = -1e30f;  // finite, so that a fully masked block makes no NaN
 
 template <bool kAcross, bool kWide, int... i>
@@ -32,10 +32,10 @@ template <bool kWide>
 static void attention(const AttentionPanel& a) {
   constexpr int N = kWide ? NR : W, vectors = N / W;
   const int D = a.head_dim;
-  float* qt = a.scratch;       // [D][N]
-  float* o = qt + D * NR;      // [D][N], the output so far
-  float* fresh = o + D * NR;   // [D][N], this block's share
-  float* s = fresh + D * NR;   // [kBlock][N]
+  float* qt = a.scratch;      // [D][N]
+  float* o = qt + D * NR;     // [D][N], the output so far
+  float* fresh = o + D * NR;  // [D][N], this block's share
+  float* s = fresh + D * NR;  // [kBlock][N]
 
   // Queries as a panel, scaled so that the softmax may use powers of two.
   const float scale = a.scale * 1.44269504088896341f;
@@ -44,8 +44,7 @@ static void attention(const AttentionPanel& a) {
     for (int d = 0; d < D; d += W) {
       F block[W];
       const int width = std::min(W, D - d);
-      for (int i = 0; i < W; ++i)
-        block[i] = i < count ? V::mul(load_some(a.q + (j * W + i) * a.q_stride + d, width), V::set(scale)) : V::zero();
+      for (int i = 0; i < W; ++i) block[i] = i < count ? V::mul(load_some(a.q + (j * W + i) * a.q_stride + d, width), V::set(scale)) : V::zero();
       V::transpose(block);
       for (int i = 0; i < width; ++i) V::store(qt + (d + i) * N + j * W, block[i]);
     }
@@ -72,7 +71,7 @@ static void attention(const AttentionPanel& a) {
           V::store(at, V::fma(bias, V::set(1.44269504088896341f), V::load(at)));
         }
     }
-    for (int i = 0; i < keys; ++i) {  // only rows that some query may not see
+    for (int i = 0; i < keys; ++i) {            // only rows that some query may not see
       const int64_t key = k0 + i - a.position;  // relative, as `position` is
       const bool whole = (a.left < 0 || a.queries - 1 - key <= a.left) && (a.right < 0 || key <= a.right);
       if (whole) continue;

@@ -56,7 +56,8 @@ struct PackedWeight : Weight {
 
 int64_t group(Layout layout) {  // elements along K per step
   switch (layout) {
-    case Layout::bf16_pairs: case Layout::i8_pairs: return 2;
+    case Layout::bf16_pairs:
+    case Layout::i8_pairs: return 2;
     case Layout::i8_quads: return 4;
     default: return 1;
   }
@@ -65,7 +66,9 @@ int64_t group(Layout layout) {  // elements along K per step
 size_t element_bytes(Layout layout) {
   switch (layout) {
     case Layout::f32: return 4;
-    case Layout::bf16_columns: case Layout::bf16_pairs: case Layout::f16: return 2;
+    case Layout::bf16_columns:
+    case Layout::bf16_pairs:
+    case Layout::f16: return 2;
     default: return 1;
   }
 }
@@ -260,8 +263,8 @@ void normalize(Context& context, const NormalizeArgs& args) { kernels(context).n
 // ---- matrix multiplication
 
 /// Rows [first, first + count) by panels [panel, panel_end). `a`: their words.
-void multiply(const Kernels& k, const PackedWeight& weight, const uint32_t* a, int64_t stride, const Finish& finish, int64_t count,
-              int64_t panel, int64_t panel_end) {
+void multiply(const Kernels& k, const PackedWeight& weight, const uint32_t* a, int64_t stride, const Finish& finish, int64_t count, int64_t panel,
+              int64_t panel_end) {
   alignas(64) float tile[kMaxTileRows * 2 * kMaxWidth];
   const int64_t tiles = ceil_div(count, k.tile_rows);
   for (; panel < panel_end; ++panel) {

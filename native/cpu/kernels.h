@@ -12,12 +12,12 @@ constexpr int kMaxWidth = 16;  // floats in the widest register
 
 /// How the weights of one panel (two registers of output columns) are laid out along K.
 enum class Layout {
-  f32,            // [K][NR] float
-  bf16_columns,   // [K][W] words: column j in the low half, column W + j in the high half; widened on the fly
-  bf16_pairs,     // [K/2][NR] words of two k: what vdpbf16ps takes
-  f16,            // [K][NR] halves
-  i8_pairs,       // [K/2][NR][2]
-  i8_quads,       // [K/4][NR][4]: what vpdpbusd takes
+  f32,           // [K][NR] float
+  bf16_columns,  // [K][W] words: column j in the low half, column W + j in the high half; widened on the fly
+  bf16_pairs,    // [K/2][NR] words of two k: what vdpbf16ps takes
+  f16,           // [K][NR] halves
+  i8_pairs,      // [K/2][NR][2]
+  i8_quads,      // [K/4][NR][4]: what vpdpbusd takes
 };
 
 /// tile[rows][NR] = a[rows][steps] * panel. a: rows of 32-bit words `stride` words apart (a float, two bf16, two int16
@@ -41,8 +41,8 @@ struct Finish {
   int64_t outputs = 0;                  // columns of y
   const float* column_scale = nullptr;  // int8 only, in panel order
   const int32_t* compensation = nullptr;
-  const float* row_scale = nullptr;     // of the tile's first row
-  const float* residual = nullptr;      // ditto
+  const float* row_scale = nullptr;  // of the tile's first row
+  const float* residual = nullptr;   // ditto
   int64_t residual_stride = 0;
   float* y = nullptr;
   int64_t y_stride = 0;

@@ -14,20 +14,19 @@
 namespace conan::cpu::CONAN_ISA {
 
 static constexpr Kernels make_kernels(const char* name) {
-  return {name,
-          W,
-          CONAN_TILE_ROWS,
-          {float_kernel<F32Panel>("float32", Layout::f32, TileRows{}),
-           float_kernel<Bf16Panel>("widened to float32", Layout::bf16_columns, TileRows{}),
-           float_kernel<F16Panel>("widened to float32", Layout::f16, TileRows{}),
-           i8_pairs_kernel("int8 pairs", TileRows{})},
-          finish_tile,
-          attention_panel,
-          norm_rows,
-          rope_rows,
-          embed_rows,
-          pool_sequence,
-          normalize_rows};
+  return {
+      name,
+      W,
+      CONAN_TILE_ROWS,
+      {float_kernel<F32Panel>("float32", Layout::f32, TileRows{}), float_kernel<Bf16Panel>("widened to float32", Layout::bf16_columns, TileRows{}),
+       float_kernel<F16Panel>("widened to float32", Layout::f16, TileRows{}), i8_pairs_kernel("int8 pairs", TileRows{})},
+      finish_tile,
+      attention_panel,
+      norm_rows,
+      rope_rows,
+      embed_rows,
+      pool_sequence,
+      normalize_rows};
 }
 
 }  // namespace conan::cpu::CONAN_ISA

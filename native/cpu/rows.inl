@@ -32,8 +32,7 @@ static void norm_rows(const NormArgs& a) {
     }
     for (; i < C; i += W) {
       const int n = int(std::min<int64_t>(W, C - i));
-      F a0 = n == W ? V::sub(V::load(x + i), mean)
-                    : V::where_ge(V::set(float(n) - 0.5f), V::iota(), V::sub(V::load_n(x + i, n), mean), V::zero());
+      F a0 = n == W ? V::sub(V::load(x + i), mean) : V::where_ge(V::set(float(n) - 0.5f), V::iota(), V::sub(V::load_n(x + i, n), mean), V::zero());
       q0 = V::fma(a0, a0, q0);
     }
     const F factor = V::set(1.f / std::sqrt(V::sum(V::add(q0, q1)) / float(C) + a.eps));
@@ -59,9 +58,8 @@ static void rope_rows(const RopeArgs& a) {
           squares = V::fma(v, v, squares);
         });
         const F factor = V::set(1.f / std::sqrt(V::sum(squares) / float(a.head_dim) + a.eps));
-        along(a.head_dim, [&](int64_t c, int n) {
-          store_some(x + c, V::mul(V::mul(load_some(x + c, n), factor), load_some(a.norm_weight + c, n)), n);
-        });
+        along(a.head_dim,
+              [&](int64_t c, int n) { store_some(x + c, V::mul(V::mul(load_some(x + c, n), factor), load_some(a.norm_weight + c, n)), n); });
       }
       if (!a.cos) continue;
       along(a.half, [&](int64_t c, int n) {

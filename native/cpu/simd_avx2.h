@@ -62,8 +62,8 @@ struct V {
   static void store_i(void* p, I x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
   static F load_i32(const int32_t* p) { return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static F load_i32_minus(const int32_t* p, const int32_t* q) {
-    return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)),
-                                               _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q))));
+    return _mm256_cvtepi32_ps(
+        _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q))));
   }
   static void store_i16(int16_t* p, F x) {
     __m256i i = _mm256_cvtps_epi32(x);

@@ -28,7 +28,8 @@ std::string shown(const Json& value) {
 
 int64_t ConfigReader::integer(const char* key) const {
   const Json& value = json_[key];
-  if (!value.is_integer() || value.integer() <= 0 || value.integer() > (int64_t(1) << 31)) wrong(key, "expected a positive whole number, got ", shown(value));
+  if (!value.is_integer() || value.integer() <= 0 || value.integer() > (int64_t(1) << 31))
+    wrong(key, "expected a positive whole number, got ", shown(value));
   return value.integer();
 }
 int64_t ConfigReader::integer(const char* key, int64_t fallback) const {
@@ -66,11 +67,11 @@ Activation read_activation(const ConfigReader& config, const char* key, const ch
     const char* name;
     Activation activation;
   };
-  static const Row rows[] = {{"gelu", Activation::gelu_erf},        {"gelu_python", Activation::gelu_erf},
-                             {"gelu_new", Activation::gelu_tanh},   {"gelu_pytorch_tanh", Activation::gelu_tanh},
-                             {"gelu_fast", Activation::gelu_tanh},  {"quick_gelu", Activation::quick_gelu},
-                             {"relu", Activation::relu},            {"silu", Activation::silu},
-                             {"swish", Activation::silu},           {"tanh", Activation::tanh}};
+  static const Row rows[] = {{"gelu", Activation::gelu_erf},       {"gelu_python", Activation::gelu_erf},
+                             {"gelu_new", Activation::gelu_tanh},  {"gelu_pytorch_tanh", Activation::gelu_tanh},
+                             {"gelu_fast", Activation::gelu_tanh}, {"quick_gelu", Activation::quick_gelu},
+                             {"relu", Activation::relu},           {"silu", Activation::silu},
+                             {"swish", Activation::silu},          {"tanh", Activation::tanh}};
   const std::string name = config.string(key, fallback);
   for (const Row& row : rows)
     if (name == row.name) return row.activation;
@@ -158,9 +159,11 @@ TransformerConfig read_transformer_config(const Json& json, const std::string& s
       if (type == name) {
         TransformerConfig read = architecture->read(config);
         read.model_type = type;
-        if (read.heads % read.kv_heads) config.wrong("num_key_value_heads", "expected a divisor of the ", read.heads, " attention heads, got ", read.kv_heads);
+        if (read.heads % read.kv_heads)
+          config.wrong("num_key_value_heads", "expected a divisor of the ", read.heads, " attention heads, got ", read.kv_heads);
         for (const RopeConfig& rope : read.ropes)
-          if (int64_t(rope.frequencies.size()) * 2 > read.head_dim) config.wrong("partial_rotary_factor", "rotates more than a head of ", read.head_dim);
+          if (int64_t(rope.frequencies.size()) * 2 > read.head_dim)
+            config.wrong("partial_rotary_factor", "rotates more than a head of ", read.head_dim);
         return read;
       }
       known += (known.empty() ? "" : ", ") + std::string(name);

@@ -26,7 +26,8 @@ std::string inspect_directory(const std::string& directory) {
   int64_t parameters = 0, bytes = 0;
   for (const std::string& name : checkpoint.names()) {
     const TensorView& t = *checkpoint.find(name);
-    tensors += (tensors.empty() ? "" : ",") + text("{\"name\":", json_quote(name), ",\"dtype\":\"", dtype_name(t.dtype), "\",\"shape\":", shape_text(t.shape), "}");
+    tensors += (tensors.empty() ? "" : ",") +
+               text("{\"name\":", json_quote(name), ",\"dtype\":\"", dtype_name(t.dtype), "\",\"shape\":", shape_text(t.shape), "}");
     dtypes[dtype_name(t.dtype)] += t.size();
     parameters += t.size();
     bytes += int64_t(t.bytes());

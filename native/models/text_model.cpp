@@ -52,8 +52,7 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
 
   std::vector<std::unique_ptr<Adapter>> none;
   for (const DenseOptions& dense : options.dense) {
-    if (dense.inputs != dimensions_)
-      fail("CONFIG_INVALID", dense.directory, ": \"in_features\": expected ", dimensions_, ", got ", dense.inputs);
+    if (dense.inputs != dimensions_) fail("CONFIG_INVALID", dense.directory, ": \"in_features\": expected ", dimensions_, ", got ", dense.inputs);
     Checkpoint checkpoint(dense.directory);
     WeightLoader loader(checkpoint, none, "linear.weight");
     Dense layer;

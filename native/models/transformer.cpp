@@ -178,7 +178,8 @@ void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x,
   context.ops.norm(context, args);
 }
 
-void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions) const {
+void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries,
+                         const int32_t* positions) const {
   const int rope = config_.layer[size_t(index)].rope;
   if (rope < 0 && layer.q_norm.empty()) return;
   RopeArgs args;

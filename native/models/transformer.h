@@ -60,7 +60,8 @@ class Transformer {
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}) const;
   void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
-  void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets, const int32_t* q_starts) const;
+  void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
+              const int32_t* q_starts) const;
   void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const;
   const RopeTable& rope_table(int rope, int64_t positions) const;
 

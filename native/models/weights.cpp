@@ -20,7 +20,8 @@ bool names_module(const std::string& path, const std::string& name) { return pat
 Adapter::Adapter(const std::string& directory) : directory_(directory), checkpoint_(directory, "adapter_model") {
   const std::string path = directory + "/adapter_config.json";
   const Json config = Json::parse(read_text_file(path), path);
-  if (config["peft_type"].string() != "LORA") fail("CONFIG_INVALID", path, ": \"peft_type\": expected \"LORA\", got ", json_quote(config["peft_type"].string()));
+  if (config["peft_type"].string() != "LORA")
+    fail("CONFIG_INVALID", path, ": \"peft_type\": expected \"LORA\", got ", json_quote(config["peft_type"].string()));
   if (config["use_dora"].boolean()) fail("CONFIG_INVALID", path, ": \"use_dora\": expected false, DoRA is not supported");
   if (config["fan_in_fan_out"].boolean()) fail("CONFIG_INVALID", path, ": \"fan_in_fan_out\": expected false");
   if (!config["r"].is_integer() || config["r"].integer() <= 0) fail("CONFIG_INVALID", path, ": \"r\": expected a positive whole number");
@@ -28,15 +29,16 @@ Adapter::Adapter(const std::string& directory) : directory_(directory), checkpoi
 
   for (const std::string& name : checkpoint_.names()) {
     static const std::string start = "base_model.model.";
-    if (name.compare(0, start.size(), start) != 0) fail("TENSOR_UNUSED", directory, ": adapter tensor \"", name, "\": expected a name that starts with ", start);
+    if (name.compare(0, start.size(), start) != 0)
+      fail("TENSOR_UNUSED", directory, ": adapter tensor \"", name, "\": expected a name that starts with ", start);
     std::string module = name.substr(start.size());
     struct Kind {
       const char* end;
       bool a, embedding, replacement;
     };
-    static const Kind kinds[] = {{".lora_A.weight", true, false, false},     {".lora_B.weight", false, false, false},
-                                 {".lora_embedding_A", true, true, false},   {".lora_embedding_B", false, true, false},
-                                 {".weight", false, false, true},            {".bias", false, false, true}};
+    static const Kind kinds[] = {{".lora_A.weight", true, false, false},   {".lora_B.weight", false, false, false},
+                                 {".lora_embedding_A", true, true, false}, {".lora_embedding_B", false, true, false},
+                                 {".weight", false, false, true},          {".bias", false, false, true}};
     const Kind* kind = std::find_if(std::begin(kinds), std::end(kinds), [&](const Kind& k) { return ends_with(module, k.end); });
     if (kind == std::end(kinds)) fail("TENSOR_UNUSED", directory, ": adapter tensor \"", name, "\" is of no kind known here");
     module.resize(module.size() - std::string(kind->end).size());
@@ -62,7 +64,8 @@ Adapter::Adapter(const std::string& directory) : directory_(directory), checkpoi
     if (m.replacement) continue;
     if (!m.a || !m.b) fail("TENSOR_MISSING", directory, ": adapter module \"", module, "\": expected both lora_A and lora_B");
     if (m.a->shape.size() != 2 || m.b->shape.size() != 2 || m.a->shape[0] != m.b->shape[1])
-      fail("TENSOR_SHAPE", directory, ": adapter module \"", module, "\": lora_A ", shape_text(m.a->shape), " and lora_B ", shape_text(m.b->shape), " do not fit");
+      fail("TENSOR_SHAPE", directory, ": adapter module \"", module, "\": lora_A ", shape_text(m.a->shape), " and lora_B ", shape_text(m.b->shape),
+           " do not fit");
   }
 }
 
@@ -80,7 +83,8 @@ bool Adapter::apply(const std::string& name, const std::vector<int64_t>& shape, 
   m->used = true;
   if (m->replacement) {
     if (m->replacement->shape != shape)
-      fail("TENSOR_SHAPE", directory_, ": adapter tensor \"", m->key, "\": expected ", shape_text(shape), ", got ", shape_text(m->replacement->shape));
+      fail("TENSOR_SHAPE", directory_, ": adapter tensor \"", m->key, "\": expected ", shape_text(shape), ", got ",
+           shape_text(m->replacement->shape));
     read_f32(*m->replacement, 0, m->replacement->size(), values.data());
     return true;
   }
@@ -104,7 +108,8 @@ bool Adapter::apply(const std::string& name, const std::vector<int64_t>& shape, 
 
 void Adapter::require_all_used() const {
   for (const auto& [path, module] : modules_)
-    if (!module.used) fail("TENSOR_UNUSED", directory_, ": adapter tensor \"", module.key, "\" fits no tensor of the model (an adapter for another model?)");
+    if (!module.used)
+      fail("TENSOR_UNUSED", directory_, ": adapter tensor \"", module.key, "\" fits no tensor of the model (an adapter for another model?)");
 }
 
 // ---- the loader
@@ -116,7 +121,8 @@ WeightLoader::WeightLoader(const Checkpoint& checkpoint, std::vector<std::unique
   for (const std::string& name : checkpoint.names())
     if (names_module(name, probe)) found.push_back(name);
   if (found.empty()) fail("TENSOR_MISSING", checkpoint.directory(), ": expected a tensor \"", probe, "\" (any prefix), found none");
-  if (found.size() > 1) fail("CONFIG_INVALID", checkpoint.directory(), ": tensors \"", found[0], "\" and \"", found[1], "\" could both be this model's \"", probe, "\"");
+  if (found.size() > 1)
+    fail("CONFIG_INVALID", checkpoint.directory(), ": tensors \"", found[0], "\" and \"", found[1], "\" could both be this model's \"", probe, "\"");
   prefix_ = found[0].substr(0, found[0].size() - probe.size());
 }
 
@@ -125,9 +131,11 @@ TensorView WeightLoader::checked(const std::string& full, const std::vector<int6
   taken_.insert(full);
   try {
     if (!tensor) fail("TENSOR_MISSING", checkpoint_.directory(), ": tensor \"", full, "\": expected ", shape_text(shape), ", found none");
-    if (tensor->shape != shape) fail("TENSOR_SHAPE", checkpoint_.directory(), ": tensor \"", full, "\": expected ", shape_text(shape), ", got ", shape_text(tensor->shape));
+    if (tensor->shape != shape)
+      fail("TENSOR_SHAPE", checkpoint_.directory(), ": tensor \"", full, "\": expected ", shape_text(shape), ", got ", shape_text(tensor->shape));
     if (tensor->dtype != Dtype::f32 && tensor->dtype != Dtype::bf16 && tensor->dtype != Dtype::f16)
-      fail("UNSUPPORTED_DTYPE", checkpoint_.directory(), ": tensor \"", full, "\": expected float32, bfloat16 or float16, got ", dtype_name(tensor->dtype));
+      fail("UNSUPPORTED_DTYPE", checkpoint_.directory(), ": tensor \"", full, "\": expected float32, bfloat16 or float16, got ",
+           dtype_name(tensor->dtype));
   } catch (const Error& error) {
     if (!problems_) throw;
     problems_->push_back(error.what());
@@ -183,8 +191,8 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
   return weight;
 }
 
-std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first,
-                                                 int64_t count, WeightFormat format) {
+std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first, int64_t count,
+                                                 WeightFormat format) {
   TensorView view = take(name + ".weight", {rows, cols});
   if (problems_) return std::make_unique<Weight>();
   view.data = static_cast<const char*>(view.data) + size_t(first * cols) * dtype_size(view.dtype);

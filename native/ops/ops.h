@@ -193,8 +193,8 @@ struct Context {
   const OperationTable& ops;
   int threads;
   Arena scratch;
-  std::vector<std::unique_ptr<Context>> workers;     // contexts of workers 1 .. threads-1
-  const std::atomic<bool>* cancelled = nullptr;      // checked between layers
+  std::vector<std::unique_ptr<Context>> workers;  // contexts of workers 1 .. threads-1
+  const std::atomic<bool>* cancelled = nullptr;   // checked between layers
 
   Context& worker(int index) { return index == 0 ? *this : *workers[size_t(index) - 1]; }
   size_t scratch_bytes() const;

@@ -54,10 +54,10 @@ void linear_cases(const OperationTable& table, const OperationTable& reference) 
     bool gated, bias, residual;
     Activation activation;
   };
-  const Case cases[] = {{1, 7, 5, false, false, false, Activation::none},      {3, 33, 70, false, true, false, Activation::gelu_erf},
-                        {17, 64, 96, false, true, true, Activation::none},     {29, 130, 48, true, false, false, Activation::silu},
-                        {64, 512, 100, false, true, false, Activation::relu},  {200, 65, 34, true, true, true, Activation::gelu_tanh},
-                        {2, 1024, 33, false, false, true, Activation::tanh},   {5, 31, 20, false, true, false, Activation::quick_gelu}};
+  const Case cases[] = {{1, 7, 5, false, false, false, Activation::none},     {3, 33, 70, false, true, false, Activation::gelu_erf},
+                        {17, 64, 96, false, true, true, Activation::none},    {29, 130, 48, true, false, false, Activation::silu},
+                        {64, 512, 100, false, true, false, Activation::relu}, {200, 65, 34, true, true, true, Activation::gelu_tanh},
+                        {2, 1024, 33, false, false, true, Activation::tanh},  {5, 31, 20, false, true, false, Activation::quick_gelu}};
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
     for (const Case& c : cases) {
       const std::string what = text(table.name, " linear ", weight_format_name(format), " ", c.rows, "x", c.k, "x", c.n);
@@ -99,10 +99,10 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
     int64_t left, right;
     bool bias, last_only;
   };
-  const Case cases[] = {{{5, 1, 33}, 4, 4, 32, -1, -1, false, false},  {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},
-                        {{90, 257}, 2, 1, 20, 16, 16, false, false},   {{40, 7}, 3, 3, 24, -1, -1, true, false},
-                        {{400, 16, 17}, 2, 2, 128, 63, 0, false, false}, {{31, 130}, 2, 2, 16, -1, 0, false, true},
-                        {{600}, 1, 1, 8, 5, 0, false, false}};
+  const Case cases[] = {
+      {{5, 1, 33}, 4, 4, 32, -1, -1, false, false}, {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},   {{90, 257}, 2, 1, 20, 16, 16, false, false},
+      {{40, 7}, 3, 3, 24, -1, -1, true, false},     {{400, 16, 17}, 2, 2, 128, 63, 0, false, false}, {{31, 130}, 2, 2, 16, -1, 0, false, true},
+      {{600}, 1, 1, 8, 5, 0, false, false}};
   for (const Case& c : cases) {
     std::vector<int32_t> kv{0}, q{0}, starts;
     for (int n : c.lengths) {
@@ -110,7 +110,8 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
       q.push_back(q.back() + (c.last_only ? 1 : n));
       starts.push_back(c.last_only ? n - 1 : 0);
     }
-    const std::string what = text(table.name, " attention ", c.lengths[0], "+ ", c.heads, "/", c.kv_heads, "x", c.head_dim, " window ", c.left, " ", c.right);
+    const std::string what =
+        text(table.name, " attention ", c.lengths[0], "+ ", c.heads, "/", c.kv_heads, "x", c.head_dim, " window ", c.left, " ", c.right);
     Owned queries(q.back(), c.heads * c.head_dim, 1), keys(kv.back(), c.kv_heads * c.head_dim, 2), values(kv.back(), c.kv_heads * c.head_dim, 3);
     Owned want(q.back(), c.heads * c.head_dim, 4), got(q.back(), c.heads * c.head_dim, 5);
     const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;

@@ -44,7 +44,8 @@ int main(int count, char** arguments) {
   const std::filesystem::path directory = std::filesystem::temp_directory_path() / ("conan-safetensors-" + std::to_string(std::random_device{}()));
   std::filesystem::create_directory(directory);
   path = directory / "model.safetensors";
-  const std::string good = R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}})";
+  const std::string good =
+      R"({"__metadata__":{"format":"pt"},"a":{"dtype":"F32","shape":[2,3],"data_offsets":[0,24]},"b":{"dtype":"BF16","shape":[4],"data_offsets":[24,32]}})";
 
   write(file_of(good, 32));
   {
@@ -71,14 +72,18 @@ int main(int count, char** arguments) {
   refused("UNSUPPORTED_DTYPE", "an unknown dtype", file_of(tensor(R"({"dtype":"F7","shape":[1],"data_offsets":[0,4]})"), 4));
   refused("FILE_CORRUPT", "a negative size", file_of(tensor(R"({"dtype":"F32","shape":[-1],"data_offsets":[0,4]})"), 4));
   refused("FILE_CORRUPT", "a fractional size", file_of(tensor(R"({"dtype":"F32","shape":[1.5],"data_offsets":[0,4]})"), 4));
-  refused("FILE_CORRUPT", "an overflowing shape", file_of(tensor(R"({"dtype":"F32","shape":[4503599627370496,4503599627370496],"data_offsets":[0,4]})"), 4));
+  refused("FILE_CORRUPT", "an overflowing shape",
+          file_of(tensor(R"({"dtype":"F32","shape":[4503599627370496,4503599627370496],"data_offsets":[0,4]})"), 4));
   refused("FILE_CORRUPT", "offsets the wrong way round", file_of(tensor(R"({"dtype":"F32","shape":[1],"data_offsets":[4,0]})"), 4));
   refused("FILE_CORRUPT", "offsets beyond the file", file_of(tensor(R"({"dtype":"F32","shape":[100],"data_offsets":[0,400]})"), 4));
   refused("FILE_CORRUPT", "a shape of another size", file_of(tensor(R"({"dtype":"F32","shape":[2],"data_offsets":[0,4]})"), 4));
   refused("FILE_CORRUPT", "no offsets", file_of(tensor(R"({"dtype":"F32","shape":[1]})"), 4));
-  refused("FILE_CORRUPT", "overlap", file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})", 6));
-  refused("FILE_CORRUPT", "a hole", file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[6,10]}})", 10));
-  refused("FILE_CORRUPT", "a name twice", file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", 8));
+  refused("FILE_CORRUPT", "overlap",
+          file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[2,6]}})", 6));
+  refused("FILE_CORRUPT", "a hole",
+          file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"b":{"dtype":"U8","shape":[4],"data_offsets":[6,10]}})", 10));
+  refused("FILE_CORRUPT", "a name twice",
+          file_of(R"({"a":{"dtype":"U8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"U8","shape":[4],"data_offsets":[4,8]}})", 8));
   check_error("FILE_IO", "no file", [&] { SafetensorsFile file(directory / "none"); });
   check_error("FILE_IO", "a directory", [&] { SafetensorsFile file(directory.string()); });
 

@@ -27,7 +27,8 @@ async function checkHidden(directory: string, name: string, dtype: 'float32' | '
 }
 
 for (const name of readdirSync(path.join(fixtures, 'pico'))) {
-  for (const dtype of ['float32', 'bfloat16', 'int8'] as const) test(`${name}: hidden states of every layer, ${dtype}`, () => checkHidden(pico(name), name, dtype))
+  for (const dtype of ['float32', 'bfloat16', 'int8'] as const)
+    test(`${name}: hidden states of every layer, ${dtype}`, () => checkHidden(pico(name), name, dtype))
 
   test(`${name}: pooled by one row, only that row is computed in the last layer`, async () => {
     const tensors = golden(name)
@@ -102,7 +103,11 @@ test('old spelling of rope settings: rope_theta and rope_scaling', async () => {
 })
 
 test('tensor names with and without the prefix of a head', async () => {
-  for (const [name, prefix] of [['bert', 'bert.'], ['roberta', '0.auto_model.'], ['gemma3', 'model.language_model.']] as const) {
+  for (const [name, prefix] of [
+    ['bert', 'bert.'],
+    ['roberta', '0.auto_model.'],
+    ['gemma3', 'model.language_model.'],
+  ] as const) {
     const directory = copyOf(pico(name))
     editTensors(directory, (tensors) => {
       for (const [key, tensor] of [...tensors]) {

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync, rmSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { loadModel } from '../../lib/index'
-import { copyOf, editJson, fixtures, floats, largestDifference, needs, dataDirectory, readSafetensors, tolerance, worstCosine } from '../support'
+import { copyOf, dataDirectory, editJson, fixtures, floats, largestDifference, needs, readSafetensors, tolerance, worstCosine } from '../support'
 
 const texts: string[] = JSON.parse(readFileSync(path.join(fixtures, 'st', 'texts.json'), 'utf8'))
 const directories = readdirSync(path.join(fixtures, 'st')).filter((name) => !name.endsWith('.json'))
@@ -19,7 +19,10 @@ async function checkVectors(directory: string, name: string) {
     const difference = largestDifference(vectors, floats(tensor))
     assert.ok(difference < tolerance.float32.vector, `${name}, prompt ${kind}: largest difference ${difference}`)
     // Texts 1 and 4 are the long ones; whether 1 still fits depends on the prompt.
-    assert.deepEqual(usage.truncated.filter((i) => i !== 1), [4])
+    assert.deepEqual(
+      usage.truncated.filter((i) => i !== 1),
+      [4],
+    )
     for (const [i, text] of texts.entries()) {
       const alone = await model.embed(text, { promptName })
       assert.deepEqual(alone.vectors, vectors.subarray(i * dimensions, (i + 1) * dimensions))
@@ -52,11 +55,19 @@ test('the older spellings of the same directory', async () => {
 })
 
 test('all-MiniLM-L6-v2 agrees with sentence-transformers', needs('weights/all-MiniLM-L6-v2'), async () => {
-  const pairs = readFileSync(path.join(dataDirectory, 'datasets/stsb/sts-dev.csv'), 'utf8').split('\n').slice(0, 300).map((line) => line.split('\t'))
+  const pairs = readFileSync(path.join(dataDirectory, 'datasets/stsb/sts-dev.csv'), 'utf8')
+    .split('\n')
+    .slice(0, 300)
+    .map((line) => line.split('\t'))
   const npy = readFileSync(path.join(dataDirectory, 'datasets/stsb/minilm-dev-vectors.npy'))
   const start = 10 + npy.readUInt16LE(8)
   const golden = new Float32Array(npy.buffer.slice(npy.byteOffset + start, npy.byteOffset + npy.length))
-  for (const [dtype, least] of [['float32', 0.99999], ['bfloat16', 0.9995], ['float16', 0.9999], ['int8', 0.99]] as const) {
+  for (const [dtype, least] of [
+    ['float32', 0.99999],
+    ['bfloat16', 0.9995],
+    ['float16', 0.9999],
+    ['int8', 0.99],
+  ] as const) {
     await using model = await loadModel(path.join(dataDirectory, 'weights/all-MiniLM-L6-v2'), { dtype })
     const { vectors, dimensions } = await model.embed([...pairs.map((p) => p[5]!), ...pairs.map((p) => p[6]!)])
     const cosine = worstCosine(vectors, golden, dimensions)

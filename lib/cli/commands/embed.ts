@@ -1,6 +1,7 @@
 // conan-embed embed: texts from arguments, files or stdin; vectors as JSON lines or .npy.
-import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+
 import { once } from 'node:events'
+import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import type { Precision } from '../../embed/precision'
@@ -104,7 +105,12 @@ export const embed: Command = {
   summary: 'embeds texts with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
-    input: { type: 'string', short: 'i', multiple: true, help: 'FILE    lines of text, or .jsonl with strings or {id, text}; "-" is stdin (the default without TEXT)' },
+    input: {
+      type: 'string',
+      short: 'i',
+      multiple: true,
+      help: 'FILE    lines of text, or .jsonl with strings or {id, text}; "-" is stdin (the default without TEXT)',
+    },
     jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
     field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
     out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; default: JSON lines on stdout' },
@@ -131,7 +137,12 @@ export const embed: Command = {
     if (out !== undefined && !/\.(npy|jsonl)$/.test(out)) throw new CommandError(`--out: expected a name that ends in .npy or .jsonl, got "${out}"`)
     if (out !== undefined && !existsSync(path.dirname(path.resolve(out)))) throw new ConanError('FILE_IO', `${out}: its directory does not exist`)
     const { device, dtype } = args.values as { device?: string; dtype?: LoadOptions['dtype'] }
-    const model = await loadModel(directory, { device, dtype, threads: integer(args, 'threads'), adapters: (args.values.adapter as string[] | undefined) ?? [] })
+    const model = await loadModel(directory, {
+      device,
+      dtype,
+      threads: integer(args, 'threads'),
+      adapters: (args.values.adapter as string[] | undefined) ?? [],
+    })
     const stop = new AbortController()
     const interrupt = () => stop.abort()
     process.once('SIGINT', interrupt)
@@ -161,6 +172,7 @@ export const embed: Command = {
       })
       for await (const { vector } of vectors) await sink.write(ids.shift() as string, vector)
       await sink.finish()
+      return undefined
     } catch (error) {
       sink.abandon()
       throw error

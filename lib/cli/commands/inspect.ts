@@ -15,31 +15,52 @@ export const inspect: Command = {
   async run(args) {
     if (args.values.devices) {
       const found = devices()
-      if (args.values.json) return console.log(JSON.stringify(found))
+      if (args.values.json) {
+        console.log(JSON.stringify(found))
+        return undefined
+      }
       for (const { device, cpu } of found) {
         console.log(`${device}: ${cpu.isa}, ${cpu.threads} threads`)
-        const measured = cpu.bf16DotGflops ? ` (one thread measured: vdpbf16ps ${cpu.bf16DotGflops.toFixed(0)}, float32 ${cpu.f32Gflops.toFixed(0)} GFLOP/s)` : ''
+        const measured = cpu.bf16DotGflops
+          ? ` (one thread measured: vdpbf16ps ${cpu.bf16DotGflops.toFixed(0)}, float32 ${cpu.f32Gflops.toFixed(0)} GFLOP/s)`
+          : ''
         console.log(`  bfloat16 weights: ${cpu.bf16Kernel}${measured}\n  int8 weights: ${cpu.int8Kernel}`)
       }
-      return
+      return undefined
     }
     const [directory] = args.positionals
     if (directory === undefined) throw new CommandError('expected a model directory, or --devices')
     const report = inspectDirectory(directory)
-    if (args.values.json) return console.log(JSON.stringify(report))
+    const code = report.problems.length ? 3 : 0
+    if (args.values.json) {
+      console.log(JSON.stringify(report))
+      return code
+    }
     const line = (name: string, value: unknown) => console.log(`${name.padEnd(14)}${value}`)
     line('directory', report.directory)
     line('architecture', report.modelType)
-    if (report.config) line('sizes', Object.entries(report.config).map(([k, v]) => `${k} ${v}`).join(', '))
-    line('parameters', `${millions(report.parameters)} in ${report.tensors.length} tensors, ${millions(report.bytes)}B (${Object.entries(report.dtypes).map(([k, v]) => `${k} ${millions(v)}`).join(', ')})`)
+    if (report.config)
+      line(
+        'sizes',
+        Object.entries(report.config)
+          .map(([k, v]) => `${k} ${v}`)
+          .join(', '),
+      )
+    line(
+      'parameters',
+      `${millions(report.parameters)} in ${report.tensors.length} tensors, ${millions(report.bytes)}B (${Object.entries(report.dtypes)
+        .map(([k, v]) => `${k} ${millions(v)}`)
+        .join(', ')})`,
+    )
     line('prefix', report.prefix || '(none)')
     line('pooling', `${report.pooling ?? '?'}${report.normalize ? ', normalised' : ''}`)
     for (const dense of report.dense) line('dense', `${dense.inputs} -> ${dense.outputs}, ${dense.activation}`)
     line('max tokens', report.maxTokens ?? report.config?.maxPositions ?? '?')
-    for (const [name, prompt] of Object.entries(report.prompts)) line('prompt', `${name}${name === report.defaultPromptName ? ' (default)' : ''}: ${JSON.stringify(prompt)}`)
+    for (const [name, prompt] of Object.entries(report.prompts))
+      line('prompt', `${name}${name === report.defaultPromptName ? ' (default)' : ''}: ${JSON.stringify(prompt)}`)
     line('unused', report.unused.join(', ') || '(none)')
     if (args.values.tensors) for (const tensor of report.tensors) line('tensor', `${tensor.name} ${tensor.dtype} [${tensor.shape.join(', ')}]`)
     for (const problem of report.problems) line('PROBLEM', problem)
-    if (report.problems.length) process.exitCode = 3
+    return code
   },
 }

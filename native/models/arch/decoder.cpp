@@ -91,8 +91,7 @@ TransformerConfig read_gemma3(const ConfigReader& config) {
   c.tied_head = config.boolean("tie_word_embeddings", true);
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
     if (config.has(key)) fail("UNSUPPORTED_ARCHITECTURE", config.subject(), ": \"", key, "\": expected none");
-  c.ropes = {read_rope(config, c.head_dim, 1000000, "rope_theta", "full_attention"),
-             {}};
+  c.ropes = {read_rope(config, c.head_dim, 1000000, "rope_theta", "full_attention"), {}};
   // Local layers: their own base, and no scaling in the old spelling.
   if (config.at("rope_parameters").is_object()) {
     c.ropes[1] = read_rope(config, c.head_dim, 10000, "rope_local_base_freq", "sliding_attention");

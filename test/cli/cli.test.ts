@@ -1,0 +1,121 @@
+// The command line as a process: input from everywhere, output whole or not at all, exit codes.
+import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
+import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { loadModel } from '../../lib/index'
+import { copyOf, editJson, fixtures, pico, root, temporary } from '../support'
+
+const bert = path.join(fixtures, 'st', 'bert-mean-dense')
+function run(args: string[], input?: string) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [path.join(root, 'dist/cli.js'), ...args], { input, encoding: 'utf8' })
+  return {
+    status,
+    stdout,
+    stderr,
+    lines: () =>
+      stdout
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line)),
+  }
+}
+
+test('embed: arguments, stdin, files; JSON lines and npy give the same numbers', async () => {
+  await using model = await loadModel(bert)
+  const texts = ['first line', 'second, with "quotes"', '']
+  const { vectors } = await model.embed(texts)
+  const want = texts.map((_, i) => [...vectors.subarray(i * 24, (i + 1) * 24)])
+  const directory = temporary()
+  const plain = path.join(directory, 'in.txt')
+  writeFileSync(plain, `${texts.join('\n')}\n`)
+  const jsonl = path.join(directory, 'in.jsonl')
+  writeFileSync(jsonl, texts.map((text, i) => JSON.stringify(i === 1 ? text : { id: `doc-${i}`, text })).join('\n'))
+  assert.deepEqual(
+    run(['embed', bert, ...texts])
+      .lines()
+      .map((l) => l.embedding),
+    want,
+  )
+  assert.deepEqual(
+    run(['embed', bert], `${texts.join('\n')}\n`)
+      .lines()
+      .map((l) => l.embedding),
+    want,
+  )
+  assert.deepEqual(
+    run(['embed', bert, '--input', plain])
+      .lines()
+      .map((l) => l.embedding),
+    want,
+  )
+  const fromJson = run(['embed', bert, '-i', jsonl]).lines()
+  assert.deepEqual(
+    fromJson.map((l) => l.id),
+    ['doc-0', '1', 'doc-2'],
+  )
+  assert.deepEqual(
+    fromJson.map((l) => l.embedding),
+    want,
+  )
+  assert.deepEqual(run(['embed', bert, '--jsonl', '--field', 'body', '-i', '-'], '{"body": "first line"}\n').lines()[0].embedding, want[0])
+
+  const npy = path.join(directory, 'out.npy')
+  assert.equal(run(['embed', bert, '-i', jsonl, '--out', npy]).status, 0)
+  const bytes = readFileSync(npy)
+  assert.match(bytes.toString('latin1', 0, 128), /NUMPY.*'<f4'.*\(3, 24\)/s)
+  assert.deepEqual([...new Float32Array(bytes.buffer.slice(bytes.byteOffset + 128, bytes.byteOffset + bytes.length))], want.flat())
+  assert.deepEqual(JSON.parse(readFileSync(path.join(directory, 'out.ids.json'), 'utf8')), ['doc-0', '1', 'doc-2'])
+  const out = path.join(directory, 'out.jsonl')
+  assert.equal(run(['embed', bert, '-i', plain, '-o', out, '--dimensions', '8', '--force', '--precision', 'ubinary']).status, 0)
+  assert.equal(JSON.parse(readFileSync(out, 'utf8').split('\n')[0]!).embedding.length, 1)
+  assert.deepEqual(
+    readdirSync(directory).filter((name) => name.endsWith('.tmp')),
+    [],
+  )
+})
+
+test('embed: a failure leaves no output behind', () => {
+  const directory = temporary()
+  const bad = path.join(directory, 'bad.jsonl')
+  writeFileSync(bad, '{"text": "fine"}\n{"no": "text"}\n')
+  for (const out of ['out.npy', 'out.jsonl']) {
+    const result = run(['embed', bert, '-i', bad, '-o', path.join(directory, out)])
+    assert.equal(result.status, 2)
+    assert.match(result.stderr, /line 2/)
+    assert.ok(!existsSync(path.join(directory, out)))
+  }
+  assert.deepEqual(readdirSync(directory), ['bad.jsonl'])
+})
+
+test('exit codes and messages', () => {
+  assert.equal(run([]).status, 2)
+  assert.equal(run(['--help']).status, 0)
+  assert.equal(run(['embed', '--help']).status, 0)
+  assert.match(run(['frobnicate']).stderr, /expected one of embed, inspect/)
+  assert.equal(run(['embed']).status, 2)
+  assert.equal(run(['embed', bert, '--nonsense']).status, 2)
+  assert.equal(run(['embed', bert, 'a', '--batch-size', 'x']).status, 2)
+  assert.equal(run(['embed', bert, 'a', '--out', 'x.csv']).status, 2)
+  assert.equal(run(['embed', '/nowhere', 'a']).status, 3)
+  assert.equal(run(['embed', bert, '-i', '/nowhere.txt']).status, 5)
+  assert.equal(run(['embed', bert, 'a', '-o', '/nowhere/x.npy']).status, 5)
+  const { status, stderr } = run(['embed', '/nowhere', 'a', '--json'])
+  assert.equal(status, 3)
+  assert.equal(JSON.parse(stderr).error.code, 'MODEL_NOT_FOUND')
+})
+
+test('inspect: a good directory, a bad one, devices', () => {
+  const good = run(['inspect', bert])
+  assert.equal(good.status, 0)
+  assert.match(good.stdout, /architecture +bert/)
+  assert.equal(run(['inspect', bert, '--json']).lines()[0].pooling, 'mean')
+  assert.match(run(['inspect', bert, '--tensors']).stdout, /word_embeddings\.weight float32 \[272, 32\]/)
+  const directory = copyOf(pico('bert'))
+  editJson(path.join(directory, 'config.json'), (c) => (c.num_hidden_layers = 3))
+  const bad = run(['inspect', directory])
+  assert.equal(bad.status, 3)
+  assert.match(bad.stdout, /PROBLEM.*layer\.2/)
+  assert.match(run(['inspect', '--devices']).stdout, /^cpu: /)
+})

@@ -1,0 +1,256 @@
+// The public API: options, usage, streaming, stopping, several models and threads at once.
+import assert from 'node:assert/strict'
+import path from 'node:path'
+import { test } from 'node:test'
+import { Worker } from 'node:worker_threads'
+import { type ConanError, devices, inspect, loadModel } from '../../lib/index'
+import { copyOf, editJson, editTensors, fixtures, largestDifference, pico, root } from '../support'
+
+const bert = path.join(fixtures, 'st', 'bert-mean-dense')
+const qwen = path.join(fixtures, 'st', 'qwen3-last')
+const texts = Array.from({ length: 300 }, (_, i) => `text ${i} ${'word '.repeat(i % 7)}`)
+
+test('one text, a list, objects: the same vectors', async () => {
+  await using model = await loadModel(bert)
+  const list = await model.embed(['a cat', { text: 'a dog' }])
+  assert.equal(list.dimensions, 24)
+  assert.equal(list.vectors.length, 48)
+  assert.deepEqual((await model.embed('a cat')).vectors, list.vectors.subarray(0, 24))
+  assert.deepEqual((await model.embed({ text: 'a dog' })).vectors, list.vectors.subarray(24))
+  assert.equal((await model.embed([])).vectors.length, 0)
+  assert.equal(list.usage.text, 'a cat'.length + 2 + 'a dog'.length + 2)
+})
+
+test('batch sizes change nothing, and progress is told', async () => {
+  await using model = await loadModel(bert)
+  const whole = await model.embed(texts)
+  const seen: number[] = []
+  for (const options of [{ batchSize: 7 }, { maxBatchTokens: 50 }, { maxBatchTokens: 1 }])
+    assert.deepEqual((await model.embed(texts, { ...options, onProgress: (p) => seen.push(p.done) })).vectors, whole.vectors)
+  assert.equal(seen.at(-1), texts.length)
+})
+
+test('prompts: by name, as text, as instruction, as query and document', async () => {
+  await using model = await loadModel(bert)
+  const plain = await model.embed('query: fox')
+  assert.deepEqual((await model.embed('fox', { promptName: 'query' })).vectors, plain.vectors)
+  assert.deepEqual((await model.embed('fox', { prompt: 'query: ' })).vectors, plain.vectors)
+  assert.deepEqual((await model.embedQuery('fox')).vectors, plain.vectors)
+  assert.deepEqual((await model.embedDocument('fox')).vectors, (await model.embed('doc: fox')).vectors)
+  await assert.rejects(model.embed('fox', { promptName: 'nope' }), { code: 'INVALID_OPTION', message: /expected one of document, query/ })
+  await assert.rejects(model.embed('fox', { promptName: 'query', prompt: 'x' }), { code: 'INVALID_OPTION' })
+  await using decoder = await loadModel(qwen)
+  assert.equal(decoder.info.finalToken, '<|endoftext|>')
+  assert.deepEqual((await decoder.embed('fox', { instruction: 'rhyme' })).vectors, (await decoder.embed('fox', { prompt: 'Instruct: rhyme\nQuery:' })).vectors)
+  assert.deepEqual((await decoder.embed('fox')).vectors, (await decoder.embedQuery('fox')).vectors, 'default_prompt_name')
+})
+
+test('dimensions need a Matryoshka model or force, and stay normalised', async () => {
+  await using model = await loadModel(bert)
+  await assert.rejects(model.embed('a', { dimensions: 8 }), { code: 'INVALID_OPTION', message: /Matryoshka/ })
+  await assert.rejects(model.embed('a', { dimensions: 25 }), { code: 'INVALID_OPTION' })
+  const full = await model.embed('a')
+  const cut = await model.embed('a', { truncateDim: 8, force: true })
+  const length = Math.hypot(...full.vectors.subarray(0, 8))
+  assert.ok(
+    largestDifference(
+      cut.vectors,
+      full.vectors.subarray(0, 8).map((x) => x / length),
+    ) < 1e-6,
+  )
+  const directory = copyOf(bert)
+  editJson(path.join(directory, 'config.json'), (config) => {
+    config.matryoshka_dimensions = [8, 16]
+  })
+  await using matryoshka = await loadModel(directory)
+  assert.deepEqual((await matryoshka.embed('a', { dimensions: 8 })).vectors, cut.vectors)
+})
+
+test('precisions', async () => {
+  await using model = await loadModel(bert)
+  const { vectors } = await model.embed(['a', 'b'])
+  const int8 = await model.embed(['a', 'b'], { precision: 'int8' })
+  assert.ok(int8.vectors instanceof Int8Array && int8.vectors.length === 48)
+  const most = Math.max(...vectors.subarray(0, 24).map(Math.abs))
+  assert.ok(
+    largestDifference(
+      int8.vectors.subarray(0, 24),
+      vectors.subarray(0, 24).map((x) => (x / most) * 127),
+    ) <= 0.5001,
+  )
+  const uint8 = await model.embed(['a', 'b'], { precision: 'uint8' })
+  assert.deepEqual(
+    [...uint8.vectors].map((x) => x - 128),
+    [...int8.vectors],
+  )
+  const bits = await model.embed(['a', 'b'], { precision: 'ubinary' })
+  assert.equal(bits.vectors.length, 6)
+  assert.equal(bits.vectors[0]! >> 7, vectors[0]! > 0 ? 1 : 0)
+  const signed = await model.embed(['a', 'b'], { precision: 'binary' })
+  assert.deepEqual(
+    [...signed.vectors].map((x) => x + 128),
+    [...bits.vectors],
+  )
+  await assert.rejects(model.embed('a', { precision: 'int4' as never }), { code: 'INVALID_OPTION' })
+  await assert.rejects(model.embed('a', { precision: 'binary', dimensions: 12, force: true }), { code: 'INVALID_OPTION' })
+})
+
+test('normalize: false leaves lengths', async () => {
+  await using model = await loadModel(pico('bert'))
+  const raw = await model.embed('hello', { normalize: false })
+  const unit = await model.embed('hello')
+  const length = Math.hypot(...raw.vectors)
+  assert.ok(Math.abs(length - 1) > 0.1)
+  assert.ok(
+    largestDifference(
+      unit.vectors,
+      raw.vectors.map((x) => x / length),
+    ) < 1e-6,
+  )
+})
+
+test('truncation: reported, from either side, or an error', async () => {
+  await using model = await loadModel(bert)
+  const long = 'abcdefghij'.repeat(20)
+  const end = await model.embed(['short', long])
+  assert.deepEqual(end.usage.truncated, [1])
+  assert.deepEqual((await model.embed(long.slice(0, 46))).vectors, end.vectors.subarray(24))
+  assert.deepEqual((await model.embed(long, { truncate: 'start' })).vectors, (await model.embed(long.slice(-46))).vectors)
+  await assert.rejects(model.embed(['short', long], { truncate: 'error' }), { code: 'INPUT_TOO_LONG', message: /input 1/ })
+})
+
+test('empty text, 1 MB of text, lone surrogates, NUL', async () => {
+  await using model = await loadModel(bert)
+  const odd = ['', 'x'.repeat(1 << 20), 'a\ud800b', '\0', '\ufeff']
+  const { vectors } = await model.embed(odd)
+  assert.ok(vectors.every(Number.isFinite))
+  assert.deepEqual((await model.embed('a\ufffdb')).vectors, vectors.subarray(48, 72))
+})
+
+test('wrong inputs and options are named', async () => {
+  await using model = await loadModel(bert)
+  for (const input of [null, 5, ['a'], { text: 5 }, { text: 'a', extra: 1 }])
+    await assert.rejects(model.embed(['ok', input as never]), { code: 'INVALID_INPUT', message: /input 1/ })
+  await assert.rejects(model.embed([{ image: 'x.jpg' } as never]), { code: 'INVALID_INPUT', message: /image/ })
+  for (const options of [{ batchSize: 0 }, { maxBatchTokens: 1.5 }, { dimensions: -1 }, { truncate: 'middle' }])
+    await assert.rejects(model.embed('a', options as never), { code: 'INVALID_OPTION' })
+  for (const options of [{ device: 'gpu' }, { dtype: 'int4' }, { threads: 0 }, { threads: 100000 }, { maxTokens: 0 }])
+    await assert.rejects(loadModel(bert, options as never), { code: 'INVALID_OPTION' })
+  await assert.rejects(loadModel(bert, { device: 'cuda' }), { code: 'DEVICE_UNAVAILABLE' })
+  assert.equal(model.supports('text'), true)
+  assert.equal(model.supports('image'), false)
+})
+
+test('a stream of any length, in order', async () => {
+  await using model = await loadModel(bert)
+  const whole = await model.embed(texts)
+  let given = 0
+  let most = 0
+  async function* source() {
+    for (const text of texts) {
+      given++
+      yield text
+    }
+  }
+  let index = 0
+  for await (const { index: i, vector } of model.embedStream(source(), { maxBatchTokens: 200 })) {
+    most = Math.max(most, given - index)
+    assert.equal(i, index)
+    assert.deepEqual(vector, whole.vectors.subarray(index * 24, (index + 1) * 24))
+    index++
+  }
+  assert.equal(index, texts.length)
+  assert.ok(most < 300, 'it does not read everything first')
+  for await (const _ of model.embedStream(source())) break // leaving early must not hang or leak
+  await assert.rejects(
+    async () => {
+      for await (const _ of model.embedStream(['a', 5 as never]));
+    },
+    { code: 'INVALID_INPUT' },
+  )
+})
+
+test('abort: before, and in the middle', async () => {
+  await using model = await loadModel(bert)
+  await assert.rejects(model.embed('a', { signal: AbortSignal.abort() }), { code: 'ABORTED', name: 'AbortError' })
+  const stop = new AbortController()
+  const work = model.embed(Array(5000).fill('a rather long text for a small model'), {
+    signal: stop.signal,
+    maxBatchTokens: 100,
+    onProgress: ({ done }) => done > 20 && stop.abort(new Error('enough')),
+  })
+  await assert.rejects(work, (error: ConanError) => error.code === 'ABORTED' && (error.cause as Error).message === 'enough')
+  assert.equal((await model.embed('still usable')).dimensions, 24)
+})
+
+test('dispose: while running, twice, and use after it', async () => {
+  const model = await loadModel(bert)
+  const work = model.embed(texts, { maxBatchTokens: 100 }).then(
+    () => 'done',
+    (error) => error.code,
+  )
+  await model.dispose()
+  await model.dispose()
+  assert.ok(['done', 'DISPOSED'].includes(await work))
+  await assert.rejects(model.embed('a'), { code: 'DISPOSED' })
+})
+
+test('two models and many calls at once', async () => {
+  await using a = await loadModel(bert, { threads: 2 })
+  await using b = await loadModel(qwen, { threads: 3 })
+  const [wantA, wantB] = [await a.embed(texts), await b.embed(texts)]
+  const all = await Promise.all(Array.from({ length: 8 }, (_, i) => (i % 2 ? a : b).embed(texts, { maxBatchTokens: 300 + i * 50 })))
+  for (const [i, result] of all.entries()) assert.deepEqual(result.vectors, (i % 2 ? wantA : wantB).vectors)
+})
+
+test('from worker threads, also when they end in the middle', async () => {
+  await using model = await loadModel(bert)
+  const want = await model.embed(['from a worker'])
+  const code = `
+    const { parentPort, workerData } = require('node:worker_threads')
+    const { loadModel } = require(workerData.library)
+    loadModel(workerData.model).then(async (model) => {
+      parentPort.postMessage((await model.embed(['from a worker'])).vectors)
+      for (;;) await model.embed(['again and again'])
+    })`
+  const run = () =>
+    new Promise<Float32Array>((resolve, reject) => {
+      const worker = new Worker(code, { eval: true, workerData: { library: path.join(root, 'dist/index.js'), model: bert } })
+      worker.on('message', (vectors) => worker.terminate().then(() => resolve(vectors)))
+      worker.on('error', reject)
+    })
+  for (const vectors of await Promise.all([run(), run(), run()])) assert.deepEqual(vectors, want.vectors)
+  assert.deepEqual((await model.embed(['from a worker'])).vectors, want.vectors)
+})
+
+test('similarity', async () => {
+  await using model = await loadModel(bert)
+  const a = await model.embed(['one', 'two'])
+  const scores = model.similarity(a, await model.embed(['two', 'three', 'one']))
+  assert.equal(scores.length, 6)
+  assert.ok(Math.abs(scores[2]! - 1) < 1e-5 && Math.abs(scores[3]! - 1) < 1e-5)
+})
+
+test('a NaN weight in an embedding shows in the vector, by input', async () => {
+  const directory = copyOf(pico('bert'))
+  editTensors(directory, (tensors) => {
+    for (const [name, tensor] of tensors)
+      if (name.endsWith('word_embeddings.weight'))
+        new Uint8Array(tensor.data.buffer, tensor.data.byteOffset, tensor.data.length).fill(0xff, 100 * 128, 101 * 128)
+  })
+  await using model = await loadModel(directory)
+  const codes = Array.from({ length: 256 }, (_, i) => String.fromCharCode(i))
+  await assert.rejects(model.embed(codes), { code: 'VECTOR_NOT_FINITE', message: /input \d+/ })
+  assert.ok((await model.embed('a')).vectors.every(Number.isFinite))
+})
+
+test('devices and inspect', () => {
+  const [{ cpu }] = devices() as [ReturnType<typeof devices>[0]]
+  assert.ok(cpu.threads >= 1 && cpu.isa.length > 0)
+  const report = inspect(bert)
+  assert.equal(report.modelType, 'bert')
+  assert.deepEqual(report.problems, [])
+  assert.equal(report.pooling, 'mean')
+  assert.deepEqual(report.dense, [{ inputs: 32, outputs: 24, bias: true, activation: 'tanh' }])
+  assert.ok(report.unused.includes('pooler.dense.weight'))
+})
