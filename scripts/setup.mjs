@@ -21,8 +21,9 @@ export const bin = (name) => path.join(root, 'node_modules', '.bin', name)
 export function install() {
   const mark = path.join(root, 'node_modules', '.package-lock.json')
   if (existsSync(mark) && statSync(mark).mtimeMs >= statSync(path.join(root, 'package-lock.json')).mtimeMs) return
-  // Without scripts: our own install script would compile the addon a second time.
-  run('npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'])
+  // Without scripts: our own install script would compile the addon a second time. Not `npm ci`: it refuses a lock file
+  // whose optional packages for other platforms were not to be had where it was written.
+  run('npm', ['install', '--ignore-scripts', '--no-save', '--no-audit', '--no-fund'])
 }
 
 /** The addon by CMake; incremental. */
