@@ -25,7 +25,7 @@
     "conan_avx2_flags": ["-mavx2", "-mfma", "-mf16c"],
     "conan_avx512_sources": ["native/cpu/kernels_avx512.cpp"],
     "conan_avx512_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mprefer-vector-width=512", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
-    "conan_avx512bf16_sources": ["native/cpu/gemm_bf16_avx512bf16.cpp"],
+    "conan_avx512bf16_sources": ["native/cpu/bf16_avx512bf16.cpp"],
     "conan_avx512bf16_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx512bf16", "-Wno-uninitialized", "-Wno-maybe-uninitialized"],
     "conan_avx512vnni_sources": ["native/cpu/gemm_i8_avx512vnni.cpp"],
     "conan_avx512vnni_flags": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c", "-mavx512vnni", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]

@@ -1,41 +1,63 @@
 // Attention of one panel of queries over one sequence, never holding more than kBlock x NR scores (online softmax,
 // Dao et al. 2022). Scores are kept transposed, keys down and queries across: the softmax then runs down registers
-// without a horizontal step, the keys are the tile's rows as they lie in memory, and so are the values.
+// without a horizontal step, keys and values are the tiles' rows as they lie in memory, and queries and probabilities
+// are the panels. Math says how products are made: PlainMath below, or bf16 pairs (attention_avx512bf16.cpp).
 namespace conan::cpu::CONAN_ISA {
 
 constexpr int kBlock = 128;        // keys at a time: 128 x 32 scores stay in L1
 constexpr float kMasked = -1e30f;  // finite, so that a fully masked block makes no NaN
 
-template <bool kAcross, bool kWide, int... i>
+/// f32 products: rows are used where they lie.
+struct PlainMath {
+  static constexpr int kGroup = 1;  // elements per word of a panel
+  using Panel = float;
+
+  template <int kRows, bool kAcross, bool kWide>
+  static constexpr TileKernel tile() {
+    if constexpr (kWide) return tile_float<kRows, F32Panel, kAcross>;
+    else return tile_narrow<kRows, kAcross>;
+  }
+  static void store(Panel* out, F row, F) { V::store(out, row); }
+  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, int64_t& stride) {
+    stride = a.k_stride;
+    return reinterpret_cast<const uint32_t*>(a.k + first * a.k_stride);
+  }
+  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, int64_t& stride) {
+    stride = a.v_stride;
+    return reinterpret_cast<const uint32_t*>(a.v + first * a.v_stride);
+  }
+};
+
+template <class Math, bool kAcross, bool kWide, int... i>
 static constexpr auto attention_tiles(std::integer_sequence<int, i...>) {
   std::array<TileKernel, CONAN_TILE_ROWS + 1> tiles{};
-  if constexpr (kWide) ((tiles[i + 1] = tile_float<i + 1, F32Panel, kAcross>), ...);
-  else ((tiles[i + 1] = tile_narrow<i + 1, kAcross>), ...);
+  ((tiles[i + 1] = Math::template tile<i + 1, kAcross, kWide>()), ...);
   return tiles;
 }
 
 /// out[count][N] = A[count][steps] * panel, in tiles of nearly equal height.
-template <bool kAcross, bool kWide>
-static inline void multiply(const float* a, int64_t stride, const float* panel, int64_t steps, float* out, int64_t count) {
-  static constexpr auto tiles = attention_tiles<kAcross, kWide>(TileRows{});
+template <class Math, bool kAcross, bool kWide>
+static inline void multiply(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, float* out, int64_t count) {
+  static constexpr auto tiles = attention_tiles<Math, kAcross, kWide>(std::make_integer_sequence<int, CONAN_TILE_ROWS>{});
   constexpr int N = kWide ? NR : W;
   const int64_t parts = (count + CONAN_TILE_ROWS - 1) / CONAN_TILE_ROWS;
   for (int64_t p = 0, row = 0; p < parts; ++p) {
     const int64_t next = count * (p + 1) / parts;
-    const float* first = kAcross ? a + row : a + row * stride;
-    tiles[size_t(next - row)](reinterpret_cast<const uint32_t*>(first), stride, panel, steps, out + row * N);
+    tiles[size_t(next - row)](kAcross ? a + row : a + row * stride, stride, panel, steps, out + row * N);
     row = next;
   }
 }
 
-template <bool kWide>
+template <class Math, bool kWide>
 static void attention(const AttentionPanel& a) {
-  constexpr int N = kWide ? NR : W, vectors = N / W;
+  constexpr int N = kWide ? NR : W, vectors = N / W, G = Math::kGroup;
   const int D = a.head_dim;
-  float* qt = a.scratch;      // [D][N]
-  float* o = qt + D * NR;     // [D][N], the output so far
-  float* fresh = o + D * NR;  // [D][N], this block's share
-  float* s = fresh + D * NR;  // [kBlock][N]
+  float* o = a.scratch;                                                // [D][N], the output so far
+  float* fresh = o + D * NR;                                           // [D][N], this block's share
+  float* s = fresh + D * NR;                                           // [kBlock][N] scores
+  auto* q = reinterpret_cast<typename Math::Panel*>(s + kBlock * NR);  // [D / G][N] words
+  auto* p = reinterpret_cast<typename Math::Panel*>(q + D * NR);       // [kBlock / G][N] words
+  uint32_t* rows = reinterpret_cast<uint32_t*>(p + kBlock * NR);       // [kBlock][D] words, for keys and then values
 
   // Queries as a panel, scaled so that the softmax may use powers of two.
   const float scale = a.scale * 1.44269504088896341f;
@@ -46,7 +68,7 @@ static void attention(const AttentionPanel& a) {
       const int width = std::min(W, D - d);
       for (int i = 0; i < W; ++i) block[i] = i < count ? V::mul(load_some(a.q + (j * W + i) * a.q_stride + d, width), V::set(scale)) : V::zero();
       V::transpose(block);
-      for (int i = 0; i < width; ++i) V::store(qt + (d + i) * N + j * W, block[i]);
+      for (int i = 0; i < width; i += G) Math::store(q + (d + i) / G * N + j * W, block[i], i + 1 < width ? block[i + 1] : V::zero());
     }
   }
 
@@ -62,7 +84,9 @@ static void attention(const AttentionPanel& a) {
 
   for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
     const int keys = int(std::min<int64_t>(kBlock, end - k0));
-    multiply<false, kWide>(a.k + k0 * a.k_stride, a.k_stride, qt, D, s, keys);
+    int64_t stride;
+    const uint32_t* key_rows = Math::keys(a, k0, keys, rows, stride);
+    multiply<Math, false, kWide>(key_rows, stride, q, (D + G - 1) / G, s, keys);
     if (a.bias) {
       for (int i = 0; i < keys; ++i)
         for (int j = 0; j < vectors; ++j) {
@@ -83,25 +107,33 @@ static void attention(const AttentionPanel& a) {
         V::store(at, x);
       }
     }
-    F before[vectors];
-    for (int j = 0; j < vectors; ++j) {
-      before[j] = most[j];
-      for (int i = 0; i < keys; ++i) most[j] = V::max(V::load(s + i * N + j * W), most[j]);
-    }
     F factor[vectors];
     for (int j = 0; j < vectors; ++j) {
-      factor[j] = exp2(V::sub(before[j], most[j]));
+      const F before = most[j];
+      F m0 = before, m1 = before;  // two chains
+      int i = 0;
+      for (; i + 2 <= keys; i += 2) {
+        m0 = V::max(V::load(s + i * N + j * W), m0);
+        m1 = V::max(V::load(s + (i + 1) * N + j * W), m1);
+      }
+      if (i < keys) m0 = V::max(V::load(s + i * N + j * W), m0);
+      most[j] = V::max(m0, m1);
+      factor[j] = exp2(V::sub(before, most[j]));
       total[j] = V::mul(total[j], factor[j]);
     }
-    for (int i = 0; i < keys; ++i)
+    for (int i = 0; i < keys; i += G)
       for (int j = 0; j < vectors; ++j) {
-        float* at = s + i * N + j * W;
-        F p = exp2(V::sub(V::load(at), most[j]));
-        total[j] = V::add(total[j], p);
-        V::store(at, p);
+        F p0 = exp2(V::sub(V::load(s + i * N + j * W), most[j])), p1 = V::zero();
+        total[j] = V::add(total[j], p0);
+        if (G == 2 && i + 1 < keys) {
+          p1 = exp2(V::sub(V::load(s + (i + 1) * N + j * W), most[j]));
+          total[j] = V::add(total[j], p1);
+        }
+        Math::store(p + i / G * N + j * W, p0, p1);
       }
     const bool first = k0 == begin;
-    multiply<true, kWide>(a.v + k0 * a.v_stride, a.v_stride, s, keys, first ? o : fresh, D);
+    const uint32_t* value_rows = Math::values(a, k0, keys, rows, stride);
+    multiply<Math, true, kWide>(value_rows, stride, p, (keys + G - 1) / G, first ? o : fresh, D);
     if (!first)
       for (int d = 0; d < D; ++d)
         for (int j = 0; j < vectors; ++j) {
@@ -123,9 +155,10 @@ static void attention(const AttentionPanel& a) {
   }
 }
 
+template <class Math>
 static void attention_panel(const AttentionPanel& a) {
-  if (a.queries <= W) attention<false>(a);
-  else attention<true>(a);
+  if (a.queries <= W) attention<Math, false>(a);
+  else attention<Math, true>(a);
 }
 
 }  // namespace conan::cpu::CONAN_ISA

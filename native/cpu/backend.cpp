@@ -376,7 +376,7 @@ void attention(Context& context, const AttentionArgs& args) {
           p.position = args.q_starts[b] + first;
           p.q = args.q.row(args.q_offsets[b] + first) + column;
           p.y = args.y.row(args.q_offsets[b] + first) + column;
-          k.attention(p);
+          (args.reduced ? k.attention_reduced : k.attention)(p);
         }
       }
     }
@@ -444,7 +444,8 @@ Machine& machine() {
         // On some CPUs the bf16 dot product runs at half the rate of f32 FMA, on others at twice: measure, once.
         m->report.f32_gflops = tile_rate(dot.gemm[int(WeightFormat::f32)], dot.tile_rows, dot.width) / 1e9;
         m->report.bf16_dot_gflops = tile_rate(gemm_bf16_avx512bf16, dot.tile_rows, dot.width) / 1e9;
-        if (m->report.bf16_dot_gflops > m->report.f32_gflops) dot.gemm[int(WeightFormat::bf16)] = gemm_bf16_avx512bf16, differs = true;
+        if (m->report.bf16_dot_gflops > m->report.f32_gflops)
+          dot.gemm[int(WeightFormat::bf16)] = gemm_bf16_avx512bf16, dot.attention_reduced = attention_avx512bf16, differs = true;
       }
       dot.name = "avx512+dot";
       if (differs) m->kernels.push_back(dot);
@@ -482,7 +483,7 @@ Machine& machine() {
 
 }  // namespace
 
-int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 128 + 16) * 2 * kMaxWidth; }
+int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 2 * 128 + 16) * 2 * kMaxWidth + 128 * (head_dim + 1); }
 
 }  // namespace conan::cpu
 

@@ -2,35 +2,6 @@
 // registers. Weights come packed, activations as they lie in memory (broadcast loads), so nothing is transposed.
 namespace conan::cpu::CONAN_ISA {
 
-constexpr int W = V::W, NR = 2 * V::W;
-
-/// Rows of A by groups of three from one pointer: x86 addresses p, p + s and p + 2 s without further registers.
-/// With kAcross, element (row, k) lies at a[k * stride + row] instead of a[row * stride + k].
-template <int kRows, bool kAcross>
-struct Rows {
-  static constexpr int kGroups = (kRows + 2) / 3;
-  const uint32_t* p[kAcross ? 1 : kGroups];
-  int64_t stride;
-  Rows(const uint32_t* a, int64_t s) : stride(s) {
-    if constexpr (kAcross) {
-      p[0] = a;
-    } else {
-      for (int g = 0; g < kGroups; ++g) p[g] = a + 3 * g * s;
-    }
-  }
-  const uint32_t* at(int row) const {
-    if constexpr (kAcross) return p[0] + row;
-    else return p[row / 3] + (row % 3) * stride;
-  }
-  void step() {
-    if constexpr (kAcross) {
-      p[0] += stride;
-    } else {
-      for (int g = 0; g < kGroups; ++g) ++p[g];
-    }
-  }
-};
-
 static inline F broadcast(const uint32_t* word) { return V::set(*reinterpret_cast<const float*>(word)); }
 
 struct F32Panel {  // the weights of one k
@@ -51,9 +22,6 @@ struct F16Panel {
     b1 = V::load_f16(reinterpret_cast<const uint16_t*>(b) + W);
   }
 };
-
-// Weights come from L2, L3 or memory; this many steps ahead of their use they are asked for.
-constexpr int kPrefetchSteps = 24;
 
 static inline void prefetch(const char* b, int bytes) {
   for (int i = 0; i < bytes; i += 64) __builtin_prefetch(b + int64_t(kPrefetchSteps) * bytes + i);
@@ -136,7 +104,7 @@ static inline float largest_magnitude(const float* x, int64_t n) {
 }
 
 /// Symmetric quantisation of one row to int16 holding -127 .. 127, padded with zeros to whole words.
-static void convert_i16(const float* x, int64_t k, uint32_t* words, float* scale) {
+[[maybe_unused]] static void convert_i16(const float* x, int64_t k, uint32_t* words, float* scale) {
   const float most = largest_magnitude(x, k);
   *scale = most / 127;
   const F inverse = V::set(most > 0 ? 127 / most : 0);
@@ -170,13 +138,7 @@ using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
 
 // ---- what becomes of a finished tile
 
-static inline F load_some(const float* p, int n) { return n >= W ? V::load(p) : V::load_n(p, n); }
-static inline void store_some(float* p, F x, int n) {
-  if (n >= W) V::store(p, x);
-  else V::store_n(p, x, n);
-}
-
-static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
+[[maybe_unused]] static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
   with_activation(f.activation, [&](auto activation) {
     using A = decltype(activation);
     const int vectors = f.gated ? 1 : 2;

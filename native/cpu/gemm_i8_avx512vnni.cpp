@@ -1,11 +1,15 @@
 // int8 weights by vpdpbusd: four products per lane and instruction. Activations are quantised per row to unsigned
 // bytes (value + 128); the 128 times the sum of the weights that this adds is taken off at the end (`compensation`).
 #define CONAN_ISA avx512vnni
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <utility>
 
 #include "cpu/kernels.h"
 #include "cpu/simd_avx512.h"
+#include "cpu/math.inl"
+#include "cpu/tile.inl"
 #include "cpu/tile_dot.inl"
 
 namespace conan::cpu::avx512vnni {

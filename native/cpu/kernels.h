@@ -67,6 +67,7 @@ struct Kernels {
   GemmKernel gemm[4];  // by WeightFormat
   void (*finish)(const void* tile, int rows, int64_t panel, const Finish&);
   void (*attention)(const AttentionPanel&);
+  void (*attention_reduced)(const AttentionPanel&);  // may round to bf16 before it multiplies
   void (*norm)(const NormArgs&);
   void (*rope)(const RopeArgs&);
   void (*embed)(const EmbedArgs&);
@@ -77,7 +78,8 @@ struct Kernels {
 int64_t attention_scratch(int head_dim);
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
-// The dot-product extensions of AVX-512, each in its own translation unit; they fill in one GemmKernel.
+// The dot-product extensions of AVX-512, each in its own translation unit; they replace single entries.
 extern const GemmKernel gemm_bf16_avx512bf16, gemm_i8_avx512vnni;
+void attention_avx512bf16(const AttentionPanel&);
 
 }  // namespace conan::cpu

@@ -7,6 +7,7 @@
 
 #include "cpu/kernels.h"
 #include "cpu/math.inl"
+#include "cpu/tile.inl"
 #include "cpu/gemm.inl"
 #include "cpu/attention.inl"
 #include "cpu/rows.inl"
@@ -21,7 +22,8 @@ static constexpr Kernels make_kernels(const char* name) {
       {float_kernel<F32Panel>("float32", Layout::f32, TileRows{}), float_kernel<Bf16Panel>("widened to float32", Layout::bf16_columns, TileRows{}),
        float_kernel<F16Panel>("widened to float32", Layout::f16, TileRows{}), i8_pairs_kernel("int8 pairs", TileRows{})},
       finish_tile,
-      attention_panel,
+      attention_panel<PlainMath>,
+      attention_panel<PlainMath>,
       norm_rows,
       rope_rows,
       embed_rows,

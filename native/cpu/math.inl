@@ -5,7 +5,7 @@ using F = V::F;
 
 /// 2^x, relative error about 2e-7 (the polynomial is Cephes' exp2f). NaN stays NaN; far below -126 it is 0 or nearly.
 static inline F exp2(F x) {
-  x = V::max(V::set(-126.f), V::min(V::set(126.f), x));
+  if constexpr (!V::kScaleSaturates) x = V::max(V::set(-126.f), V::min(V::set(126.f), x));
   F whole = V::round(x), f = V::sub(x, whole);
   F p = V::set(1.535336188319500e-4f);
   p = V::fma(p, f, V::set(1.339887440266574e-3f));

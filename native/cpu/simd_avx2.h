@@ -17,6 +17,7 @@ struct V {
   static void store_n(float* p, F x, int n) { _mm256_maskstore_ps(p, first(n), x); }
   static F set(float x) { return _mm256_set1_ps(x); }
   static F zero() { return _mm256_setzero_ps(); }
+  static constexpr bool kScaleSaturates = false;  // scale2 takes any n
   static F iota() { return _mm256_set_ps(7, 6, 5, 4, 3, 2, 1, 0); }
   static F add(F a, F b) { return _mm256_add_ps(a, b); }
   static F sub(F a, F b) { return _mm256_sub_ps(a, b); }

@@ -17,6 +17,7 @@ struct V {
   static void store_n(float* p, F x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
   static F set(float x) { return _mm512_set1_ps(x); }
   static F zero() { return _mm512_setzero_ps(); }
+  static constexpr bool kScaleSaturates = true;  // scale2 takes any n
   static F iota() { return _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0); }
   static F add(F a, F b) { return _mm512_add_ps(a, b); }
   static F sub(F a, F b) { return _mm512_sub_ps(a, b); }

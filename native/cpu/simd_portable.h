@@ -35,6 +35,7 @@ struct V {
     return each([&](int) { return x; });
   }
   static F zero() { return set(0); }
+  static constexpr bool kScaleSaturates = false;  // scale2 takes any n
   static F iota() {
     return each([](int i) { return float(i); });
   }

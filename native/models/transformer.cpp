@@ -40,7 +40,10 @@ Transformer::Norm Transformer::load_norm(WeightLoader& loader, const std::string
 }
 
 Transformer::Transformer(Context& context, TransformerConfig config, WeightLoader& loader, WeightFormat format, std::optional<Pooling> one_row)
-    : config_(std::move(config)), one_row_(one_row), layers_(size_t(config_.layers)) {
+    : config_(std::move(config)),
+      one_row_(one_row),
+      reduced_(format == WeightFormat::bf16 || format == WeightFormat::i8),
+      layers_(size_t(config_.layers)) {
   const TransformerConfig& c = config_;
   const TensorNames& n = c.names;
   if (c.tied_head && !loader.has(n.token_embedding + ".weight") && loader.has_head()) {
@@ -241,6 +244,7 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
   args.left = config_.layer[size_t(index)].left, args.right = config_.layer[size_t(index)].right;
   args.bias = or_null(relative_bias_);
   args.bias_reach = config_.max_positions - 1;
+  args.reduced = reduced_;
   context.ops.attention(context, args);
 }
 

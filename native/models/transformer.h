@@ -67,6 +67,7 @@ class Transformer {
 
   TransformerConfig config_;
   std::optional<Pooling> one_row_;
+  bool reduced_;  // attention may use bf16 products, as the weights do
   TensorView token_embedding_, position_embedding_;
   std::vector<float> type_row_, relative_bias_;
   Norm embedding_norm_, final_norm_;

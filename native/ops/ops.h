@@ -101,6 +101,7 @@ struct AttentionArgs {
   // Added to the scores before softmax: bias[h * (2 * bias_reach + 1) + bias_reach + (i - j)]; absent if null (MPNet).
   const float* bias = nullptr;
   int64_t bias_reach = 0;
+  bool reduced = false;  // queries, keys, probabilities and values may be rounded to bf16 before they are multiplied
 };
 
 /// y[i] = x[rows[i]]

@@ -103,44 +103,46 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
       {{5, 1, 33}, 4, 4, 32, -1, -1, false, false}, {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},   {{90, 257}, 2, 1, 20, 16, 16, false, false},
       {{40, 7}, 3, 3, 24, -1, -1, true, false},     {{400, 16, 17}, 2, 2, 128, 63, 0, false, false}, {{31, 130}, 2, 2, 16, -1, 0, false, true},
       {{600}, 1, 1, 8, 5, 0, false, false}};
-  for (const Case& c : cases) {
-    std::vector<int32_t> kv{0}, q{0}, starts;
-    for (int n : c.lengths) {
-      kv.push_back(kv.back() + n);
-      q.push_back(q.back() + (c.last_only ? 1 : n));
-      starts.push_back(c.last_only ? n - 1 : 0);
+  for (bool reduced : {false, true})
+    for (const Case& c : cases) {
+      std::vector<int32_t> kv{0}, q{0}, starts;
+      for (int n : c.lengths) {
+        kv.push_back(kv.back() + n);
+        q.push_back(q.back() + (c.last_only ? 1 : n));
+        starts.push_back(c.last_only ? n - 1 : 0);
+      }
+      const std::string what =
+          text(table.name, " attention ", c.lengths[0], "+ ", c.heads, "/", c.kv_heads, "x", c.head_dim, " window ", c.left, " ", c.right);
+      Owned queries(q.back(), c.heads * c.head_dim, 1), keys(kv.back(), c.kv_heads * c.head_dim, 2), values(kv.back(), c.kv_heads * c.head_dim, 3);
+      Owned want(q.back(), c.heads * c.head_dim, 4), got(q.back(), c.heads * c.head_dim, 5);
+      const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;
+      std::vector<float> bias = random_floats(size_t(c.heads * (2 * reach + 1) + 64), 6);
+      AttentionArgs args;
+      args.q = queries.m, args.k = keys.m, args.v = values.m;
+      args.q_offsets = q.data(), args.kv_offsets = kv.data(), args.q_starts = starts.data();
+      args.sequences = int(c.lengths.size()), args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.head_dim;
+      args.scale = 1 / std::sqrt(float(c.head_dim));
+      args.left = c.left, args.right = c.right;
+      if (c.bias) args.bias = bias.data(), args.bias_reach = reach;
+      args.reduced = reduced;
+      Context one(reference, 1), three(table, 3);
+      args.y = want.m;
+      reference.attention(one, args);
+      args.y = got.m;
+      table.attention(three, args);
+      check_close(got.m, want.m, reduced ? 6e-2 : 2e-5, what);
+      // The last sequence alone.
+      const int b = args.sequences - 1;
+      Owned alone(q.back(), c.heads * c.head_dim, 7);
+      AttentionArgs single = args;
+      single.q_offsets += b, single.kv_offsets += b, single.q_starts += b;
+      single.sequences = 1;
+      single.y = alone.m;
+      Context context(table, 1);
+      table.attention(context, single);
+      const int64_t first = q[size_t(b)], count = q.back() - first;
+      check(equal(alone.m.slice(first, count), got.m.slice(first, count)), what + ": a sequence alone differs from one in a batch");
     }
-    const std::string what =
-        text(table.name, " attention ", c.lengths[0], "+ ", c.heads, "/", c.kv_heads, "x", c.head_dim, " window ", c.left, " ", c.right);
-    Owned queries(q.back(), c.heads * c.head_dim, 1), keys(kv.back(), c.kv_heads * c.head_dim, 2), values(kv.back(), c.kv_heads * c.head_dim, 3);
-    Owned want(q.back(), c.heads * c.head_dim, 4), got(q.back(), c.heads * c.head_dim, 5);
-    const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;
-    std::vector<float> bias = random_floats(size_t(c.heads * (2 * reach + 1) + 64), 6);
-    AttentionArgs args;
-    args.q = queries.m, args.k = keys.m, args.v = values.m;
-    args.q_offsets = q.data(), args.kv_offsets = kv.data(), args.q_starts = starts.data();
-    args.sequences = int(c.lengths.size()), args.heads = c.heads, args.kv_heads = c.kv_heads, args.head_dim = c.head_dim;
-    args.scale = 1 / std::sqrt(float(c.head_dim));
-    args.left = c.left, args.right = c.right;
-    if (c.bias) args.bias = bias.data(), args.bias_reach = reach;
-    Context one(reference, 1), three(table, 3);
-    args.y = want.m;
-    reference.attention(one, args);
-    args.y = got.m;
-    table.attention(three, args);
-    check_close(got.m, want.m, 2e-5, what);
-    // The last sequence alone.
-    const int b = args.sequences - 1;
-    Owned alone(q.back(), c.heads * c.head_dim, 7);
-    AttentionArgs single = args;
-    single.q_offsets += b, single.kv_offsets += b, single.q_starts += b;
-    single.sequences = 1;
-    single.y = alone.m;
-    Context context(table, 1);
-    table.attention(context, single);
-    const int64_t first = q[size_t(b)], count = q.back() - first;
-    check(equal(alone.m.slice(first, count), got.m.slice(first, count)), what + ": a sequence alone differs from one in a batch");
-  }
 }
 
 void row_cases(const OperationTable& table, const OperationTable& reference) {

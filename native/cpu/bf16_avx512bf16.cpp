@@ -1,0 +1,77 @@
+// bf16 weights and activations by vdpbf16ps (two products per lane and instruction, sums in f32): matrix
+// multiplication, and attention with queries, keys, probabilities and values as pairs of bf16.
+#define CONAN_ISA avx512bf16
+#define CONAN_TILE_ROWS 14
+#define CONAN_LOOKUP16
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "cpu/kernels.h"
+#include "cpu/simd_avx512.h"
+#include "cpu/math.inl"
+#include "cpu/tile.inl"
+#include "cpu/gemm.inl"
+#include "cpu/tile_dot.inl"
+#include "cpu/attention.inl"
+
+namespace conan::cpu::avx512bf16 {
+
+struct Bf16Dot {
+  using Sum = __m512;
+  static Sum zero() { return _mm512_setzero_ps(); }
+  static Sum dot(Sum sum, __m512i a, __m512i b) { return _mm512_dpbf16_ps(sum, __m512bh(a), __m512bh(b)); }
+  static void store(void* p, Sum x) { _mm512_storeu_ps(p, x); }
+};
+
+static void convert(const float* x, int64_t k, uint32_t* words, float*) {
+  int64_t i = 0;
+  for (; i + 32 <= k; i += 32) _mm512_storeu_si512(words + i / 2, __m512i(_mm512_cvtne2ps_pbh(_mm512_loadu_ps(x + i + 16), _mm512_loadu_ps(x + i))));
+  for (; i < k; i += 2) words[i / 2] = f32_to_bf16(x[i]) | (i + 1 < k ? uint32_t(f32_to_bf16(x[i + 1])) << 16 : 0);
+}
+
+/// Word i: `low`'s element i as bf16 in the low half, `high`'s in the high half.
+static inline __m512i pairs(__m512 low, __m512 high) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                      8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), __m512i(_mm512_cvtne2ps_pbh(high, low)));
+}
+
+struct Bf16Math {
+  static constexpr int kGroup = 2;
+  using Panel = uint32_t;
+
+  template <int kRows, bool kAcross, bool kWide>
+  static constexpr TileKernel tile() {
+    return tile_dot < kRows, Bf16Dot, kAcross, kWide ? 2 : 1 > ;
+  }
+  static void store(Panel* out, F row, F next) { _mm512_storeu_si512(out, pairs(row, next)); }
+  /// Each key's channels in pairs.
+  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, int64_t& stride) {
+    stride = (a.head_dim + 1) / 2;
+    for (int64_t i = 0; i < count; ++i) convert(a.k + (first + i) * a.k_stride, a.head_dim, rows + i * stride, nullptr);
+    return rows;
+  }
+  /// Pairs of neighbouring keys' values, channel by channel.
+  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, int64_t& stride) {
+    stride = a.head_dim;
+    for (int64_t i = 0; i < count; i += 2) {
+      const float* v = a.v + (first + i) * a.v_stride;
+      for (int d = 0; d < a.head_dim; d += W) {
+        const int n = std::min(W, a.head_dim - d);
+        const __m512i words = pairs(load_some(v + d, n), i + 1 < count ? load_some(v + a.v_stride + d, n) : V::zero());
+        _mm512_mask_storeu_epi32(rows + i / 2 * stride + d, V::first(n), words);
+      }
+    }
+    return rows;
+  }
+};
+
+}  // namespace conan::cpu::avx512bf16
+
+const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::dot_kernel<conan::cpu::avx512bf16::Bf16Dot>(
+    "vdpbf16ps", conan::cpu::Layout::bf16_pairs, conan::cpu::avx512bf16::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{});
+
+void conan::cpu::attention_avx512bf16(const AttentionPanel& a) { conan::cpu::avx512bf16::attention_panel<conan::cpu::avx512bf16::Bf16Math>(a); }
