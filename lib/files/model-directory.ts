@@ -113,7 +113,7 @@ function readChat(directory: string, tokenizerConfig: Json, sentence: Json): Cha
   return { template, format: message.format === 'flat' ? 'flat' : 'structured', variables }
 }
 
-/** Reads the directory `root`; a plain transformers directory counts as one with mean pooling, or last token for decoders. */
+/** Reads the directory `root`; a plain transformers directory counts as one with mean pooling, or last token for causal language models. */
 export function readModelDirectory(root: string): ModelDirectory {
   if (!existsSync(root) || !statSync(root).isDirectory())
     throw new ConanError('MODEL_NOT_FOUND', `${root}: expected a model directory, found ${existsSync(root) ? 'a file' : 'nothing'}`)
@@ -160,11 +160,12 @@ export function readModelDirectory(root: string): ModelDirectory {
       'CONFIG_INVALID',
       `${root}: "default_prompt_name": expected one of ${Object.keys(prompts).join(', ') || '(no prompts)'}, got ${shown(defaultPromptName)}`,
     )
+  // As sentence-transformers takes a directory without modules: last token for causal language models, else mean.
   const architecture = String((config.architectures as string[] | undefined)?.[0] ?? '')
-  const decoder = /ForCausalLM$|^(Llama|Mistral|Qwen\d)/.test(architecture)
+  const causal = architecture.endsWith('ForCausalLM') && config.is_causal !== false
   return {
     directory,
-    pooling: pooling?.mode ?? (decoder ? 'lasttoken' : 'mean'),
+    pooling: pooling?.mode ?? (causal ? 'lasttoken' : 'mean'),
     includePrompt: pooling?.includePrompt ?? true,
     dense,
     normalize,

@@ -404,6 +404,7 @@ OperationTable table_of(const Kernels& kernels) {
   return t;
 }
 
+#if defined(__x86_64__)
 /// Multiplications and additions per second of a tile that stays in L1, one thread, best of a few short runs.
 double tile_rate(const GemmKernel& kernel, int rows, int width) {
   constexpr int kSteps = 192;
@@ -418,6 +419,7 @@ double tile_rate(const GemmKernel& kernel, int rows, int width) {
   }
   return best;
 }
+#endif
 
 struct Machine {
   std::vector<Kernels> kernels;  // slowest first
