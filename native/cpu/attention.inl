@@ -18,6 +18,7 @@ struct PlainMath {
     else return tile_narrow<kRows, kAcross>;
   }
   static void store(Panel* out, F row, F) { V::store(out, row); }
+  static F exp2(F x) { return CONAN_ISA::exp2(x); }
   static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, int64_t& stride) {
     stride = a.k_stride;
     return reinterpret_cast<const uint32_t*>(a.k + first * a.k_stride);
@@ -118,15 +119,15 @@ static void attention(const AttentionPanel& a) {
       }
       if (i < keys) m0 = V::max(V::load(s + i * N + j * W), m0);
       most[j] = V::max(m0, m1);
-      factor[j] = exp2(V::sub(before, most[j]));
+      factor[j] = Math::exp2(V::sub(before, most[j]));
       total[j] = V::mul(total[j], factor[j]);
     }
     for (int i = 0; i < keys; i += G)
       for (int j = 0; j < vectors; ++j) {
-        F p0 = exp2(V::sub(V::load(s + i * N + j * W), most[j])), p1 = V::zero();
+        F p0 = Math::exp2(V::sub(V::load(s + i * N + j * W), most[j])), p1 = V::zero();
         total[j] = V::add(total[j], p0);
         if (G == 2 && i + 1 < keys) {
-          p1 = exp2(V::sub(V::load(s + (i + 1) * N + j * W), most[j]));
+          p1 = Math::exp2(V::sub(V::load(s + (i + 1) * N + j * W), most[j]));
           total[j] = V::add(total[j], p1);
         }
         Math::store(p + i / G * N + j * W, p0, p1);

@@ -321,6 +321,7 @@ void linear(Context& context, const LinearArgs& args) {
       finish.bias = args.bias;
       finish.activation = args.activation;
       finish.gated = weight.gated;
+      finish.coarse = weight.format == WeightFormat::bf16 || weight.format == WeightFormat::i8;
       finish.outputs = weight.outputs();
       if (weight.format == WeightFormat::i8) {
         finish.column_scale = weight.column_scale.data();

@@ -139,7 +139,7 @@ using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
 // ---- what becomes of a finished tile
 
 [[maybe_unused]] static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
-  with_activation(f.activation, [&](auto activation) {
+  with_activation(f.activation, f.coarse, [&](auto activation) {
     using A = decltype(activation);
     const int vectors = f.gated ? 1 : 2;
     for (int j = 0; j < vectors; ++j) {
@@ -149,16 +149,16 @@ using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
       const F bias = f.bias ? load_some(f.bias + n, valid) : V::zero();
       const F value_bias = f.gated && f.bias ? load_some(f.bias + f.outputs + n, valid) : V::zero();
       for (int i = 0; i < rows; ++i) {
-        auto value = [&](int vector) {
+        auto value = [&](int vector, F with_bias) {
           const int64_t at = int64_t(i) * NR + vector * W;
-          if (!f.column_scale) return V::load(static_cast<const float*>(tile) + at);
+          if (!f.column_scale) return V::add(V::load(static_cast<const float*>(tile) + at), with_bias);
           const int64_t column = panel * NR + vector * W;
           const int32_t* sums = static_cast<const int32_t*>(tile) + at;
           F x = f.compensation ? V::load_i32_minus(sums, f.compensation + column) : V::load_i32(sums);
-          return V::mul(V::mul(x, V::load(f.column_scale + column)), V::set(f.row_scale[i]));
+          return V::fma(V::mul(x, V::load(f.column_scale + column)), V::set(f.row_scale[i]), with_bias);
         };
-        F x = A::apply(V::add(value(j), bias));
-        if (f.gated) x = V::mul(x, V::add(value(1), value_bias));
+        F x = A::apply(value(j, bias));
+        if (f.gated) x = V::mul(x, value(1, value_bias));
         if (f.residual) x = V::add(x, load_some(f.residual + i * f.residual_stride + n, valid));
         store_some(f.y + i * f.y_stride + n, x, valid);
       }

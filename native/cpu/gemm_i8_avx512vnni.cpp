@@ -25,18 +25,27 @@ struct I8Dot {
 };
 
 static void convert(const float* x, int64_t k, uint32_t* words, float* scale) {
-  __m512 most = _mm512_setzero_ps();
-  for (int64_t i = 0; i < k; i += 16) most = _mm512_max_ps(most, V::abs(V::load_n(x + i, int(k - i < 16 ? k - i : 16))));
-  const float largest = V::largest(most);
+  __m512 most[4] = {V::zero(), V::zero(), V::zero(), V::zero()};  // four chains
+  int64_t i = 0;
+  for (; i + 64 <= k; i += 64)
+    for (int j = 0; j < 4; ++j) most[j] = V::max(most[j], V::abs(V::load(x + i + 16 * j)));
+  for (; i < k; i += 16) most[0] = V::max(most[0], V::abs(load_some(x + i, int(std::min<int64_t>(16, k - i)))));
+  const float largest = V::largest(V::max(V::max(most[0], most[1]), V::max(most[2], most[3])));
   *scale = largest / 127;
   const __m512 inverse = V::set(largest > 0 ? 127 / largest : 0), shift = V::set(128);
+  auto quantised = [&](int64_t at) { return _mm512_cvtps_epi32(V::fma(V::load(x + at), inverse, shift)); };
+  // Packing goes by blocks of 128 bits; this order puts the words right again.
+  const __m512i order = _mm512_set_epi32(15, 11, 7, 3, 14, 10, 6, 2, 13, 9, 5, 1, 12, 8, 4, 0);
   uint8_t* out = reinterpret_cast<uint8_t*>(words);
-  int64_t i = 0;
-  for (; i + 16 <= k; i += 16) V::store_u8(out + i, V::fma(V::load(x + i), inverse, shift));
-  if (i < k) {
+  for (i = 0; i + 64 <= k; i += 64) {
+    const __m512i low = _mm512_packus_epi32(quantised(i), quantised(i + 16)), high = _mm512_packus_epi32(quantised(i + 32), quantised(i + 48));
+    _mm512_storeu_si512(out + i, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high)));
+  }
+  for (; i < k; i += 16) {
+    const int n = int(std::min<int64_t>(16, k - i));
     uint8_t rest[16];
-    V::store_u8(rest, V::fma(V::load_n(x + i, int(k - i)), inverse, shift));
-    std::memcpy(out + i, rest, size_t(k - i + 3) / 4 * 4);
+    V::store_u8(rest, V::fma(load_some(x + i, n), inverse, shift));
+    std::memcpy(out + i, rest, size_t(n + 3) / 4 * 4);
   }
 }
 

@@ -38,6 +38,7 @@ struct Finish {
   const float* bias = nullptr;
   Activation activation = Activation::none;
   bool gated = false;
+  bool coarse = false;                  // see with_activation
   int64_t outputs = 0;                  // columns of y
   const float* column_scale = nullptr;  // int8 only, in panel order
   const int32_t* compensation = nullptr;

@@ -42,37 +42,64 @@ struct GeluTanh {  // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x +
 };
 
 #if defined(CONAN_LOOKUP16)
-/// Phi(|x|) - 1/2 as sixteen polynomials of degree 4, one per 0.34375 of |x|; the coefficients sit in registers and
-/// are picked by a permute, which is about half the work of an erf. Absolute error of GELU below 3e-7.
-struct GeluTable {
-  static constexpr float kEnd = 5.5f;
-  alignas(64) float c[5][16];
-  GeluTable() {
-    constexpr int n = 5;
-    const double width = kEnd / 16, pi = 3.14159265358979323846;
-    for (int s = 0; s < 16; ++s) {  // interpolate at the Chebyshev points of [0, 1), then expand Newton's form
-      double u[n], d[n];
-      for (int i = 0; i < n; ++i) {
-        u[i] = 0.5 - 0.5 * std::cos(pi * (2 * i + 1) / (2 * n));
-        d[i] = 0.5 * std::erf((s + u[i]) * width / std::sqrt(2.0));
-      }
-      for (int j = 1; j < n; ++j)
-        for (int i = n - 1; i >= j; --i) d[i] = (d[i] - d[i - 1]) / (u[i] - u[i - j]);
-      double p[n] = {};
-      for (int i = n - 1; i >= 0; --i) {
-        for (int k = n - 1; k > 0; --k) p[k] = p[k - 1] - u[i] * p[k];
-        p[0] = d[i] - u[i] * p[0];
-      }
-      for (int k = 0; k < n; ++k) c[k][s] = float(p[k]);
+constexpr float kGeluEnd = 5.5f;  // beyond it GELU is x or 0 in f32
+
+/// c[k][s]: coefficient k of the polynomial for Phi(|x|) - 1/2 on segment s of [0, kGeluEnd), over [0, 1) within it:
+/// interpolation at the Chebyshev points, expanded from Newton's form.
+template <int kTerms, int kSegments>
+static void fit_gelu(float (&c)[kTerms][kSegments]) {
+  const double width = double(kGeluEnd) / kSegments, pi = 3.14159265358979323846;
+  for (int s = 0; s < kSegments; ++s) {
+    double u[kTerms], d[kTerms], p[kTerms] = {};
+    for (int i = 0; i < kTerms; ++i) {
+      u[i] = 0.5 - 0.5 * std::cos(pi * (2 * i + 1) / (2 * kTerms));
+      d[i] = 0.5 * std::erf((s + u[i]) * width / std::sqrt(2.0));
     }
+    for (int j = 1; j < kTerms; ++j)
+      for (int i = kTerms - 1; i >= j; --i) d[i] = (d[i] - d[i - 1]) / (u[i] - u[i - j]);
+    for (int i = kTerms - 1; i >= 0; --i) {
+      for (int k = kTerms - 1; k > 0; --k) p[k] = p[k - 1] - u[i] * p[k];
+      p[0] = d[i] - u[i] * p[0];
+    }
+    for (int k = 0; k < kTerms; ++k) c[k][s] = float(p[k]);
   }
+}
+
+/// Sixteen polynomials of degree 4: the coefficients sit in registers and are picked by a permute, which is about half
+/// the work of an erf. Absolute error of GELU below 3e-7.
+struct GeluTable {
+  alignas(64) float c[5][16];
+  GeluTable() { fit_gelu<5, 16>(c); }
 };
 static const GeluTable gelu_table;
+
+/// The same from 32 polynomials of degree 2, absolute error 3e-5: for weights of 8 bits of mantissa or fewer.
+struct CoarseGeluTable {
+  alignas(64) float c[3][32];
+  CoarseGeluTable() { fit_gelu<3, 32>(c); }
+};
+static const CoarseGeluTable coarse_gelu_table;
+
+struct CoarseGeluErf {
+  static F apply(F x) {
+    F a = V::abs(x);
+    F u = V::min(V::set(31.9999f), V::mul(a, V::set(32 / kGeluEnd)));
+    __m512i segment = _mm512_cvttps_epi32(u);
+    F f = _mm512_reduce_ps(u, 0x0b);
+    auto pick = [&](int k) {
+      const float* c = coarse_gelu_table.c[k];
+      return _mm512_permutex2var_ps(_mm512_load_ps(c), segment, _mm512_load_ps(c + 16));
+    };
+    F p = V::fma(pick(2), f, pick(1));
+    p = V::fma(p, f, pick(0));
+    return V::fma(a, p, V::mul(x, V::set(0.5f)));
+  }
+};
 
 struct GeluErf {
   static F apply(F x) {
     F a = V::abs(x);
-    F u = V::min(V::set(15.9999f), V::mul(a, V::set(16 / GeluTable::kEnd)));
+    F u = V::min(V::set(15.9999f), V::mul(a, V::set(16 / kGeluEnd)));
     __m512i segment = _mm512_cvttps_epi32(u);
     F f = _mm512_reduce_ps(u, 0x0b);  // u - trunc(u)
     auto pick = [&](int k) { return _mm512_permutexvar_ps(segment, _mm512_load_ps(gelu_table.c[k])); };
@@ -98,14 +125,18 @@ struct GeluErf {  // erf by Abramowitz & Stegun 7.1.26, absolute error 1.5e-7
     return V::fma(half, V::copy_sign(V::sub(V::set(1.f), e), x), half);
   }
 };
+using CoarseGeluErf = GeluErf;
 #endif
 
-/// Calls body with the activation as a type, so that the choice is made once and not per element.
+/// Calls body with the activation as a type, so that the choice is made once and not per element. `coarse`: an error of
+/// a few 1e-5 is below what the weights' format loses.
 template <class Body>
-static inline void with_activation(Activation activation, const Body& body) {
+static inline void with_activation(Activation activation, bool coarse, const Body& body) {
   switch (activation) {
     case Activation::none: return body(Identity{});
-    case Activation::gelu_erf: return body(GeluErf{});
+    case Activation::gelu_erf:
+      if (coarse) return body(CoarseGeluErf{});
+      return body(GeluErf{});
     case Activation::gelu_tanh: return body(GeluTanh{});
     case Activation::quick_gelu: return body(QuickGelu{});
     case Activation::relu: return body(Relu{});
