@@ -138,32 +138,74 @@ using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
 
 // ---- what becomes of a finished tile
 
-[[maybe_unused]] static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
+/// y[i][n ..] = value(i) (+ residual) for one register of columns, of which `valid` exist.
+template <class Value>
+static inline void finish_columns(const Finish& f, int rows, int64_t n, int valid, const Value& value) {
+  float* y = f.y + n;
+  const float* residual = f.residual ? f.residual + n : nullptr;
+  const int64_t y_stride = f.y_stride, residual_stride = f.residual_stride;
+  if (valid < W) {
+    for (int i = 0; i < rows; ++i) {
+      const F x = residual ? V::add(value(i), V::load_n(residual + i * residual_stride, valid)) : value(i);
+      V::store_n(y + i * y_stride, x, valid);
+    }
+  } else if (residual) {
+    for (int i = 0; i < rows; ++i) V::store(y + i * y_stride, V::add(value(i), V::load(residual + i * residual_stride)));
+  } else {
+    for (int i = 0; i < rows; ++i) V::store(y + i * y_stride, value(i));
+  }
+}
+
+/// Sums of f32 products, bias added.
+struct FloatSums {
+  const float* tile;
+  F bias;
+  FloatSums(const void* t, int vector, const Finish&, int64_t, F b) : tile(static_cast<const float*>(t) + vector * W), bias(b) {}
+  F operator()(int row) const { return V::add(V::load(tile + row * NR), bias); }
+};
+
+/// Sums of int8 products: what the shift of the activations added comes off, scales and bias are applied.
+struct IntegerSums {
+  const int32_t* tile;
+  V::I compensation;
+  F scale, bias;
+  const float* row_scale;
+  IntegerSums(const void* t, int vector, const Finish& f, int64_t panel, F b)
+      : tile(static_cast<const int32_t*>(t) + vector * W),
+        compensation(f.compensation ? V::load_i(f.compensation + panel * NR + vector * W) : V::zero_i()),
+        scale(V::load(f.column_scale + panel * NR + vector * W)),
+        bias(b),
+        row_scale(f.row_scale) {}
+  F operator()(int row) const {
+    return V::fma(V::mul(V::to_float(V::sub_i(V::load_i(tile + row * NR), compensation)), scale), V::set(row_scale[row]), bias);
+  }
+};
+
+template <class Sums>
+static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
   with_activation(f.activation, f.coarse, [&](auto activation) {
     using A = decltype(activation);
-    const int vectors = f.gated ? 1 : 2;
-    for (int j = 0; j < vectors; ++j) {
-      const int64_t n = f.gated ? panel * W : panel * NR + j * W;
+    auto bias = [&](int64_t n, int valid) { return f.bias ? load_some(f.bias + n, valid) : V::zero(); };
+    if (f.gated) {
+      const int64_t n = panel * W;
+      const int valid = int(std::min<int64_t>(W, f.outputs - n));
+      const Sums gate(tile, 0, f, panel, bias(n, valid)), value(tile, 1, f, panel, bias(f.outputs + n, valid));
+      finish_columns(f, rows, n, valid, [&](int i) { return V::mul(A::apply(gate(i)), value(i)); });
+      return;
+    }
+    for (int j = 0; j < 2; ++j) {
+      const int64_t n = panel * NR + j * W;
       const int valid = int(std::min<int64_t>(W, f.outputs - n));
       if (valid <= 0) break;
-      const F bias = f.bias ? load_some(f.bias + n, valid) : V::zero();
-      const F value_bias = f.gated && f.bias ? load_some(f.bias + f.outputs + n, valid) : V::zero();
-      for (int i = 0; i < rows; ++i) {
-        auto value = [&](int vector, F with_bias) {
-          const int64_t at = int64_t(i) * NR + vector * W;
-          if (!f.column_scale) return V::add(V::load(static_cast<const float*>(tile) + at), with_bias);
-          const int64_t column = panel * NR + vector * W;
-          const int32_t* sums = static_cast<const int32_t*>(tile) + at;
-          F x = f.compensation ? V::load_i32_minus(sums, f.compensation + column) : V::load_i32(sums);
-          return V::fma(V::mul(x, V::load(f.column_scale + column)), V::set(f.row_scale[i]), with_bias);
-        };
-        F x = A::apply(value(j, bias));
-        if (f.gated) x = V::mul(x, value(1, value_bias));
-        if (f.residual) x = V::add(x, load_some(f.residual + i * f.residual_stride + n, valid));
-        store_some(f.y + i * f.y_stride + n, x, valid);
-      }
+      const Sums sums(tile, j, f, panel, bias(n, valid));
+      finish_columns(f, rows, n, valid, [&](int i) { return A::apply(sums(i)); });
     }
   });
+}
+
+[[maybe_unused]] static void finish(const void* tile, int rows, int64_t panel, const Finish& f) {
+  if (f.column_scale) finish_tile<IntegerSums>(tile, rows, panel, f);
+  else finish_tile<FloatSums>(tile, rows, panel, f);
 }
 
 }  // namespace conan::cpu::CONAN_ISA

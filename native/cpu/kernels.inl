@@ -21,7 +21,7 @@ static constexpr Kernels make_kernels(const char* name) {
       CONAN_TILE_ROWS,
       {float_kernel<F32Panel>("float32", Layout::f32, TileRows{}), float_kernel<Bf16Panel>("widened to float32", Layout::bf16_columns, TileRows{}),
        float_kernel<F16Panel>("widened to float32", Layout::f16, TileRows{}), i8_pairs_kernel("int8 pairs", TileRows{})},
-      finish_tile,
+      finish,
       attention_panel<PlainMath>,
       attention_panel<PlainMath>,
       norm_rows,

@@ -61,11 +61,9 @@ struct V {
   static I load_i8_pairs(const int8_t* p) { return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
   static I madd(I sum, I a, I b) { return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)); }
   static void store_i(void* p, I x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-  static F load_i32(const int32_t* p) { return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
-  static F load_i32_minus(const int32_t* p, const int32_t* q) {
-    return _mm256_cvtepi32_ps(
-        _mm256_sub_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(q))));
-  }
+  static I load_i(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+  static I sub_i(I a, I b) { return _mm256_sub_epi32(a, b); }
+  static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
   static void store_i16(int16_t* p, F x) {
     __m256i i = _mm256_cvtps_epi32(x);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packs_epi32(_mm256_castsi256_si128(i), _mm256_extracti128_si256(i, 1)));

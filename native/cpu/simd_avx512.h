@@ -54,10 +54,9 @@ struct V {
   static I load_i8_pairs(const int8_t* p) { return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
   static I madd(I sum, I a, I b) { return _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)); }
   static void store_i(void* p, I x) { _mm512_storeu_si512(p, x); }
-  static F load_i32(const int32_t* p) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(p)); }
-  static F load_i32_minus(const int32_t* p, const int32_t* q) {
-    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_loadu_si512(p), _mm512_loadu_si512(q)));
-  }
+  static I load_i(const void* p) { return _mm512_loadu_si512(p); }
+  static I sub_i(I a, I b) { return _mm512_sub_epi32(a, b); }
+  static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
   /// Rounds to whole numbers and stores the low bits.
   static void store_i16(int16_t* p, F x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(x))); }
   static void store_u8(uint8_t* p, F x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x))); }

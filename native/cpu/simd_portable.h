@@ -104,11 +104,17 @@ struct V {
     return sum;
   }
   static void store_i(void* p, I x) { std::memcpy(p, x.v, sizeof x.v); }
-  static F load_i32(const int32_t* p) {
-    return each([&](int i) { return float(p[i]); });
+  static I load_i(const void* p) {
+    I r;
+    std::memcpy(r.v, p, sizeof r.v);
+    return r;
   }
-  static F load_i32_minus(const int32_t* p, const int32_t* q) {
-    return each([&](int i) { return float(p[i] - q[i]); });
+  static I sub_i(I a, I b) {
+    for (int i = 0; i < W; ++i) a.v[i] -= b.v[i];
+    return a;
+  }
+  static F to_float(I x) {
+    return each([&](int i) { return float(x.v[i]); });
   }
   static void store_i16(int16_t* p, F x) {
     for (int i = 0; i < W; ++i) p[i] = int16_t(std::nearbyintf(x.v[i]));
