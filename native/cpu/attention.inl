@@ -19,11 +19,11 @@ struct PlainMath {
   }
   static void store(Panel* out, F row, F) { V::store(out, row); }
   static F exp2(F x) { return CONAN_ISA::exp2(x); }
-  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, int64_t& stride) {
+  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, bool, int64_t& stride) {
     stride = a.k_stride;
     return reinterpret_cast<const uint32_t*>(a.k + first * a.k_stride);
   }
-  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, int64_t& stride) {
+  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t, uint32_t*, bool, int64_t& stride) {
     stride = a.v_stride;
     return reinterpret_cast<const uint32_t*>(a.v + first * a.v_stride);
   }
@@ -58,7 +58,10 @@ static void attention(const AttentionPanel& a) {
   float* s = fresh + D * NR;                                           // [kBlock][N] scores
   auto* q = reinterpret_cast<typename Math::Panel*>(s + kBlock * NR);  // [D / G][N] words
   auto* p = reinterpret_cast<typename Math::Panel*>(q + D * NR);       // [kBlock / G][N] words
-  uint32_t* rows = reinterpret_cast<uint32_t*>(p + kBlock * NR);       // [kBlock][D] words, for keys and then values
+  uint32_t* key_words = reinterpret_cast<uint32_t*>(p + kBlock * NR);  // [kBlock][D] where Math needs its own form
+  uint32_t* value_words = key_words + kBlock * D;
+  // Without a window every panel sees the same keys; in one block their form may be kept from panel to panel.
+  const bool converted = a.same_keys && a.left < 0 && a.right < 0 && a.keys <= kBlock;
 
   // Queries as a panel, scaled so that the softmax may use powers of two.
   const float scale = a.scale * 1.44269504088896341f;
@@ -86,7 +89,7 @@ static void attention(const AttentionPanel& a) {
   for (int64_t k0 = begin; k0 < end; k0 += kBlock) {
     const int keys = int(std::min<int64_t>(kBlock, end - k0));
     int64_t stride;
-    const uint32_t* key_rows = Math::keys(a, k0, keys, rows, stride);
+    const uint32_t* key_rows = Math::keys(a, k0, keys, key_words, converted, stride);
     multiply<Math, false, kWide>(key_rows, stride, q, (D + G - 1) / G, s, keys);
     if (a.bias) {
       for (int i = 0; i < keys; ++i)
@@ -96,8 +99,9 @@ static void attention(const AttentionPanel& a) {
           V::store(at, V::fma(bias, V::set(1.44269504088896341f), V::load(at)));
         }
     }
-    for (int i = 0; i < keys; ++i) {            // only rows that some query may not see
-      const int64_t key = k0 + i - a.position;  // relative, as `position` is
+    const bool windowed = a.left >= 0 || a.right >= 0;
+    for (int i = 0; windowed && i < keys; ++i) {  // only rows that some query may not see
+      const int64_t key = k0 + i - a.position;    // relative, as `position` is
       const bool whole = (a.left < 0 || a.queries - 1 - key <= a.left) && (a.right < 0 || key <= a.right);
       if (whole) continue;
       for (int j = 0; j < vectors; ++j) {
@@ -133,7 +137,7 @@ static void attention(const AttentionPanel& a) {
         Math::store(p + i / G * N + j * W, p0, p1);
       }
     const bool first = k0 == begin;
-    const uint32_t* value_rows = Math::values(a, k0, keys, rows, stride);
+    const uint32_t* value_rows = Math::values(a, k0, keys, value_words, converted, stride);
     multiply<Math, true, kWide>(value_rows, stride, p, (keys + G - 1) / G, first ? o : fresh, D);
     if (!first)
       for (int d = 0; d < D; ++d)

@@ -374,6 +374,7 @@ void attention(Context& context, const AttentionArgs& args) {
         p.bias = args.bias ? args.bias + head * (2 * args.bias_reach + 1) + args.bias_reach : nullptr;
         for (int first = unit.first; first < std::min(queries, unit.first + kPanels * NR); first += NR) {
           p.queries = std::min(NR, queries - first);
+          p.same_keys = first != unit.first;
           p.position = args.q_starts[b] + first;
           p.q = args.q.row(args.q_offsets[b] + first) + column;
           p.y = args.y.row(args.q_offsets[b] + first) + column;
@@ -486,7 +487,7 @@ Machine& machine() {
 
 }  // namespace
 
-int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 2 * 128 + 16) * 2 * kMaxWidth + 128 * (head_dim + 1); }
+int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 2 * 128 + 16) * 2 * kMaxWidth + 2 * 128 * (head_dim + 1); }
 
 }  // namespace conan::cpu
 

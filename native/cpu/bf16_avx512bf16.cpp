@@ -57,14 +57,16 @@ struct Bf16Math {
     return _mm512_scalef_ps(p, x);
   }
   /// Each key's channels in pairs.
-  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, int64_t& stride) {
+  static const uint32_t* keys(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, bool converted, int64_t& stride) {
     stride = (a.head_dim + 1) / 2;
+    if (converted) return rows;
     for (int64_t i = 0; i < count; ++i) convert(a.k + (first + i) * a.k_stride, a.head_dim, rows + i * stride, nullptr);
     return rows;
   }
   /// Pairs of neighbouring keys' values, channel by channel.
-  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, int64_t& stride) {
+  static const uint32_t* values(const AttentionPanel& a, int64_t first, int64_t count, uint32_t* rows, bool converted, int64_t& stride) {
     stride = a.head_dim;
+    if (converted) return rows;
     for (int64_t i = 0; i < count; i += 2) {
       const float* v = a.v + (first + i) * a.v_stride;
       for (int d = 0; d < a.head_dim; d += W) {

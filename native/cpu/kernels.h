@@ -60,6 +60,7 @@ struct AttentionPanel {
   int64_t left, right;
   const float* bias;  // at distance 0, or null
   float* scratch;     // attention_scratch(head_dim) floats
+  bool same_keys;     // the scratch still is as the panel before left it, and that one had the same keys and values
 };
 
 struct Kernels {

@@ -86,11 +86,19 @@ static inline void read_row(const TensorView& table, int64_t row, float* out) {
   if (i < C) read_f32(table, row * C + i, C - i, out + i);
 }
 
+constexpr int kEmbedAhead = 4;
+
 static void embed_rows(const EmbedArgs& a) {
   const int64_t C = a.y.cols;
   alignas(64) float position[64];
   for (int64_t t = 0; t < a.y.rows; ++t) {
     float* y = a.y.row(t);
+    // Rows lie anywhere in a large table: ask for one some tokens ahead.
+    if (t + kEmbedAhead < a.y.rows) {
+      const size_t bytes = size_t(C) * dtype_size(a.table->dtype);
+      const char* ahead = static_cast<const char*>(a.table->data) + size_t(a.ids[t + kEmbedAhead]) * bytes;
+      for (size_t i = 0; i < bytes; i += 64) __builtin_prefetch(ahead + i);
+    }
     read_row(*a.table, a.ids[t], y);
     if (a.scale != 1) along(C, [&](int64_t c, int n) { store_some(y + c, V::mul(load_some(y + c, n), V::set(a.scale)), n); });
     if (a.type_row) along(C, [&](int64_t c, int n) { store_some(y + c, V::add(load_some(y + c, n), load_some(a.type_row + c, n)), n); });
