@@ -140,21 +140,26 @@ export async function loadModel(directory: string, options: LoadOptions = {}): P
   } catch (error) {
     throw asConanError(error)
   }
-  const info = native.modelInfo(handle)
-  const limit = Math.min(read.maxTokens ?? info.maxPositions, info.maxPositions)
-  const maxTokens = Math.min(positive(options.maxTokens, 'maxTokens', limit), info.maxPositions)
-  const tokenizer = await Tokenizer.load(read.tokenizerFile, read.tokenizerConfig, maxTokens)
-  return new Model(handle, read, tokenizer, {
-    ...info,
-    directory: read.directory,
-    device: 'cpu',
-    pooling: read.pooling,
-    maxTokens,
-    prompts: read.prompts,
-    defaultPromptName: read.defaultPromptName,
-    matryoshka: read.matryoshka,
-    finalToken: tokenizer.finalToken?.text,
-  })
+  try {
+    const info = native.modelInfo(handle)
+    const limit = Math.min(read.maxTokens ?? info.maxPositions, info.maxPositions)
+    const maxTokens = Math.min(positive(options.maxTokens, 'maxTokens', limit), info.maxPositions)
+    const tokenizer = await Tokenizer.load(read.tokenizerFile, read.tokenizerConfig, maxTokens)
+    return new Model(handle, read, tokenizer, {
+      ...info,
+      directory: read.directory,
+      device: 'cpu',
+      pooling: read.pooling,
+      maxTokens,
+      prompts: read.prompts,
+      defaultPromptName: read.defaultPromptName,
+      matryoshka: read.matryoshka,
+      finalToken: tokenizer.finalToken?.text,
+    })
+  } catch (error) {
+    native.dispose(handle)
+    throw error
+  }
 }
 
 /** A loaded model. Calls may overlap; forward passes take turns. Free it with `dispose()` or `await using`. */

@@ -1,10 +1,10 @@
 // Attention of one panel of queries over one sequence, never holding more than kBlock x NR scores (online softmax,
 // Dao et al. 2022). Scores are kept transposed, keys down and queries across: the softmax then runs down registers
 // without a horizontal step, keys and values are the tiles' rows as they lie in memory, and queries and probabilities
-// are the panels. Math says how products are made: PlainMath below, or bf16 pairs (attention_avx512bf16.cpp).
+// are the panels. Math says how products are made: PlainMath below, or bf16 pairs (bf16_avx512bf16.cpp).
 namespace conan::cpu::CONAN_ISA {
 
-constexpr int kBlock = 128;        // keys at a time: 128 x 32 scores stay in L1
+constexpr int kBlock = kAttentionBlock;
 constexpr float kMasked = -1e30f;  // finite, so that a fully masked block makes no NaN
 
 /// f32 products: rows are used where they lie.
@@ -70,6 +70,7 @@ static void attention(const AttentionPanel& a) {
     for (int d = 0; d < D; d += W) {
       F block[W];
       const int width = std::min(W, D - d);
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) block[i] = i < count ? V::mul(load_some(a.q + (j * W + i) * a.q_stride + d, width), V::set(scale)) : V::zero();
       V::transpose(block);
       for (int i = 0; i < width; i += G) Math::store(q + (d + i) / G * N + j * W, block[i], i + 1 < width ? block[i + 1] : V::zero());
@@ -153,6 +154,7 @@ static void attention(const AttentionPanel& a) {
     for (int d = 0; d < D; d += W) {
       F block[W];
       const int width = std::min(W, D - d);
+#pragma GCC unroll 16
       for (int i = 0; i < W; ++i) block[i] = i < width ? V::mul(V::load(o + (d + i) * N + j * W), inverse) : V::zero();
       V::transpose(block);
       for (int i = 0; i < count; ++i) store_some(a.y + (j * W + i) * a.y_stride + d, block[i], width);

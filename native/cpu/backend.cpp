@@ -487,7 +487,9 @@ Machine& machine() {
 
 }  // namespace
 
-int64_t attention_scratch(int head_dim) { return int64_t(3 * head_dim + 2 * 128 + 16) * 2 * kMaxWidth + 2 * 128 * (head_dim + 1); }
+int64_t attention_scratch(int head_dim) {
+  return int64_t(3 * head_dim + 2 * kAttentionBlock + 16) * 2 * kMaxWidth + 2 * kAttentionBlock * (head_dim + 1);
+}
 
 }  // namespace conan::cpu
 

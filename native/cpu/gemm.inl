@@ -183,14 +183,13 @@ struct IntegerSums {
 
 template <class Sums>
 static void finish_tile(const void* tile, int rows, int64_t panel, const Finish& f) {
-  with_activation(f.activation, f.coarse, [&](auto activation) {
-    using A = decltype(activation);
+  with_activation(f.activation, f.coarse, [&](const auto& activation) {
     auto bias = [&](int64_t n, int valid) { return f.bias ? load_some(f.bias + n, valid) : V::zero(); };
     if (f.gated) {
       const int64_t n = panel * W;
       const int valid = int(std::min<int64_t>(W, f.outputs - n));
       const Sums gate(tile, 0, f, panel, bias(n, valid)), value(tile, 1, f, panel, bias(f.outputs + n, valid));
-      finish_columns(f, rows, n, valid, [&](int i) { return V::mul(A::apply(gate(i)), value(i)); });
+      finish_columns(f, rows, n, valid, [&](int i) { return V::mul(activation(gate(i)), value(i)); });
       return;
     }
     for (int j = 0; j < 2; ++j) {
@@ -198,7 +197,7 @@ static void finish_tile(const void* tile, int rows, int64_t panel, const Finish&
       const int valid = int(std::min<int64_t>(W, f.outputs - n));
       if (valid <= 0) break;
       const Sums sums(tile, j, f, panel, bias(n, valid));
-      finish_columns(f, rows, n, valid, [&](int i) { return A::apply(sums(i)); });
+      finish_columns(f, rows, n, valid, [&](int i) { return activation(sums(i)); });
     }
   });
 }

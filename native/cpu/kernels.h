@@ -77,6 +77,8 @@ struct Kernels {
   void (*normalize)(const NormalizeArgs&);
 };
 
+constexpr int kAttentionBlock = 128;  // keys at a time: 128 x 32 scores stay in L1
+
 int64_t attention_scratch(int head_dim);
 
 extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;

@@ -20,22 +20,22 @@ static inline F exp(F x) { return exp2(V::mul(x, V::set(1.44269504088896341f)));
 static inline F sigmoid(F x) { return V::div(V::set(1.f), V::add(V::set(1.f), exp(V::sub(V::zero(), x)))); }
 
 struct Identity {
-  static F apply(F x) { return x; }
+  F operator()(F x) const { return x; }
 };
 struct Relu {
-  static F apply(F x) { return V::max(V::zero(), x); }
+  F operator()(F x) const { return V::max(V::zero(), x); }
 };
 struct Silu {
-  static F apply(F x) { return V::mul(x, sigmoid(x)); }
+  F operator()(F x) const { return V::mul(x, sigmoid(x)); }
 };
 struct QuickGelu {
-  static F apply(F x) { return V::mul(x, sigmoid(V::mul(x, V::set(1.702f)))); }
+  F operator()(F x) const { return V::mul(x, sigmoid(V::mul(x, V::set(1.702f)))); }
 };
 struct Tanh {
-  static F apply(F x) { return V::fma(V::set(2.f), sigmoid(V::mul(x, V::set(2.f))), V::set(-1.f)); }
+  F operator()(F x) const { return V::fma(V::set(2.f), sigmoid(V::mul(x, V::set(2.f))), V::set(-1.f)); }
 };
 struct GeluTanh {  // 0.5 x (1 + tanh u) = x sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3)
-  static F apply(F x) {
+  F operator()(F x) const {
     F cubic = V::fma(V::mul(V::mul(x, x), x), V::set(0.044715f), x);
     return V::mul(x, sigmoid(V::mul(cubic, V::set(1.5957691216057308f))));
   }
@@ -81,15 +81,17 @@ struct CoarseGeluTable {
 static const CoarseGeluTable coarse_gelu_table;
 
 struct CoarseGeluErf {
-  static F apply(F x) {
+  F c[3][2];  // in registers across a tile
+  CoarseGeluErf() {
+    for (int k = 0; k < 3; ++k)
+      for (int half = 0; half < 2; ++half) c[k][half] = _mm512_load_ps(coarse_gelu_table.c[k] + 16 * half);
+  }
+  F operator()(F x) const {
     F a = V::abs(x);
     F u = V::min(V::set(31.9999f), V::mul(a, V::set(32 / kGeluEnd)));
     __m512i segment = _mm512_cvttps_epi32(u);
     F f = _mm512_reduce_ps(u, 0x0b);
-    auto pick = [&](int k) {
-      const float* c = coarse_gelu_table.c[k];
-      return _mm512_permutex2var_ps(_mm512_load_ps(c), segment, _mm512_load_ps(c + 16));
-    };
+    auto pick = [&](int k) { return _mm512_permutex2var_ps(c[k][0], segment, c[k][1]); };
     F p = V::fma(pick(2), f, pick(1));
     p = V::fma(p, f, pick(0));
     return V::fma(a, p, V::mul(x, V::set(0.5f)));
@@ -97,12 +99,16 @@ struct CoarseGeluErf {
 };
 
 struct GeluErf {
-  static F apply(F x) {
+  F c[5];
+  GeluErf() {
+    for (int k = 0; k < 5; ++k) c[k] = _mm512_load_ps(gelu_table.c[k]);
+  }
+  F operator()(F x) const {
     F a = V::abs(x);
     F u = V::min(V::set(15.9999f), V::mul(a, V::set(16 / kGeluEnd)));
     __m512i segment = _mm512_cvttps_epi32(u);
     F f = _mm512_reduce_ps(u, 0x0b);  // u - trunc(u)
-    auto pick = [&](int k) { return _mm512_permutexvar_ps(segment, _mm512_load_ps(gelu_table.c[k])); };
+    auto pick = [&](int k) { return _mm512_permutexvar_ps(segment, c[k]); };
     F p = pick(4);
     p = V::fma(p, f, pick(3));
     p = V::fma(p, f, pick(2));
@@ -113,7 +119,7 @@ struct GeluErf {
 };
 #else
 struct GeluErf {  // erf by Abramowitz & Stegun 7.1.26, absolute error 1.5e-7
-  static F apply(F x) {
+  F operator()(F x) const {
     F half = V::mul(x, V::set(0.5f)), z = V::abs(V::mul(x, V::set(0.70710678118654752f)));
     F t = V::div(V::set(1.f), V::fma(z, V::set(0.3275911f), V::set(1.f)));
     F p = V::set(1.061405429f);
@@ -128,7 +134,7 @@ struct GeluErf {  // erf by Abramowitz & Stegun 7.1.26, absolute error 1.5e-7
 using CoarseGeluErf = GeluErf;
 #endif
 
-/// Calls body with the activation as a type, so that the choice is made once and not per element. `coarse`: an error of
+/// Calls body with the activation as an object of its own type, so that the choice is made once and not per element. `coarse`: an error of
 /// a few 1e-5 is below what the weights' format loses.
 template <class Body>
 static inline void with_activation(Activation activation, bool coarse, const Body& body) {

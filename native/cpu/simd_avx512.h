@@ -64,10 +64,12 @@ struct V {
   /// rows[i] becomes column i.
   static void transpose(F (&r)[16]) {
     F t[16];
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 2) {
       t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
       t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 16; i += 4) {
       for (int j = 0; j < 2; ++j) {
         __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
@@ -75,6 +77,7 @@ struct V {
         r[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
       }
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 4; ++i) {  // r[4 * g + i]: lane block l holds column 4 l + i of rows 4 g .. 4 g + 3
       F a = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88), b = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
       F c = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88), d = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
@@ -83,6 +86,7 @@ struct V {
       t[4 + i] = _mm512_shuffle_f32x4(b, d, 0x88);
       t[12 + i] = _mm512_shuffle_f32x4(b, d, 0xdd);
     }
+#pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) r[i] = t[i];
   }
 };
