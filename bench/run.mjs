@@ -2,6 +2,7 @@
 //   node bench/run.mjs [--suite minilm,decoder,texts,start] [--rounds 3] [--threads 2] [--out result.json]
 import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import os from 'node:os'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
@@ -116,7 +117,7 @@ class Contender {
 }
 
 const median = (values) => [...values].sort((a, b) => a - b)[values.length >> 1]
-const { default: require } = await import('node:module').then((module) => ({ default: module.createRequire(import.meta.url) }))
+const require = createRequire(import.meta.url)
 const { f32Gflops, isa } = require('node-gyp-build')(path.resolve(here, '..')).cpu()
 
 /** GFLOP/s of the multiply instructions on all threads now, from the native bench (its first lines). */

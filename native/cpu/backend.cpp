@@ -44,7 +44,7 @@ void release(void* memory, size_t) { std::free(memory); }
 
 struct PackedWeight : Weight {
   const GemmKernel* kernel = nullptr;
-  int64_t panels = 0, steps = 0, words = 0;  // words of one row of activations
+  int64_t panels = 0, steps = 0;  // a step of a row of activations is one 32-bit word
   size_t panel_bytes = 0;
   char* data = nullptr;
   std::vector<float> column_scale;    // int8: in panel order, zero for padding
@@ -125,7 +125,6 @@ std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, Weigh
   const int64_t K = weight->cols = source.parts[0].shape[1], g = group(weight->kernel->layout);
   weight->panels = source.gated ? (weight->rows / 2 + width - 1) / width : (weight->rows + NR - 1) / NR;
   weight->steps = (K + g - 1) / g;
-  weight->words = weight->steps;
   weight->panel_bytes = size_t(weight->steps * g * NR) * element_bytes(weight->kernel->layout);
   weight->bytes = size_t(weight->panels) * weight->panel_bytes;
   weight->data = static_cast<char*>(allocate(weight->bytes));
@@ -290,14 +289,14 @@ void linear(Context& context, const LinearArgs& args) {
 
   // Units of work: blocks of rows whose words fit the second-level cache, by chunks of panels if blocks are too few.
   const bool alone = context.threads == 1 || ThreadPool::inside();
-  const int64_t block_rows = std::clamp<int64_t>((384 << 10) / (weight.words * 4), 2 * k.tile_rows, 16 * k.tile_rows);
+  const int64_t block_rows = std::clamp<int64_t>((384 << 10) / (weight.steps * 4), 2 * k.tile_rows, 16 * k.tile_rows);
   const int64_t blocks = ceil_div(rows, block_rows);
   const int64_t chunks = alone ? 1 : std::min(weight.panels, std::max<int64_t>(1, ceil_div(16 * context.threads, blocks)));
   WorkQueue queue(blocks * chunks);
   auto work = [&](int worker) {
     Arena& arena = context.worker(worker).scratch;
     Arena::Scope scope(arena);
-    const int64_t word_stride = (weight.words + 15) / 16 * 16 + (weight.words % 512 == 0 ? 16 : 0);
+    const int64_t word_stride = padded_stride(weight.steps);
     uint32_t* words = nullptr;
     float* scales = nullptr;
     int64_t converted = -1;
@@ -321,7 +320,7 @@ void linear(Context& context, const LinearArgs& args) {
       finish.bias = args.bias;
       finish.activation = args.activation;
       finish.gated = weight.gated;
-      finish.coarse = weight.format == WeightFormat::bf16 || weight.format == WeightFormat::i8;
+      finish.coarse = is_reduced(weight.format);
       finish.outputs = weight.outputs();
       if (weight.format == WeightFormat::i8) {
         finish.column_scale = weight.column_scale.data();

@@ -45,7 +45,8 @@ struct Bf16Math {
 
   template <int kRows, bool kAcross, bool kWide>
   static constexpr TileKernel tile() {
-    return tile_dot < kRows, Bf16Dot, kAcross, kWide ? 2 : 1 > ;
+    constexpr int vectors = kWide ? 2 : 1;
+    return tile_dot<kRows, Bf16Dot, kAcross, vectors>;
   }
   static void store(Panel* out, F row, F next) { _mm512_storeu_si512(out, pairs(row, next)); }
   /// 2^x for x <= 0 from a cubic, relative error 8e-5: what is rounded to bf16 next needs no more.

@@ -62,6 +62,17 @@ std::string probe_tensor(const TransformerConfig& config) {
   return name.replace(name.find("{}"), 2, "0") + ".weight";
 }
 
+TransformerConfig read_sizes(const ConfigReader& config) {
+  TransformerConfig c;
+  c.vocab_size = config.integer("vocab_size");
+  c.hidden = config.integer("hidden_size");
+  c.layers = config.integer("num_hidden_layers");
+  c.heads = c.kv_heads = config.integer("num_attention_heads");
+  c.intermediate = config.integer("intermediate_size");
+  c.max_positions = config.integer("max_position_embeddings");
+  return c;
+}
+
 Activation read_activation(const ConfigReader& config, const char* key, const char* fallback) {
   struct Row {
     const char* name;

@@ -87,6 +87,9 @@ struct TransformerConfig {
 /// A tensor that every checkpoint of this model has: what stands before it is the prefix of all.
 std::string probe_tensor(const TransformerConfig& config);
 
+/// The sizes that most families spell alike; as many key heads as heads.
+TransformerConfig read_sizes(const ConfigReader& config);
+
 Activation read_activation(const ConfigReader& config, const char* key, const char* fallback);
 
 /// rope_theta + rope_scaling (released checkpoints) or rope_parameters (transformers 5), of one layer type where the

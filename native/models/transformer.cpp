@@ -40,10 +40,7 @@ Transformer::Norm Transformer::load_norm(WeightLoader& loader, const std::string
 }
 
 Transformer::Transformer(Context& context, TransformerConfig config, WeightLoader& loader, WeightFormat format, std::optional<Pooling> one_row)
-    : config_(std::move(config)),
-      one_row_(one_row),
-      reduced_(format == WeightFormat::bf16 || format == WeightFormat::i8),
-      layers_(size_t(config_.layers)) {
+    : config_(std::move(config)), one_row_(one_row), reduced_(is_reduced(format)), layers_(size_t(config_.layers)) {
   const TransformerConfig& c = config_;
   const TensorNames& n = c.names;
   if (c.tied_head && !loader.has(n.token_embedding + ".weight") && loader.has_head()) {

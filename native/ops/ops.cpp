@@ -20,6 +20,13 @@ void require(const OperationTable& t) {
     if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
 }
 
+bool is_reduced(WeightFormat format) { return format == WeightFormat::bf16 || format == WeightFormat::i8; }
+
+int64_t padded_stride(int64_t cols) {
+  const int64_t stride = (cols + 15) / 16 * 16;
+  return stride % 512 == 0 ? stride + 16 : stride;
+}
+
 Arena::~Arena() {
   for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
 }
@@ -37,8 +44,7 @@ void* Arena::take(size_t bytes) {
 }
 
 Matrix Arena::matrix(int64_t rows, int64_t cols) {
-  int64_t stride = (cols + 15) / 16 * 16;
-  if (stride % 512 == 0) stride += 16;
+  const int64_t stride = padded_stride(cols);
   return {static_cast<float*>(take(size_t(rows * stride) * sizeof(float))), rows, cols, stride};
 }
 

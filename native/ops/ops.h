@@ -22,6 +22,8 @@ enum class Pooling { cls, last, mean, mean_sqrt_len, max, weighted_mean };
 /// quantised per row on the fly, int32 sums.
 enum class WeightFormat { f32, bf16, f16, i8 };
 const char* weight_format_name(WeightFormat format);
+/// Whether products in this format have 8 bits of mantissa or fewer, so that what surrounds them may be coarser too.
+bool is_reduced(WeightFormat format);
 
 struct Context;
 struct OperationTable;
@@ -151,6 +153,9 @@ struct OperationTable {
 /// Fails with BACKEND_UNSUPPORTED and the operation's name if an entry is null.
 void require(const OperationTable& table);
 
+/// A row stride for `cols` words that keeps equal columns of neighbouring rows in different cache sets.
+int64_t padded_stride(int64_t cols);
+
 /// Memory handed out in order and given back all at once; grows to what one pass needs and then stays.
 class Arena {
  public:
@@ -160,7 +165,7 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
 
   void* take(size_t bytes);
-  /// [rows, cols] with a stride that keeps equal columns of neighbouring rows in different cache sets.
+  /// [rows, cols] with a padded stride.
   Matrix matrix(int64_t rows, int64_t cols);
   size_t bytes() const;
 

@@ -10,13 +10,7 @@ namespace conan {
 namespace {
 
 TransformerConfig encoder(const ConfigReader& config) {
-  TransformerConfig c;
-  c.vocab_size = config.integer("vocab_size");
-  c.hidden = config.integer("hidden_size");
-  c.layers = config.integer("num_hidden_layers");
-  c.heads = c.kv_heads = config.integer("num_attention_heads");
-  c.intermediate = config.integer("intermediate_size");
-  c.max_positions = config.integer("max_position_embeddings");
+  TransformerConfig c = read_sizes(config);
   c.type_vocab_size = config.integer("type_vocab_size", 2);
   c.norm_eps = float(config.number("layer_norm_eps", 1e-12));
   c.activation = read_activation(config, "hidden_act", "gelu");

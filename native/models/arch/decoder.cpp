@@ -10,16 +10,10 @@ namespace conan {
 namespace {
 
 TransformerConfig decoder(const ConfigReader& config) {
-  TransformerConfig c;
-  c.vocab_size = config.integer("vocab_size");
-  c.hidden = config.integer("hidden_size");
-  c.layers = config.integer("num_hidden_layers");
-  c.heads = config.integer("num_attention_heads");
+  TransformerConfig c = read_sizes(config);
   c.kv_heads = config.integer("num_key_value_heads", c.heads);
   if (c.kv_heads <= 0) fail("CONFIG_INVALID", config.subject(), ": \"num_key_value_heads\": expected a positive whole number, got ", c.kv_heads);
   c.head_dim = config.integer("head_dim", c.hidden / c.heads);
-  c.intermediate = config.integer("intermediate_size");
-  c.max_positions = config.integer("max_position_embeddings");
   c.norm = NormKind::rms;
   c.placement = NormPlacement::pre;
   c.norm_eps = float(config.number("rms_norm_eps", 1e-6));

@@ -9,14 +9,8 @@ namespace conan {
 namespace {
 
 TransformerConfig read_modernbert(const ConfigReader& config) {
-  TransformerConfig c;
-  c.vocab_size = config.integer("vocab_size");
-  c.hidden = config.integer("hidden_size");
-  c.layers = config.integer("num_hidden_layers");
-  c.heads = c.kv_heads = config.integer("num_attention_heads");
+  TransformerConfig c = read_sizes(config);
   c.head_dim = c.hidden / c.heads;
-  c.intermediate = config.integer("intermediate_size");
-  c.max_positions = config.integer("max_position_embeddings");
   c.placement = NormPlacement::pre;
   c.norm_eps = float(config.number("norm_eps", 1e-5));
   c.norm_bias = config.boolean("norm_bias", false);
