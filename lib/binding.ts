@@ -10,6 +10,11 @@ export interface NativeModel {
   readonly [handleBrand]: true
 }
 
+declare const tokenBrand: unique symbol
+export interface NativeCancelToken {
+  readonly [tokenBrand]: true
+}
+
 export interface NativeDense {
   directory: string
   inputs: number
@@ -64,10 +69,17 @@ export interface NativeBinding {
   /** JSON, see native/models/inspect.h. */
   inspect(directory: string): string
   cpu(): CpuReport
+  cancelToken(): NativeCancelToken
+  /** Long work that was given this token ends with ABORTED. */
+  stop(token: NativeCancelToken): void
+  /** JSON [{name, dtype, shape, file}] of <stem>.safetensors or its shards, in the order of the files. */
+  checkpoint(directory: string, stem: string): string
+  /** `plan` and what it resolves to are JSON, see native/merge/fuse.h. */
+  fuse(plan: string, token: NativeCancelToken, onProgress: (doneBytes: number, totalBytes: number) => void): Promise<string>
 }
 
 /** The directory of this package: where package.json, build/ and prebuilds/ are. */
-function packageRoot(): string {
+export function packageRoot(): string {
   let directory = __dirname
   while (true) {
     const file = path.join(directory, 'package.json')

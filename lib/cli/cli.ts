@@ -4,9 +4,10 @@ import { realpathSync } from 'node:fs'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
 import { embed } from './commands/embed'
+import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 
-const commands: Record<string, Command> = { embed, inspect }
+const commands: Record<string, Command> = { embed, fuse, inspect }
 
 const usage = `conan-embed <verb> [arguments]
 

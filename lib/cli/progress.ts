@@ -2,22 +2,23 @@
 import { Presets, SingleBar } from 'cli-progress'
 
 export interface Progress {
-  update(done: number, total: number | undefined, tokens: number): void
+  update(done: number, total: number | undefined, worked: number): void
   stop(): void
 }
 
-export function progress(json: boolean): Progress {
+/** `unit`: what the third number of update() counts. */
+export function progress(json: boolean, unit: 'tokens' | 'MB' = 'tokens'): Progress {
   const start = performance.now()
-  const rate = (tokens: number) => Math.round(tokens / Math.max(1e-3, (performance.now() - start) / 1000))
+  const rate = (worked: number) => Math.round(worked / Math.max(1e-3, (performance.now() - start) / 1000))
   if (process.stderr.isTTY && !json) {
-    const bar = new SingleBar({ format: '{bar} {value}/{total} | {rate} tokens/s | {eta_formatted} left', hideCursor: true }, Presets.shades_classic)
+    const bar = new SingleBar({ format: `{bar} {value}/{total} | {rate} ${unit}/s | {eta_formatted} left`, hideCursor: true }, Presets.shades_classic)
     let running = false
     return {
-      update(done, total, tokens) {
+      update(done, total, worked) {
         if (!running) bar.start(total ?? done, 0, { rate: 0 })
         running = true
         bar.setTotal(Math.max(total ?? done, done))
-        bar.update(done, { rate: rate(tokens) })
+        bar.update(done, { rate: rate(worked) })
       },
       stop() {
         if (running) bar.stop()
@@ -26,10 +27,10 @@ export function progress(json: boolean): Progress {
   }
   let last = 0
   return {
-    update(done, total, tokens) {
+    update(done, total, worked) {
       if (!json || performance.now() - last < 1000) return
       last = performance.now()
-      console.error(JSON.stringify({ done, total, tokens, tokensPerSecond: rate(tokens) }))
+      console.error(JSON.stringify({ done, total, tokens, tokensPerSecond: rate(worked) }))
     },
     stop() {},
   }

@@ -2,13 +2,17 @@
 // where it takes long. Native errors become JavaScript errors with a `code`.
 #include <napi.h>
 
+#include <algorithm>
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "base/error.h"
+#include "base/safetensors.h"
 #include "base/thread_pool.h"
+#include "merge/fuse.h"
 #include "models/inspect.h"
 #include "models/text_model.h"
 #include "ops/backend.h"
@@ -276,10 +280,95 @@ Napi::Value cpu(const Napi::CallbackInfo& info) {
   return out;
 }
 
+// ---- fusing
+
+constexpr napi_type_tag kTokenTag = {0x1d8a90b35f6e4c27, 0xb06cf2a9e4d71358};
+using Token = std::shared_ptr<std::atomic<bool>>;
+
+/// cancelToken() -> something to stop long work with
+Napi::Value cancel_token(const Napi::CallbackInfo& info) {
+  auto external =
+      Napi::External<Token>::New(info.Env(), new Token(std::make_shared<std::atomic<bool>>(false)), [](Napi::Env, Token* owned) { delete owned; });
+  external.TypeTag(&kTokenTag);
+  return external;
+}
+
+Token token_of(const Napi::CallbackInfo& info, const Napi::Value& value) {
+  if (!value.IsExternal() || !value.As<Napi::External<Token>>().CheckTypeTag(&kTokenTag))
+    throw Failure{"INVALID_INPUT", "expected a cancel token"}.to_js(info.Env());
+  return *value.As<Napi::External<Token>>().Data();
+}
+
+/// stop(token)
+Napi::Value stop(const Napi::CallbackInfo& info) {
+  token_of(info, info[0])->store(true);
+  return info.Env().Undefined();
+}
+
+/// checkpoint(directory, stem) -> JSON [{name, dtype, shape, file}], in the order of the files
+Napi::Value checkpoint(const Napi::CallbackInfo& info) {
+  std::string json = "[";
+  Failure failure;
+  const bool ok = guarded(failure, [&] {
+    const Checkpoint read(info[0].ToString(), info[1].ToString());
+    struct Row {
+      size_t file;
+      const void* data;
+      std::string text;
+    };
+    std::vector<Row> rows;
+    for (const std::string& name : read.names()) {
+      const TensorView& view = *read.find(name);
+      size_t file = 0;
+      for (size_t i = 0; i < read.files().size(); ++i)
+        if (auto found = read.files()[i]->tensors().find(name); found != read.files()[i]->tensors().end() && found->second.data == view.data)
+          file = i;
+      rows.push_back({file, view.data,
+                      text("{\"name\":", json_quote(name), ",\"dtype\":\"", dtype_name(view.dtype), "\",\"shape\":", shape_text(view.shape),
+                           ",\"file\":", json_quote(read.files()[file]->path()), "}")});
+    }
+    std::stable_sort(rows.begin(), rows.end(), [](const Row& a, const Row& b) { return a.file != b.file ? a.file < b.file : a.data < b.data; });
+    for (const Row& row : rows) json += (json.size() > 1 ? ",\n" : "\n") + row.text;
+  });
+  if (!ok) throw failure.to_js(info.Env());
+  return Napi::String::New(info.Env(), json + "]");
+}
+
+/// fuse(plan, token, progress(done, total)) -> Promise<JSON text>
+Napi::Value fuse(const Napi::CallbackInfo& info) {
+  const auto plan = std::make_shared<std::string>(info[0].ToString());
+  const Token token = token_of(info, info[1]);
+  auto report = std::make_shared<std::string>();
+  auto progress = Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "fuse progress", 0, 1);
+  return Task::run(
+      info.Env(),
+      [=]() mutable {
+        struct Release {
+          Napi::ThreadSafeFunction& function;
+          ~Release() { function.Release(); }
+        } release{progress};
+        *report = merge::fuse(*plan, *token, [&](merge::FuseProgress at) {
+          progress.NonBlockingCall([at](Napi::Env env, Napi::Function function) {
+            function.Call({Napi::Number::New(env, double(at.done_bytes)), Napi::Number::New(env, double(at.total_bytes))});
+          });
+        });
+      },
+      [=](Napi::Env env) -> Napi::Value { return Napi::String::New(env, *report); });
+}
+
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
-  const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {
-      {"load", load},       {"embed", embed}, {"hiddenStates", hidden_states}, {"cancel", cancel}, {"dispose", dispose}, {"modelInfo", model_info},
-      {"inspect", inspect}, {"cpu", cpu}};
+  const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {{"load", load},
+                                                                                          {"embed", embed},
+                                                                                          {"hiddenStates", hidden_states},
+                                                                                          {"cancel", cancel},
+                                                                                          {"dispose", dispose},
+                                                                                          {"modelInfo", model_info},
+                                                                                          {"inspect", inspect},
+                                                                                          {"cpu", cpu},
+                                                                                          {"cancelToken", cancel_token},
+                                                                                          {"stop", stop},
+                                                                                          {"checkpoint", checkpoint},
+                                                                                          {"fuse", fuse}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;
 }

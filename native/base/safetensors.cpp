@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "base/error.h"
 
@@ -54,12 +55,29 @@ MappedFile::~MappedFile() {
   if (data_) munmap(const_cast<char*>(data_), size_);
 }
 
-void MappedFile::release(const void* from, size_t bytes) const {
+/// Whole pages inside the range. False: a copy, not in the map.
+bool MappedFile::pages(const void* from, size_t bytes, int advice) const {
   const char* begin = static_cast<const char*>(from);
-  if (begin < data_ || begin + bytes > data_ + size_) return;  // a copy, not in the map
+  if (begin < data_ || begin + bytes > data_ + size_) return false;
   const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
   uintptr_t first = (uintptr_t(begin) + page - 1) & ~(page - 1), last = (uintptr_t(begin) + bytes) & ~(page - 1);
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, advice);
+  return true;
+}
+
+void MappedFile::release(const void* from, size_t bytes) const { pages(from, bytes, MADV_DONTNEED); }
+
+void MappedFile::prefetch(const void* from, size_t bytes) const {
+  // Asking for what is in memory already costs time: look at a few pages first.
+  constexpr int kLooks = 8;
+  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
+  bool present = true;
+  for (int i = 0; i < kLooks && present && bytes; ++i) {
+    const uintptr_t at = (uintptr_t(from) + (bytes - 1) / kLooks * size_t(i)) & ~(page - 1);
+    unsigned char state = 1;
+    present = mincore(reinterpret_cast<void*>(at), 1, &state) != 0 || (state & 1);
+  }
+  if (!present) pages(from, bytes, MADV_WILLNEED);
 }
 
 std::string read_text_file(const std::string& path, size_t limit) {
@@ -182,6 +200,89 @@ std::vector<std::string> Checkpoint::names() const {
 
 void Checkpoint::release(const TensorView& tensor) const {
   for (const auto& file : files_) file->release(tensor);
+}
+
+void Checkpoint::prefetch(const TensorView& tensor) const {
+  for (const auto& file : files_) file->prefetch(tensor);
+}
+
+SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<TensorHeader>& tensors,
+                                     const std::map<std::string, std::string>& metadata, bool resume)
+    : path_(path) {
+  std::string header = "{";
+  if (!metadata.empty()) {
+    header += "\"__metadata__\":{";
+    for (const auto& [key, value] : metadata) header += (header.back() == '{' ? "" : ",") + json_quote(key) + ":" + json_quote(value);
+    header += "}";
+  }
+  size_t end = 0;
+  for (const TensorHeader& tensor : tensors) {
+    begins_.push_back(end);
+    const size_t size = dtype_size(tensor.dtype);
+    if (end % size) fail("INTERNAL", path, ": tensor ", json_quote(tensor.name), " would lie misaligned");
+    const char* spelling = nullptr;
+    for (const DtypeSpelling& s : kSpellings)
+      if (s.dtype == tensor.dtype) spelling = s.name;
+    std::string shape;
+    for (int64_t d : tensor.shape) shape += (shape.empty() ? "" : ",") + std::to_string(d);
+    end += TensorView{nullptr, tensor.dtype, tensor.shape}.bytes();
+    header += text(header.size() == 1 ? "" : ",", json_quote(tensor.name), ":{\"dtype\":\"", spelling, "\",\"shape\":[", shape,
+                   "],\"data_offsets\":[", begins_.back(), ",", end, "]}");
+  }
+  header += "}";
+  header.resize((header.size() + 7) / 8 * 8, ' ');
+  const uint64_t length = header.size();
+  std::string start(8, 0);
+  for (int i = 0; i < 8; ++i) start[size_t(i)] = char(length >> (8 * i));
+  start += header;
+  for (size_t& begin : begins_) begin += start.size();
+  const off_t total = off_t(start.size() + end);
+
+  Descriptor file{open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)};
+  struct stat info;
+  if (file.fd < 0 || fstat(file.fd, &info) != 0) fail("FILE_IO", path, ": cannot be created: ", std::strerror(errno));
+  if (resume && info.st_size == total) {
+    std::string there(start.size(), 0);
+    resumed_ = pread(file.fd, there.data(), there.size(), 0) == ssize_t(there.size()) && there == start;
+  }
+  if (!resumed_) {
+    // An empty file is not cut to nothing: ext4 would then write everything to disk before close() returns.
+    if ((info.st_size > 0 && ftruncate(file.fd, 0) != 0) || ftruncate(file.fd, total) != 0)
+      fail("FILE_IO", path, ": cannot be made ", total, " bytes long: ", std::strerror(errno));
+    for (size_t done = 0; done < start.size();) {
+      const ssize_t n = pwrite(file.fd, start.data() + done, start.size() - done, off_t(done));
+      if (n <= 0) fail("FILE_IO", path, ": cannot be written: ", std::strerror(errno));
+      done += size_t(n);
+    }
+  }
+  file_ = std::exchange(file.fd, -1);
+}
+
+SafetensorsWriter::~SafetensorsWriter() {
+  if (file_ >= 0) ::close(file_);
+}
+
+void SafetensorsWriter::write(size_t tensor, size_t at, const void* data, size_t bytes) {
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t n = pwrite(file_, static_cast<const char*>(data) + done, bytes - done, off_t(begins_[tensor] + at + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail("FILE_IO", path_, ": cannot be written: ", std::strerror(errno));
+    done += size_t(n);
+  }
+}
+
+void SafetensorsWriter::read(size_t tensor, size_t at, void* data, size_t bytes) const {
+  for (size_t done = 0; done < bytes;) {
+    const ssize_t n = pread(file_, static_cast<char*>(data) + done, bytes - done, off_t(begins_[tensor] + at + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) fail("FILE_IO", path_, ": cannot be read back: ", n == 0 ? "it ends too early" : std::strerror(errno));
+    done += size_t(n);
+  }
+}
+
+void SafetensorsWriter::close() {
+  const int file = std::exchange(file_, -1);
+  if (file >= 0 && ::close(file) != 0) fail("FILE_IO", path_, ": cannot be closed: ", std::strerror(errno));
 }
 
 }  // namespace conan

@@ -1,5 +1,6 @@
-// Reads safetensors files through mmap. Everything in the header is checked before a tensor is handed out, so a
-// hostile or truncated file ends in an Error and never in a wild read (format: github.com/huggingface/safetensors).
+// Reads safetensors files through mmap and writes them piece by piece (format: github.com/huggingface/safetensors).
+// Everything in a header is checked before a tensor is handed out, so a hostile or truncated file ends in an Error and
+// never in a wild read.
 #pragma once
 #include <map>
 #include <memory>
@@ -24,8 +25,11 @@ class MappedFile {
   size_t size() const { return size_; }
   /// Tells the system that these pages will not be read again soon (they leave the resident set).
   void release(const void* from, size_t bytes) const;
+  /// Starts reading these pages from disk in the background.
+  void prefetch(const void* from, size_t bytes) const;
 
  private:
+  bool pages(const void* from, size_t bytes, int advice) const;
   const char* data_ = nullptr;
   size_t size_ = 0;
 };
@@ -42,6 +46,7 @@ class SafetensorsFile {
   const std::map<std::string, TensorView>& tensors() const { return tensors_; }
   const std::map<std::string, std::string>& metadata() const { return metadata_; }
   void release(const TensorView& tensor) const { file_.release(tensor.data, tensor.bytes()); }
+  void prefetch(const TensorView& tensor) const { file_.prefetch(tensor.data, tensor.bytes()); }
 
  private:
   std::string path_;
@@ -61,6 +66,9 @@ class Checkpoint {
   const TensorView* find(const std::string& name) const;
   std::vector<std::string> names() const;  // sorted
   void release(const TensorView& tensor) const;
+  void prefetch(const TensorView& tensor) const;
+  /// The files behind it, in the order they were opened.
+  const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }
 
  private:
   struct Entry {
@@ -72,6 +80,37 @@ class Checkpoint {
   std::string directory_;
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Entry> entries_;
+};
+
+struct TensorHeader {
+  std::string name;
+  Dtype dtype;
+  std::vector<int64_t> shape;
+};
+
+/// A safetensors file of known layout, filled in any order and from any thread. Writes go through the page cache and
+/// fail with an Error (a full disk), never with a signal.
+class SafetensorsWriter {
+ public:
+  /// With `resume`, a file that already has this very header and size is kept as it is; resumed() tells.
+  SafetensorsWriter(const std::string& path, const std::vector<TensorHeader>& tensors, const std::map<std::string, std::string>& metadata,
+                    bool resume = false);
+  ~SafetensorsWriter();
+  SafetensorsWriter(const SafetensorsWriter&) = delete;
+  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
+
+  bool resumed() const { return resumed_; }
+  /// Bytes [at, at + bytes) of tensor number `tensor`.
+  void write(size_t tensor, size_t at, const void* data, size_t bytes);
+  void read(size_t tensor, size_t at, void* data, size_t bytes) const;
+  /// Closes the file; an Error where the system could not take everything.
+  void close();
+
+ private:
+  std::string path_;
+  int file_ = -1;
+  bool resumed_ = false;
+  std::vector<size_t> begins_;  // of the tensors, in the file
 };
 
 }  // namespace conan

@@ -7,36 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "base/adapter.h"
 #include "base/safetensors.h"
 #include "ops/ops.h"
 
 namespace conan {
-
-/// A PEFT directory: adapter_config.json + adapter_model.safetensors. W' = W + scale * B A per module.
-class Adapter {
- public:
-  explicit Adapter(const std::string& directory);
-
-  /// Adds this adapter's share of `name` (without the model's prefix) to `values` [rows, cols]. False: it has none.
-  bool apply(const std::string& name, const std::vector<int64_t>& shape, std::vector<float>& values);
-  bool has(const std::string& name) const;
-  /// What no tensor of the model took up: an adapter of another model.
-  void require_all_used() const;
-
- private:
-  struct Module {
-    const TensorView *a = nullptr, *b = nullptr, *replacement = nullptr;
-    bool embedding = false;
-    float scale = 1;
-    bool used = false;
-    std::string key;
-  };
-  Module* find(const std::string& name);
-
-  std::string directory_;
-  Checkpoint checkpoint_;
-  std::map<std::string, Module> modules_;  // by path as saved, without "base_model.model."
-};
 
 class WeightLoader {
  public:

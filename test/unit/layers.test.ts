@@ -19,8 +19,9 @@ const allowed: Record<string, string[]> = {
   base: [],
   ops: ['base'],
   cpu: ['ops', 'base'],
+  merge: ['ops', 'base'],
   models: ['ops', 'base'],
-  addon: ['models', 'ops', 'base'],
+  addon: ['merge', 'models', 'ops', 'base'],
 }
 
 test('native includes go downward only', () => {
