@@ -8,3 +8,4 @@ cmake --build build/sanitize --parallel 2
 ./build/sanitize/ops_test
 ./build/sanitize/safetensors_test "${1:-200000}"
 ./build/sanitize/model_test test/fixtures/pico
+./build/sanitize/merge_test

@@ -30,7 +30,8 @@ export function progress(json: boolean, unit: 'tokens' | 'MB' = 'tokens'): Progr
     update(done, total, worked) {
       if (!json || performance.now() - last < 1000) return
       last = performance.now()
-      console.error(JSON.stringify({ done, total, tokens, tokensPerSecond: rate(worked) }))
+      const pace = unit === 'tokens' ? { tokens: worked, tokensPerSecond: rate(worked) } : { unit, perSecond: rate(worked) }
+      console.error(JSON.stringify({ done, total, ...pace }))
     },
     stop() {},
   }

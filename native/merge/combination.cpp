@@ -191,7 +191,9 @@ void merge_combination(Job& job) {
     fail("INTERNAL", "unknown combination ", kind);
   }
 
-  const int64_t cols = job.cols(), groups = group == Group::tensor ? 1 : group == Group::row ? job.rows() : cols;
+  // A column is what lies along the first dimension, a row what lies along the last.
+  const int64_t cols = group == Group::column ? job.size() / std::max<int64_t>(1, job.shape[0]) : job.cols();
+  const int64_t groups = group == Group::tensor ? 1 : group == Group::row ? job.rows() : cols;
   const size_t products = n * n;
   Numbers gram(size_t(groups) * products);
   const bool needs_gram = kind != "linear" && kind != "passthrough";
@@ -249,7 +251,7 @@ void merge_combination(Job& job) {
         const Numbers& c = chosen[size_t((block.first + i) % cols)];
         double value = block.base ? block.base[i] : 0;
         for (size_t p = 0; p < n; ++p) value += c[p] * (double(block.x[p][i]) - (block.base ? block.base[i] : 0));
-        block.out[i] = float(value);
+        block.out[i] = value;
       }
       return;
     }
@@ -264,7 +266,7 @@ void merge_combination(Job& job) {
       combination.x = x.data();
       combination.base = block.base ? block.base + done : nullptr;
       combination.coefficients = c.data();
-      kernels().combine(combination, length, true, block.out + done);
+      kernels().combine(combination, length, block.out + done);
       done += length;
     }
   });

@@ -38,25 +38,25 @@ void Job::for_chunks(const std::function<void(int64_t, int64_t, int64_t, Workspa
   });
 }
 
-/// `buffer` [1 + parents + 1][kBlock]
-void Job::load(Block& block, float* buffer) const {
+void Job::load(Block& block, Workspace& workspace) const {
+  float* buffer = workspace.take(int64_t(parents.size() + 1) * kBlock);
   block.base = nullptr;
   if (base) base->read(block.first, block.n, block.base = buffer);
   block.x.resize(parents.size());
   for (size_t p = 0; p < parents.size(); ++p) parents[p].source->read(block.first, block.n, block.x[p] = buffer + (p + 1) * kBlock);
-  block.out = buffer + (parents.size() + 1) * kBlock;
+  workspace.doubles.resize(size_t(kBlock));
+  block.out = workspace.doubles.data();
 }
 
 std::vector<double> Job::scan(size_t count, const std::function<void(Block&, Workspace&, double*)>& body) const {
   std::vector<double> partial(size_t(chunks_) * count), sums(count);
   for_chunks([&](int64_t chunk, int64_t first, int64_t elements, Workspace& workspace) {
-    float* buffer = workspace.take(int64_t(parents.size() + 2) * kBlock);
     Block block;
     block.chunk = chunk;
     for (int64_t done = 0; done < elements; done += kBlock) {
       block.first = first + done;
       block.n = std::min(kBlock, elements - done);
-      load(block, buffer);
+      load(block, workspace);
       body(block, workspace, partial.data() + size_t(chunk) * count);
     }
   });
@@ -67,7 +67,7 @@ std::vector<double> Job::scan(size_t count, const std::function<void(Block&, Wor
 
 void Job::produce_block(Block& block, Workspace& workspace, double* sums, void* out, const std::function<void(Block&, Workspace&)>& body) {
   const Kernels& k = kernels();
-  load(block, workspace.take(int64_t(parents.size() + 2) * kBlock));
+  load(block, workspace);
   if (block.base) {
     float high[kBlock], low[kBlock];
     std::fill(high, high + block.n, 0.f);
@@ -156,10 +156,14 @@ bool Job::produce_stream(const Stream& stream, const std::function<bool(Stream&,
   return true;
 }
 
-void Job::patch(int64_t first, int64_t count, float* values) const {
+void Job::patch(int64_t first, int64_t count, double* values) const {
+  std::vector<float> copied;
   for (const RowPatch& row : patches) {
     const int64_t begin = row.row * cols_, from = std::max(first, begin), to = std::min(first + count, begin + cols_);
-    if (from < to) row.source->read(row.source_row * cols_ + (from - begin), to - from, values + (from - first));
+    if (from >= to) continue;
+    copied.resize(size_t(to - from));
+    row.source->read(row.source_row * cols_ + (from - begin), to - from, copied.data());
+    std::copy(copied.begin(), copied.end(), values + (from - first));
   }
 }
 
@@ -193,14 +197,18 @@ void Job::copy(const Source& source) {
   if (!stored || stored->dtype != dtype)
     fail("UNSUPPORTED_DTYPE", source.subject(), ": expected ", dtype_name(dtype), ", got ", dtype_name(source.dtype()));
   const size_t element = dtype_size(dtype);
-  for_chunks([&](int64_t, int64_t first, int64_t count, Workspace&) {
+  std::vector<double> partial(size_t(chunks_) * 2);
+  for_chunks([&](int64_t chunk, int64_t first, int64_t count, Workspace& workspace) {
+    float* values = workspace.take(kBlock);
+    for (int64_t done = 0; floats && done < count; done += kBlock) {
+      const int64_t n = std::min(kBlock, count - done);
+      source.read(first + done, n, values);
+      partial[size_t(chunk) * 2] += kernels().sum_squares(values, nullptr, n);
+    }
     sink->write(first * int64_t(element), static_cast<const char*>(stored->data) + size_t(first) * element, count * int64_t(element));
   });
+  finish(partial);
   statistics = {};
-}
-
-void Job::store(const std::vector<float>& values) {
-  produce([&](Block& block, Workspace&) { std::copy(values.begin() + block.first, values.begin() + block.first + block.n, block.out); });
 }
 
 }  // namespace conan::merge

@@ -43,12 +43,13 @@ struct Block {
   int64_t chunk = 0, first = 0, n = 0;
   float* base = nullptr;  // null without a base
   std::vector<float*> x;  // the parents
-  float* out = nullptr;
+  double* out = nullptr;
 };
 
 /// Buffers of one thread.
 struct Workspace {
   std::vector<float> floats, chunk_floats;
+  std::vector<double> doubles;
   std::vector<char> bytes;
   std::vector<uint32_t> bits;
 
@@ -99,17 +100,15 @@ class Job {
                       const std::function<void(Block&, Workspace&)>& body);
   /// The result is `source`: byte for byte where it is stored in the result's type.
   void copy(const Source& source);
-  /// The result from memory [size].
-  void store(const std::vector<float>& values);
 
   double number(const char* key, double otherwise) const;
   bool flag(const char* key, bool otherwise) const;
 
  private:
-  void load(Block& block, float* buffer) const;
+  void load(Block& block, Workspace& workspace) const;
   void produce_block(Block& block, Workspace& workspace, double* sums, void* out, const std::function<void(Block&, Workspace&)>& body);
   void finish(const std::vector<double>& partial);
-  void patch(int64_t first, int64_t count, float* values) const;
+  void patch(int64_t first, int64_t count, double* values) const;
   void require_finite(const std::vector<double>& sums) const;
 
   int64_t size_ = 0, cols_ = 1, chunk_ = 1, chunks_ = 0;

@@ -22,17 +22,18 @@ struct Combination {
   double scale = 1;
 };
 
-/// The whole last pass of task arithmetic or TIES from stored bf16 to stored bf16, without leaving the registers.
+/// The whole last pass of task arithmetic or TIES from stored bf16 to stored bf16, without leaving the registers, summed in
+/// single precision.
 struct Stream {
   static constexpr int kMaxParents = 16;
   int parents = 0;
   const uint16_t* base = nullptr;      // null: no task vectors, the parents themselves
   const uint16_t* const* x = nullptr;  // [parents]
-  const float* coefficients = nullptr;
-  const float* weights = nullptr;
+  const double* coefficients = nullptr;
+  const double* weights = nullptr;
   const uint32_t *from = nullptr, *to = nullptr;  // magnitudes (bits) that stay, by parent; null: all
   bool elect = false, normalize = false;
-  float scale = 1;
+  double scale = 1;
   uint16_t* out = nullptr;
   double* squares = nullptr;  // [parents] sums, added to
   int64_t conflicts = 0;
@@ -41,7 +42,8 @@ struct Stream {
 struct Kernels {
   const char* name;
   void (*widen)(Dtype dtype, const void* in, int64_t n, float* out);
-  void (*narrow)(Dtype dtype, const float* in, int64_t n, void* out);
+  /// Rounds once, to nearest, ties to even.
+  void (*narrow)(Dtype dtype, const double* in, int64_t n, void* out);
   /// Sum of (x - base)^2; base may be null.
   double (*sum_squares)(const float* x, const float* base, int64_t n);
   double (*sum_magnitudes)(const float* x, const float* base, int64_t n);
@@ -65,8 +67,8 @@ struct Kernels {
   void (*keep_between)(float* x, const float* base, int64_t n, uint32_t from, uint32_t to);
   /// x = base where the random number of element `first` + i is not below `probability` [n] or, where that is null, `density`.
   void (*keep_random)(float* x, const float* base, int64_t n, uint64_t key, int64_t first, double density, const float* probability);
-  /// out = base + scale * consensus; sums in float where the result is rounded to 16 bits anyway, else in double.
-  void (*combine)(const Combination&, int64_t n, bool wide, float* out);
+  /// out = base + scale * consensus
+  void (*combine)(const Combination&, int64_t n, double* out);
   /// out = softmax(x), to the bit as PyTorch computes it on CPUs (see the code).
   void (*softmax)(const float* x, int64_t n, float* out);
   // Double precision, for singular values.

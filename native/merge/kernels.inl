@@ -38,21 +38,31 @@ static void widen(Dtype dtype, const void* in, int64_t n, float* __restrict out)
   }
 }
 
-static void narrow(Dtype dtype, const float* __restrict in, int64_t n, void* out) {
+/// The float next to x towards zero, with its last bit set where x lies between floats ("round to odd"): rounding that to
+/// fewer bits gives what rounding x itself would.
+inline uint32_t odd_bits(double x) {
+  const float nearest = float(x);
+  const double back = nearest;
+  const uint32_t bits = bits_of(nearest), beyond = (back < 0 ? -back : back) > (x < 0 ? -x : x);
+  return back == x || x != x ? bits : (bits - beyond) | 1;
+}
+
+static void narrow(Dtype dtype, const double* __restrict in, int64_t n, void* out) {
   if (dtype == Dtype::f32) {
-    std::memcpy(out, in, size_t(n) * 4);
+    float* __restrict to = static_cast<float*>(out);
+    for (int64_t i = 0; i < n; ++i) to[i] = float(in[i]);
     return;
   }
   uint16_t* __restrict half = static_cast<uint16_t*>(out);
   if (dtype == Dtype::bf16) {
     for (int64_t i = 0; i < n; ++i) {
-      const uint32_t bits = bits_of(in[i]);
+      const uint32_t bits = odd_bits(in[i]);
       const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16, nan = (bits >> 16) | 0x40;
       half[i] = uint16_t((bits & 0x7fffffff) > 0x7f800000 ? nan : rounded);
     }
     return;
   }
-  for (int64_t i = 0; i < n; ++i) half[i] = f32_to_f16(in[i]);
+  for (int64_t i = 0; i < n; ++i) half[i] = f32_to_f16(float_of(odd_bits(in[i])));
 }
 
 // Sums run in eight lanes, each a fixed set of elements: a compiler may not reorder a sum by itself.
@@ -154,10 +164,56 @@ static int64_t find_bracket(const uint32_t* __restrict bits, int64_t n, uint32_t
   return count;
 }
 
+static void combine(const Combination& c, int64_t n, double* __restrict out) {
+  double sum[kBlock], agreed[kBlock];
+  std::fill(sum, sum + n, 0.0);
+  const float* __restrict base = c.base;
+  for (int p = 0; p < c.parents; ++p) {
+    const float* __restrict x = c.x[p];
+    const double factor = c.coefficients[p];
+    if (base)
+      for (int64_t i = 0; i < n; ++i) sum[i] += factor * (double(x[i]) - double(base[i]));
+    else
+      for (int64_t i = 0; i < n; ++i) sum[i] += factor * double(x[i]);
+  }
+  if (c.elect) {
+    double votes[kBlock];
+    std::copy(sum, sum + n, votes);
+    std::fill(sum, sum + n, 0.0);
+    std::fill(agreed, agreed + n, 0.0);
+    for (int p = 0; p < c.parents; ++p) {
+      const float* __restrict x = c.x[p];
+      const double factor = c.coefficients[p], weight = c.weights[p];
+      for (int64_t i = 0; i < n; ++i) {
+        const double v = factor * (double(x[i]) - double(base[i]));
+        const double along = votes[i] >= 0 ? v : -v;
+        sum[i] += along > 0 ? v : 0.0;
+        agreed[i] += along > 0 ? weight : 0.0;
+      }
+    }
+    if (c.normalize)
+      for (int64_t i = 0; i < n; ++i) {
+        const double divisor = (agreed[i] < 0 ? -agreed[i] : agreed[i]) < 1e-8 ? 1.0 : agreed[i];
+        sum[i] /= divisor;
+      }
+  }
+  const double scale = c.scale;
+  if (base)
+    for (int64_t i = 0; i < n; ++i) out[i] = double(base[i]) + scale * sum[i];
+  else
+    for (int64_t i = 0; i < n; ++i) out[i] = scale * sum[i];
+}
+
 // Sixteen lanes as a value; the compiler splits them where registers are shorter.
 typedef float F16 __attribute__((vector_size(64)));
 typedef uint32_t U16 __attribute__((vector_size(64)));
 typedef int32_t I16 __attribute__((vector_size(64)));
+
+inline void widen_pair(const uint16_t* from, int half, F16& to) {
+  U16 word;
+  std::memcpy(&word, from, sizeof word);
+  to = (F16)(half ? word & 0xffff0000u : word << 16);
+}
 
 // A word of memory holds two bf16: the low halves of sixteen words are widened by a shift, the high halves by a mask, and
 // nothing needs to change places.
@@ -166,21 +222,22 @@ static void stream_in(Stream& s, int64_t n) {
   const int parents = kParents ? kParents : s.parents;
   constexpr int kRoom = kParents ? kParents : Stream::kMaxParents;
   const F16 zero = {};
+  const float scale = float(s.scale);
   F16 squares[kRoom] = {}, d[kRoom];
+  float coefficients[kRoom], weights[kRoom];
+  for (int p = 0; p < parents; ++p) {
+    coefficients[p] = float(s.coefficients[p]);
+    weights[p] = float(s.weights[p]);
+  }
   I16 conflicts = {};
   for (int64_t i = 0; i < n; i += 32) {
     U16 words[2];
     for (int half = 0; half < 2; ++half) {
-      auto load = [&](const uint16_t* from, F16& to) __attribute__((always_inline)) {
-        U16 word;
-        std::memcpy(&word, from + i, sizeof word);
-        to = (F16)(half ? word & 0xffff0000u : word << 16);
-      };
       F16 base = {}, sum = {}, high = {}, low = {};
-      if (kBase) load(s.base, base);
+      if (kBase) widen_pair(s.base + i, half, base);
       for (int p = 0; p < parents; ++p) {
         F16 v;
-        load(s.x[p], v);
+        widen_pair(s.x[p] + i, half, v);
         if (kBase) v -= base;
         squares[p] += v * v;
         high = v > high ? v : high;
@@ -189,7 +246,7 @@ static void stream_in(Stream& s, int64_t n) {
           const I16 bits = (I16)v & 0x7fffffff;
           v = (F16)((I16)v & (bits >= int32_t(s.from[p])) & (bits <= int32_t(s.to[p])));
         }
-        v *= s.coefficients[p];
+        v *= coefficients[p];
         if (kElect) d[p] = v;
         sum += v;
       }
@@ -201,16 +258,16 @@ static void stream_in(Stream& s, int64_t n) {
           const F16 along = (F16)((I16)d[p] ^ (down & int32_t(0x80000000)));
           const I16 agrees = along > zero;
           total += (F16)((I16)d[p] & agrees);
-          const F16 weight = zero + s.weights[p];
+          const F16 weight = zero + weights[p];
           agreed += (F16)((I16)weight & agrees);
         }
         sum = total;
         if (s.normalize) {
-          const F16 size = (F16)((I16)agreed & 0x7fffffff);
-          sum /= size < 1e-8f ? zero + 1.f : agreed;
+          const F16 absolute = (F16)((I16)agreed & 0x7fffffff);
+          sum /= absolute < 1e-8f ? zero + 1.f : agreed;
         }
       }
-      const U16 bits = (U16)(base + s.scale * sum), nan = bits | 0x400000;
+      const U16 bits = (U16)(base + scale * sum), nan = bits | 0x400000;
       words[half] = (bits & 0x7fffffff) > 0x7f800000 ? nan : bits + 0x7fff + ((bits >> 16) & 1);
     }
     const U16 both = words[0] >> 16 | (words[1] & 0xffff0000u);
@@ -261,52 +318,6 @@ static void keep_random(float* __restrict x, const float* __restrict base, int64
     const int64_t threshold = int64_t((probability ? double(probability[i]) : density) * 0x1p31);
     x[i] = number < threshold ? x[i] : base[i];
   }
-}
-
-template <class Real>
-static void combine_in(const Combination& c, int64_t n, float* __restrict out) {
-  Real sum[kBlock], agreed[kBlock];
-  std::fill(sum, sum + n, Real(0));
-  const float* __restrict base = c.base;
-  for (int p = 0; p < c.parents; ++p) {
-    const float* __restrict x = c.x[p];
-    const Real factor = Real(c.coefficients[p]);
-    if (base)
-      for (int64_t i = 0; i < n; ++i) sum[i] += factor * (Real(x[i]) - Real(base[i]));
-    else
-      for (int64_t i = 0; i < n; ++i) sum[i] += factor * Real(x[i]);
-  }
-  if (c.elect) {
-    Real votes[kBlock];
-    std::copy(sum, sum + n, votes);
-    std::fill(sum, sum + n, Real(0));
-    std::fill(agreed, agreed + n, Real(0));
-    for (int p = 0; p < c.parents; ++p) {
-      const float* __restrict x = c.x[p];
-      const Real factor = Real(c.coefficients[p]), weight = Real(c.weights[p]);
-      for (int64_t i = 0; i < n; ++i) {
-        const Real v = factor * (Real(x[i]) - Real(base[i]));
-        const Real along = votes[i] >= 0 ? v : -v;
-        sum[i] += along > 0 ? v : Real(0);
-        agreed[i] += along > 0 ? weight : Real(0);
-      }
-    }
-    if (c.normalize)
-      for (int64_t i = 0; i < n; ++i) {
-        const Real divisor = (agreed[i] < 0 ? -agreed[i] : agreed[i]) < Real(1e-8) ? Real(1) : agreed[i];
-        sum[i] /= divisor;
-      }
-  }
-  const Real scale = Real(c.scale);
-  if (base)
-    for (int64_t i = 0; i < n; ++i) out[i] = float(Real(base[i]) + scale * sum[i]);
-  else
-    for (int64_t i = 0; i < n; ++i) out[i] = float(scale * sum[i]);
-}
-
-static void combine(const Combination& c, int64_t n, bool wide, float* out) {
-  if (wide) combine_in<double>(c, n, out);
-  else combine_in<float>(c, n, out);
 }
 
 // Where small differences of softmaxes decide (Arcee fusion), recipes that users have give the same result only if every

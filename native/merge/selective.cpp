@@ -83,7 +83,7 @@ void merge_sce(Job& job) {
         value += weights[p] * d;
         agreed += weights[p];
       }
-      block.out[i] = float(base + value / std::max(agreed, 1e-6));
+      block.out[i] = base + value / std::max(agreed, 1e-6);
     }
   });
 }
@@ -140,7 +140,7 @@ void merge_nearswap(Job& job) {
   job.produce([&](Block& block, Workspace&) {
     for (int64_t i = 0; i < block.n; ++i) {
       const double a = block.base[i], b = block.x[0][i], share = std::clamp(t / std::max(std::abs(a - b), 1e-6), 0.0, 1.0);
-      block.out[i] = float(share * b + (1 - share) * a);
+      block.out[i] = share * b + (1 - share) * a;
     }
   });
 }
@@ -176,7 +176,7 @@ void merge_ram(Job& job) {
       double sum = 0;
       for (size_t p = 0; p < count; ++p)
         if (changed(block, p, i)) sum += (double(block.x[p][i]) - double(block.base[i])) * (n > 1 ? 1.0 / n : own[p]);
-      block.out[i] = float(double(block.base[i]) + sum);
+      block.out[i] = double(block.base[i]) + sum;
     }
   });
 }

@@ -120,14 +120,14 @@ void merge_spectral(Job& job) {
       c.x = block.x.data();
       c.base = block.base;
       c.coefficients = coefficients.data();
-      kernels().combine(c, block.n, true, block.out);
+      kernels().combine(c, block.n, block.out);
     });
     return;
   }
   const std::string& kind = (*job.options)["kind"].string();
   const Dense merged = kind == "tsv_m" ? tsv_m(job) : kind == "iso_c" ? iso_c(job) : wudi(job);
   job.produce([&](Block& block, Workspace&) {
-    for (int64_t i = 0; i < block.n; ++i) block.out[i] = float(double(block.base[i]) + lambda * merged.values[size_t(block.first + i)]);
+    for (int64_t i = 0; i < block.n; ++i) block.out[i] = double(block.base[i]) + lambda * merged.values[size_t(block.first + i)];
   });
 }
 

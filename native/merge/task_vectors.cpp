@@ -211,7 +211,6 @@ void merge_task_vectors(Job& job) {
     if (coefficients[p] != 0) active.push_back(p);
   const bool whole = !any && active.size() == 1 && (elect && normalize ? scale == 1 : coefficients[active[0]] * scale == 1);
 
-  const bool wide = job.dtype == Dtype::f32;
   const auto body = [&](Block& block, Workspace& workspace) {
     if (whole) {
       std::copy(block.x[active[0]], block.x[active[0]] + block.n, block.out);
@@ -228,17 +227,16 @@ void merge_task_vectors(Job& job) {
     c.elect = elect;
     c.normalize = normalize;
     c.scale = scale;
-    kernels().combine(c, block.n, wide, block.out);
+    kernels().combine(c, block.n, block.out);
   };
 
   // bf16 to bf16, if what stays is a range of magnitudes: in one go, except for blocks where equal ones are divided.
-  const std::vector<float> narrow_coefficients(coefficients.begin(), coefficients.end()), narrow_weights(weights.begin(), weights.end());
   Stream stream;
-  stream.coefficients = narrow_coefficients.data();
-  stream.weights = narrow_weights.data();
+  stream.coefficients = coefficients.data();
+  stream.weights = weights.data();
   stream.elect = elect;
   stream.normalize = normalize;
-  stream.scale = float(scale);
+  stream.scale = scale;
   const auto open = [&](Stream& s, const Block& block, Workspace& workspace) {
     if (whole) return false;
     if (!any) return true;

@@ -5,7 +5,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { fixtures, root } from '../support'
 
-for (const [program, ...args] of [['ops_test'], ['safetensors_test'], ['model_test', path.join(fixtures, 'pico')]])
+for (const [program, ...args] of [['ops_test'], ['safetensors_test'], ['merge_test'], ['model_test', path.join(fixtures, 'pico')]])
   test(program!, () => {
     const { status, stdout, stderr } = spawnSync(path.join(root, 'build/native-tests', program!), args, { encoding: 'utf8' })
     assert.equal(status, 0, stdout + stderr)
