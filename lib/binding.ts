@@ -74,7 +74,9 @@ export interface NativeBinding {
   stop(token: NativeCancelToken): void
   /** JSON [{name, dtype, shape, file}] of <stem>.safetensors or its shards, in the order of the files. */
   checkpoint(directory: string, stem: string): string
-  /** `plan` and what it resolves to are JSON, see native/merge/fuse.h. */
+  // Plans and what they resolve to are JSON, see native/merge/fuse.h and geometry.h.
+  geometry(plan: string, token: NativeCancelToken, onProgress: (done: number, total: number) => void): Promise<string>
+  extractLora(plan: string, token: NativeCancelToken, onProgress: (done: number, total: number) => void): Promise<string>
   fuse(plan: string, token: NativeCancelToken, onProgress: (doneBytes: number, totalBytes: number) => void): Promise<string>
 }
 

@@ -200,7 +200,7 @@ export class Model {
     const vectors = allocate(settings.precision, texts.length, settings.dimensions)
     const usage: Usage = { text: 0, truncated: [] }
     let done = 0
-    for await (const { batch, values } of this.pipeline(texts, settings)) {
+    for await (const { batch, values } of this.pipeline(texts, settings, (batch) => this.vectorsOf(batch, settings))) {
       store(values, settings.dimensions, settings.precision, vectors, batch.first)
       done += batch.truncated.length
       usage.text += batch.ids.length
@@ -208,6 +208,19 @@ export class Model {
       options.onProgress?.({ done, total: texts.length, tokens: usage.text })
     }
     return { vectors, dimensions: settings.dimensions, usage }
+  }
+
+  /**
+   * Hidden states of every token, batch by batch: `layers` are the states before the first layer, after each, and after
+   * the final norm, each [T, hiddenSize] row-major; input `first + b` has rows offsets[b] to offsets[b + 1].
+   *
+   * @throws ConanError as embed
+   */
+  async *hiddenStates(inputs: EmbedInput[], options: EmbedOptions = {}): AsyncGenerator<{ first: number; offsets: Int32Array; layers: Float32Array[] }> {
+    const settings = this.settings(options)
+    const states = ({ ids, offsets }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets))
+    for await (const { batch, values } of this.pipeline(inputs.map(textOf), settings, states))
+      yield { first: batch.first, offsets: batch.offsets, layers: values }
   }
 
   /** embed with the model's prompt "query", where it has one. */
@@ -229,7 +242,7 @@ export class Model {
     }
     let done = 0
     let tokens = 0
-    for await (const { batch, values } of this.pipeline(texts(), settings)) {
+    for await (const { batch, values } of this.pipeline(texts(), settings, (batch) => this.vectorsOf(batch, settings))) {
       const n = batch.truncated.length
       const stored = allocate(settings.precision, n, settings.dimensions)
       store(values, settings.dimensions, settings.precision, stored, 0)
@@ -321,7 +334,11 @@ export class Model {
   }
 
   /** Batches with their vectors, in order. The next batches are tokenised while one is computed. */
-  private async *pipeline(texts: Iterable<string> | AsyncIterable<string>, settings: Settings): AsyncGenerator<{ batch: Batch; values: Float32Array }> {
+  private async *pipeline<T>(
+    texts: Iterable<string> | AsyncIterable<string>,
+    settings: Settings,
+    pass: (batch: Batch) => Promise<T>,
+  ): AsyncGenerator<{ batch: Batch; values: T }> {
     const batches = this.batches(texts, settings)
     let next = batches.next()
     next.catch(() => {}) // it is awaited below, perhaps after another error
@@ -331,7 +348,7 @@ export class Model {
         if (done) return
         next = batches.next()
         next.catch(() => {})
-        yield { batch, values: await this.forward(batch, settings) }
+        yield { batch, values: await pass(batch) }
       }
     } finally {
       await batches.return(undefined).catch(() => {})
@@ -380,21 +397,24 @@ export class Model {
     return this.handle
   }
 
+  private vectorsOf({ ids, offsets }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
+    return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions))
+  }
+
   /** One forward pass, when those asked for before are done. */
-  private async forward(batch: Batch, settings: Settings): Promise<Float32Array> {
+  private async forward<T>(signal: AbortSignal | undefined, pass: (handle: NativeModel) => Promise<T>): Promise<T> {
     const before = this.turn
     let release = () => {}
     this.turn = new Promise<void>((resolve) => {
       release = resolve
     })
     await before
-    const { signal } = settings
     try {
       const handle = this.checkAlive(signal)
       const cancel = () => binding().cancel(handle)
       signal?.addEventListener('abort', cancel, { once: true })
       try {
-        return await binding().embed(handle, batch.ids, batch.offsets, settings.normalize, settings.dimensions)
+        return await pass(handle)
       } catch (error) {
         const known = asConanError(error)
         throw known.code === 'ABORTED' ? new ConanError('ABORTED', 'embed was aborted', { cause: signal?.reason }) : known

@@ -3,16 +3,18 @@
 import { realpathSync } from 'node:fs'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
+import { drift } from './commands/drift'
 import { embed } from './commands/embed'
+import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 
-const commands: Record<string, Command> = { embed, fuse, inspect }
+const commands: Record<string, Command> = { embed, fuse, drift, 'extract-lora': extractLora, inspect }
 
 const usage = `conan-embed <verb> [arguments]
 
 ${Object.entries(commands)
-  .map(([name, command]) => `  ${name.padEnd(10)}${command.summary}`)
+  .map(([name, command]) => `  ${name.padEnd(14)}${command.summary}`)
   .join('\n')}
 
 conan-embed <verb> --help shows a verb's arguments.`

@@ -51,6 +51,25 @@ export function integer(args: Arguments, name: string): number | undefined {
   return Number(value)
 }
 
+export function number(args: Arguments, name: string): number | undefined {
+  const value = args.values[name]
+  if (value === undefined) return undefined
+  if (String(value).trim() === '' || !Number.isFinite(Number(value))) throw new CommandError(`--${name}: expected a number, got "${value}"`)
+  return Number(value)
+}
+
+/** Runs `work` with a signal that Ctrl-C aborts. */
+export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>): Promise<T> {
+  const stop = new AbortController()
+  const interrupt = () => stop.abort()
+  process.once('SIGINT', interrupt)
+  try {
+    return await work(stop.signal)
+  } finally {
+    process.off('SIGINT', interrupt)
+  }
+}
+
 export function string(args: Arguments, name: string): string | undefined {
   return args.values[name] as string | undefined
 }

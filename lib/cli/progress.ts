@@ -7,7 +7,7 @@ export interface Progress {
 }
 
 /** `unit`: what the third number of update() counts. */
-export function progress(json: boolean, unit: 'tokens' | 'MB' = 'tokens'): Progress {
+export function progress(json: boolean, unit: 'tokens' | 'MB' | 'items' = 'tokens'): Progress {
   const start = performance.now()
   const rate = (worked: number) => Math.round(worked / Math.max(1e-3, (performance.now() - start) / 1000))
   if (process.stderr.isTTY && !json) {

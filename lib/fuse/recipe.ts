@@ -2,7 +2,7 @@
 // errors, so that the planner works on known shapes.
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { LineCounter, parseDocument } from 'yaml'
+import { parseDocument } from 'yaml'
 import { ConanError, shown } from '../errors'
 import { ignoredParameters, type Method, methods, type Parameter } from './methods'
 
@@ -270,18 +270,20 @@ export function readRecipe(value: unknown, subject = 'recipe'): Recipe {
 }
 
 /** Reads a recipe from a YAML file. */
-export function readRecipeFile(file: string): Recipe {
+export const readRecipeFile = (file: string): Recipe => readRecipe(readRecipeValue(file), path.basename(file))
+
+/** What stands in a YAML file, unchecked. */
+export function readRecipeValue(file: string): unknown {
   let text: string
   try {
     text = readFileSync(file, 'utf8')
   } catch (error) {
     throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
   }
-  const lines = new LineCounter()
-  const document = parseDocument(text, { lineCounter: lines })
+  const document = parseDocument(text)
   const [problem] = document.errors
   if (problem) throw new ConanError('RECIPE_INVALID', `${file}: not valid YAML: ${problem.message.split('\n')[0]}`)
-  return readRecipe(document.toJS(), path.basename(file))
+  return document.toJS()
 }
 
 /**

@@ -13,6 +13,7 @@
 #include "base/safetensors.h"
 #include "base/thread_pool.h"
 #include "merge/fuse.h"
+#include "merge/geometry.h"
 #include "models/inspect.h"
 #include "models/text_model.h"
 #include "ops/backend.h"
@@ -334,12 +335,14 @@ Napi::Value checkpoint(const Napi::CallbackInfo& info) {
   return Napi::String::New(info.Env(), json + "]");
 }
 
-/// fuse(plan, token, progress(done, total)) -> Promise<JSON text>
-Napi::Value fuse(const Napi::CallbackInfo& info) {
+using Progress = std::function<void(int64_t, int64_t)>;
+
+/// work(plan, token, progress(done, total)) -> Promise<JSON text>
+Napi::Value run_plan(const Napi::CallbackInfo& info, std::string (*work)(const std::string&, const std::atomic<bool>&, const Progress&)) {
   const auto plan = std::make_shared<std::string>(info[0].ToString());
   const Token token = token_of(info, info[1]);
   auto report = std::make_shared<std::string>();
-  auto progress = Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "fuse progress", 0, 1);
+  auto progress = Napi::ThreadSafeFunction::New(info.Env(), info[2].As<Napi::Function>(), "progress", 0, 1);
   return Task::run(
       info.Env(),
       [=]() mutable {
@@ -347,14 +350,18 @@ Napi::Value fuse(const Napi::CallbackInfo& info) {
           Napi::ThreadSafeFunction& function;
           ~Release() { function.Release(); }
         } release{progress};
-        *report = merge::fuse(*plan, *token, [&](merge::FuseProgress at) {
-          progress.NonBlockingCall([at](Napi::Env env, Napi::Function function) {
-            function.Call({Napi::Number::New(env, double(at.done_bytes)), Napi::Number::New(env, double(at.total_bytes))});
+        *report = work(*plan, *token, [&](int64_t done, int64_t total) {
+          progress.NonBlockingCall([done, total](Napi::Env env, Napi::Function function) {
+            function.Call({Napi::Number::New(env, double(done)), Napi::Number::New(env, double(total))});
           });
         });
       },
       [=](Napi::Env env) -> Napi::Value { return Napi::String::New(env, *report); });
 }
+
+Napi::Value fuse(const Napi::CallbackInfo& info) { return run_plan(info, merge::fuse); }
+Napi::Value geometry(const Napi::CallbackInfo& info) { return run_plan(info, merge::geometry); }
+Napi::Value extract_lora(const Napi::CallbackInfo& info) { return run_plan(info, merge::extract_lora); }
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {{"load", load},
@@ -368,7 +375,9 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"cancelToken", cancel_token},
                                                                                           {"stop", stop},
                                                                                           {"checkpoint", checkpoint},
-                                                                                          {"fuse", fuse}};
+                                                                                          {"fuse", fuse},
+                                                                                          {"geometry", geometry},
+                                                                                          {"extractLora", extract_lora}};
   for (const auto& [name, function] : functions) exports.Set(name, Napi::Function::New(env, function, name));
   return exports;
 }

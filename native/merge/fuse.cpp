@@ -11,11 +11,11 @@
 #include <cstdio>
 #include <cstring>
 #include <memory>
-#include <mutex>
 
 #include "base/error.h"
 #include "base/safetensors.h"
 #include "base/thread_pool.h"
+#include "merge/inputs.h"
 #include "merge/methods.h"
 
 namespace conan::merge {
@@ -123,18 +123,14 @@ class TensorSink : public Sink {
 
 class Fusion {
  public:
-  Fusion(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(FuseProgress)>& progress)
-      : plan_(Json::parse(plan, "the fusion plan")), progress_(progress), directory_(plan_["output"].string()) {
+  Fusion(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(int64_t, int64_t)>& progress)
+      : plan_(Json::parse(plan, "the fusion plan")), progress_(progress), directory_(plan_["output"].string()), inputs_(plan_["checkpoints"]) {
     threads_ = int(plan_["threads"].integer());
     if (threads_ <= 0) threads_ = ThreadPool::default_threads();
     workspaces_.resize(size_t(threads_));
     check_ = [&cancelled] {
       if (cancelled.load(std::memory_order_relaxed)) fail("ABORTED", "fusing was stopped");
     };
-    for (const Json& checkpoint : plan_["checkpoints"].items()) {
-      checkpoints_.push_back({std::make_unique<Checkpoint>(checkpoint["directory"].string()), {}});
-      for (const Json& adapter : checkpoint["adapters"].items()) checkpoints_.back().adapters.push_back(std::make_unique<Adapter>(adapter.string()));
-    }
   }
 
   std::string run() {
@@ -153,10 +149,9 @@ class Fusion {
           journal.append(lines_[index]);
         }
         done_ += bytes_of(tensors[index]);
-        progress_({done_, total_});
+        progress_(done_, total_);
       }
-    for (const auto& checkpoint : checkpoints_)
-      for (const auto& adapter : checkpoint.adapters) adapter->require_all_used();
+    inputs_.require_adapters_used();
     for (auto& file : files_) file.writer->close();
     std::string out = text("{\"resumed\":", resumed_, ",\"tensors\":[");
     for (size_t i = 0; i < lines_.size(); ++i) out += (i ? ",\n" : "\n") + lines_[i];
@@ -164,20 +159,11 @@ class Fusion {
   }
 
  private:
-  struct Parts {
-    std::unique_ptr<Checkpoint> checkpoint;
-    std::vector<std::unique_ptr<Adapter>> adapters;
-  };
   struct File {
     std::unique_ptr<SafetensorsWriter> writer;
     std::vector<size_t> tensors;
   };
 
-  static std::vector<int64_t> shape_of(const Json& json) {
-    std::vector<int64_t> shape;
-    for (const Json& d : json.items()) shape.push_back(d.integer());
-    return shape;
-  }
   static int64_t bytes_of(const Json& tensor) {
     return int64_t(TensorView{nullptr, dtype_of(tensor["dtype"].string()), shape_of(tensor["shape"])}.bytes());
   }
@@ -235,70 +221,30 @@ class Fusion {
     if (free < needed) fail("FILE_IO", directory_, ": expected ", needed, " bytes of free disk space for the fused model, found ", free);
   }
 
-  const TensorView& view_of(const Json& ref) const {
-    const Checkpoint& checkpoint = *checkpoints_.at(size_t(ref["checkpoint"].integer())).checkpoint;
-    const TensorView* view = checkpoint.find(ref["tensor"].string());
-    if (!view) fail("TENSOR_MISSING", checkpoint.directory(), ": tensor ", json_quote(ref["tensor"].string()), ": expected, found none");
-    return *view;
-  }
-
-  const Source* source_of(const Json& ref, std::vector<std::unique_ptr<Source>>& held) {
-    if (ref.is_null()) return nullptr;
-    if (ref.has("runs")) {
-      std::vector<Source::Run> runs;
-      for (const Json& run : ref["runs"].items()) {
-        Source::Run rows{run.items().at(0).integer(), {}};
-        for (const Json& from : run.items().at(1).items()) rows.from.push_back({source_of(from.items().at(0), held), from.items().at(1).integer()});
-        runs.push_back(std::move(rows));
-      }
-      held.push_back(std::make_unique<Source>("rows by token", shape_of(ref["shape"]), std::move(runs)));
-      return held.back().get();
-    }
-    const TensorView& view = view_of(ref);
-    const Parts& parts = checkpoints_[size_t(ref["checkpoint"].integer())];
-    const std::string& name = ref["tensor"].string();
-    std::vector<std::unique_ptr<AdapterChange>> changes;
-    for (const auto& adapter : parts.adapters)
-      if (auto change = adapter->take(name, view.shape)) changes.push_back(std::move(change));
-    held.push_back(std::make_unique<Source>(parts.checkpoint->directory() + ": tensor " + json_quote(name), view, std::move(changes)));
-    return held.back().get();
-  }
-
-  template <class Body>
-  void for_views(const Json& ref, const Body& body) const {
-    if (ref.is_null()) return;
-    if (!ref.has("runs")) {
-      body(*checkpoints_.at(size_t(ref["checkpoint"].integer())).checkpoint, view_of(ref));
-      return;
-    }
-    for (const Json& run : ref["runs"].items())
-      for (const Json& from : run.items().at(1).items()) for_views(from.items().at(0), body);
-  }
   template <class Body>
   void for_inputs(size_t index, const Body& body) const {
     const Json& tensor = plan_["tensors"].items()[index];
-    for_views(tensor["base"], body);
-    for (const Json& parent : tensor["parents"].items()) for_views(parent, body);
+    body(tensor["base"]);
+    for (const Json& parent : tensor["parents"].items()) body(parent);
   }
 
   /// While this tensor is worked on, the disk reads the next one.
   void prefetch_after(size_t index) const {
     const size_t next = index + 1;
-    if (next < lines_.size() && lines_[next].empty())
-      for_inputs(next, [](const Checkpoint& checkpoint, const TensorView& view) { checkpoint.prefetch(view); });
+    if (next < lines_.size() && lines_[next].empty()) for_inputs(next, [&](const Json& ref) { inputs_.prefetch(ref); });
   }
 
   std::string make(const Json& tensor, size_t index, SafetensorsWriter& writer, size_t place) {
-    std::vector<std::unique_ptr<Source>> held;
+    Held held;
     TensorSink sink(writer, place);
     Job job;
     job.name = tensor["name"].string();
     job.shape = shape_of(tensor["shape"]);
     job.dtype = dtype_of(tensor["dtype"].string());
-    job.base = source_of(tensor["base"], held);
+    job.base = inputs_.source_of(tensor["base"], held);
     for (const Json& ref : tensor["parents"].items()) {
       Parent parent;
-      parent.source = source_of(ref, held);
+      parent.source = inputs_.source_of(ref, held);
       if (ref.has("weight")) parent.weight = ref["weight"].number();
       if (ref.has("density")) parent.density = ref["density"].number();
       if (ref.has("gamma")) parent.gamma = ref["gamma"].number();
@@ -306,7 +252,7 @@ class Fusion {
       job.parents.push_back(parent);
     }
     for (const Json& patch : tensor["patches"].items())
-      job.patches.push_back({patch["row"].integer(), source_of(patch["source"], held), patch["sourceRow"].integer()});
+      job.patches.push_back({patch["row"].integer(), inputs_.source_of(patch["source"], held), patch["sourceRow"].integer()});
     for (const Parent& parent : job.parents)
       if (parent.source->shape() != job.shape)
         fail("TENSOR_SHAPE", parent.source->subject(), ": expected ", shape_text(job.shape), ", got ", shape_text(parent.source->shape()));
@@ -319,7 +265,7 @@ class Fusion {
     job.sink = &sink;
     job.check = &check_;
     merge(job, tensor["algorithm"].string());
-    for_inputs(index, [](const Checkpoint& checkpoint, const TensorView& view) { checkpoint.release(view); });
+    for_inputs(index, [&](const Json& ref) { inputs_.release(ref); });
 
     std::string norms;
     for (double norm : job.statistics.norms) norms += (norms.empty() ? "" : ",") + number(norm);
@@ -328,12 +274,12 @@ class Fusion {
   }
 
   Json plan_;
-  const std::function<void(FuseProgress)>& progress_;
+  const std::function<void(int64_t, int64_t)>& progress_;
   std::string directory_;
+  Inputs inputs_;
   int threads_ = 1;
   std::vector<Workspace> workspaces_;
   std::function<void()> check_;
-  std::vector<Parts> checkpoints_;
   std::vector<File> files_;
   std::vector<std::string> lines_;  // of the journal, by tensor; empty: to do
   int64_t done_ = 0, total_ = 0, resumed_ = 0;
@@ -341,7 +287,7 @@ class Fusion {
 
 }  // namespace
 
-std::string fuse(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(FuseProgress)>& progress) {
+std::string fuse(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(int64_t, int64_t)>& progress) {
   return Fusion(plan, cancelled, progress).run();
 }
 

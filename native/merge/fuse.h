@@ -17,13 +17,9 @@
 
 namespace conan::merge {
 
-struct FuseProgress {
-  int64_t done_bytes, total_bytes;  // of the output
-};
-
 /// Returns JSON: {resumed, tensors: [{tensor, checksum, norms, conflicts}]} in the plan's order. While it runs, and if it is ended
 /// by force, fusion-journal.jsonl in the output directory lists the finished tensors; a run with the same plan goes on
-/// from there.
-std::string fuse(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(FuseProgress)>& progress);
+/// from there. progress(done, total) counts bytes of the output.
+std::string fuse(const std::string& plan, const std::atomic<bool>& cancelled, const std::function<void(int64_t, int64_t)>& progress);
 
 }  // namespace conan::merge

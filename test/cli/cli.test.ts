@@ -93,7 +93,7 @@ test('exit codes and messages', () => {
   assert.equal(run([]).status, 2)
   assert.equal(run(['--help']).status, 0)
   assert.equal(run(['embed', '--help']).status, 0)
-  assert.match(run(['frobnicate']).stderr, /expected one of embed, inspect/)
+  assert.match(run(['frobnicate']).stderr, /expected one of embed, /)
   assert.equal(run(['embed']).status, 2)
   assert.equal(run(['embed', bert, '--nonsense']).status, 2)
   assert.equal(run(['embed', bert, 'a', '--batch-size', 'x']).status, 2)
@@ -118,4 +118,41 @@ test('inspect: a good directory, a bad one, devices', () => {
   assert.equal(bad.status, 3)
   assert.match(bad.stdout, /PROBLEM.*layer\.2/)
   assert.match(run(['inspect', '--devices']).stdout, /^cpu: /)
+})
+
+test('fuse, drift and extract-lora', () => {
+  const directory = temporary()
+  const recipe = path.join(directory, 'recipe.yml')
+  const qwen = pico('qwen3')
+  const [out, adapter, page] = ['fused', 'adapter', 'drift.html'].map((name) => path.join(directory, name)) as [string, string, string]
+  writeFileSync(
+    recipe,
+    `merge_method: ties\nbase_model: ${qwen}\nmodels:\n- model: ${path.join(fixtures, 'adapter')}\n  parameters: {weight: 1, density: 0.5}\ndtype: float32\n`,
+  )
+  assert.match(run(['fuse', recipe, '--out', out, '--dry-run']).stdout, /would write .*ties/)
+  const fused = run(['fuse', recipe, '--out', out, '--sha256'])
+  assert.equal(fused.status, 0, fused.stderr)
+  assert.match(fused.stdout, /tensors: \d+ merged, 0 copied, 0 kept; 0 dropped/)
+  assert.equal(run(['fuse', recipe, '--out', out]).status, 2) // taken
+  assert.equal(run(['fuse', recipe]).status, 2)
+  assert.equal(run(['fuse', `${recipe}.none`, '--out', `${out}2`]).status, 5)
+
+  const lora = run(['extract-lora', out, qwen, '--out', adapter, '--rank', '2', '--json'])
+  assert.equal(lora.status, 0, lora.stderr)
+  assert.ok(lora.lines()[0].energy > 0.1)
+  assert.equal(run(['extract-lora', out, qwen, '--out', `${adapter}2`, '--energy', 'all']).status, 2)
+
+  const probe = path.join(directory, 'probe.jsonl')
+  writeFileSync(probe, ['one', 'two', 'three'].map((text) => JSON.stringify({ query: `${text}?`, positive: text })).join('\n'))
+  const drifted = run(['drift', qwen, out, '--probe', probe, '--out', page, '--json'])
+  assert.equal(drifted.status, 0, drifted.stderr)
+  assert.equal(drifted.lines()[0].retrieval.length, 2)
+  assert.match(readFileSync(page, 'utf8'), /<svg/)
+  assert.match(run(['drift', qwen, out]).stdout, /by layer\nmodel\.layers\.0/)
+  assert.equal(run(['drift', qwen]).status, 2)
+
+  const searched = run(['fuse', recipe, '--out', `${out}3`, '--search', probe, '--grid', '0,1', '--json'])
+  assert.equal(searched.status, 0, searched.stderr)
+  assert.ok(existsSync(path.join(`${out}3`, 'coefficient-search.json')))
+  assert.equal(run(['fuse', recipe, '--out', `${out}4`, '--search', probe, '--trade-off', 'x=y']).status, 2)
 })

@@ -1,7 +1,44 @@
 // conan-embed fuse: a recipe becomes a model directory.
+import { writeFileSync } from 'node:fs'
+import path from 'node:path'
 import { fuse as fuseModels } from '../../fuse/fuse'
-import { type Command, CommandError, integer, string } from '../command'
+import { type SearchReport, searchCoefficients } from '../../fuse/search'
+import { type Arguments, type Command, CommandError, integer, interruptible, string } from '../command'
 import { progress } from '../progress'
+
+function tradeOffOf(value: string | undefined): 'mean' | 'min' | Record<string, number> {
+  if (value === undefined || value === 'mean' || value === 'min') return value ?? 'mean'
+  const parts = value.split(',').map((part) => part.split('='))
+  if (parts.some(([name, weight]) => !name || !weight || !Number.isFinite(Number(weight))))
+    throw new CommandError(`--trade-off: expected mean, min or NAME=WEIGHT,..., got "${value}"`)
+  return Object.fromEntries(parts.map(([name, weight]) => [name, Number(weight)]))
+}
+
+/** The search that --search asks for, with its table on the way. */
+async function search(args: Arguments, recipe: string, signal: AbortSignal): Promise<SearchReport | undefined> {
+  const probe = string(args, 'search')
+  if (probe === undefined) return undefined
+  const grid = (string(args, 'grid') ?? '0,0.25,0.5,0.75,1').split(',').map(Number)
+  if (grid.some(Number.isNaN)) throw new CommandError(`--grid: expected numbers separated by commas, got "${args.values.grid}"`)
+  const strategy = (string(args, 'strategy') ?? 'coordinate') as 'grid' | 'coordinate'
+  const json = args.values.json === true
+  return searchCoefficients(recipe, {
+    probe,
+    grid,
+    strategy,
+    tradeOff: tradeOffOf(string(args, 'trade-off')),
+    threads: integer(args, 'threads') ?? 0,
+    signal,
+    onProgress: (candidate) => {
+      const part = (values: Record<string, number>) => Object.entries(values).map(([name, value]) => `${path.basename(name)} ${Number(value.toFixed(4))}`)
+      console.error(
+        json
+          ? JSON.stringify(candidate)
+          : `${candidate.value.toFixed(4)}  weights ${part(candidate.weights).join(', ')}  scores ${part(candidate.scores).join(', ')}`,
+      )
+    },
+  })
+}
 
 export const fuse: Command = {
   summary: 'merges models as a recipe says (mergekit YAML) into a new model directory',
@@ -12,6 +49,10 @@ export const fuse: Command = {
     threads: { type: 'string', help: 'N          threads (all cores)' },
     sha256: { type: 'boolean', help: '           add the SHA-256 of every weight file to the manifest' },
     'dry-run': { type: 'boolean', help: '           check everything and say what would be done; write nothing' },
+    search: { type: 'string', help: 'PROBE      first find the best weights on these pairs (JSON lines {query, positive, modality?})' },
+    grid: { type: 'string', help: 'A,B,...     weights to try for every model (0,0.25,0.5,0.75,1)' },
+    strategy: { type: 'string', help: 'HOW      coordinate (one model after the other) or grid (every combination)' },
+    'trade-off': { type: 'string', help: 'HOW     how scores of modalities become one: mean, min or NAME=WEIGHT,... (mean)' },
     json: { type: 'boolean', help: '           the manifest as JSON on stdout, progress as JSON lines on stderr' },
   },
   async run(args) {
@@ -20,21 +61,25 @@ export const fuse: Command = {
     if (recipe === undefined || rest.length) throw new CommandError('expected one recipe')
     if (out === undefined) throw new CommandError('--out: expected a directory')
     const json = args.values.json === true
-    const stop = new AbortController()
-    const interrupt = () => stop.abort()
-    process.once('SIGINT', interrupt)
     const bar = progress(json, 'MB')
     const start = performance.now()
     try {
       const outShardSize = string(args, 'out-shard-size')
-      const { manifest, resumedTensors, directory } = await fuseModels(recipe, {
-        out,
-        ...(outShardSize !== undefined && { outShardSize }),
-        threads: integer(args, 'threads') ?? 0,
-        sha256: args.values.sha256 === true,
-        dryRun: args.values['dry-run'] === true,
-        signal: stop.signal,
-        onProgress: ({ doneBytes, totalBytes }) => bar.update(Math.round(doneBytes / 1e6), Math.round(totalBytes / 1e6), Math.round(doneBytes / 1e6)),
+      const { manifest, resumedTensors, directory } = await interruptible(async (signal) => {
+        const found = await search(args, recipe, signal)
+        const report = await fuseModels(found?.recipe ?? recipe, {
+          out,
+          directory: path.dirname(path.resolve(recipe)),
+          ...(outShardSize !== undefined && { outShardSize }),
+          threads: integer(args, 'threads') ?? 0,
+          sha256: args.values.sha256 === true,
+          dryRun: args.values['dry-run'] === true,
+          signal,
+          onProgress: ({ doneBytes, totalBytes }) => bar.update(Math.round(doneBytes / 1e6), Math.round(totalBytes / 1e6), Math.round(doneBytes / 1e6)),
+        })
+        if (found && args.values['dry-run'] !== true)
+          writeFileSync(path.join(report.directory, 'coefficient-search.json'), `${JSON.stringify(found, null, 1)}\n`)
+        return report
       })
       bar.stop()
       if (json) {
@@ -61,7 +106,6 @@ export const fuse: Command = {
       return undefined
     } finally {
       bar.stop()
-      process.off('SIGINT', interrupt)
     }
   },
 }

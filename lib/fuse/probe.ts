@@ -1,0 +1,95 @@
+// Probe data, and what a model makes of it: retrieval from queries to their positives.
+import { readFileSync } from 'node:fs'
+import type { EmbedInput } from '../embed/inputs'
+import { ConanError, shown } from '../errors'
+import type { Model } from '../model'
+
+export interface ProbePair {
+  query: EmbedInput
+  positive: EmbedInput
+  /** Groups the scores; default "text". */
+  modality: string
+}
+
+/** Pairs from JSON lines {query | anchor, positive, modality?}, or from such rows. */
+export function readProbe(probe: string | object[]): ProbePair[] {
+  let rows: unknown[]
+  const where = (i: number) => (typeof probe === 'string' ? `${probe}: line ${i + 1}` : `probe: row ${i}`)
+  if (typeof probe === 'string') {
+    let text: string
+    try {
+      text = readFileSync(probe, 'utf8')
+    } catch (error) {
+      throw new ConanError('FILE_IO', `${probe}: cannot be read: ${(error as Error).message}`, { cause: error })
+    }
+    rows = text
+      .split('\n')
+      .filter((line) => line.trim() !== '')
+      .map((line, i) => {
+        try {
+          return JSON.parse(line)
+        } catch {
+          throw new ConanError('INVALID_INPUT', `${where(i)}: expected JSON, got ${shown(line)}`)
+        }
+      })
+  } else rows = probe
+  const pairs = rows.map((row, i): ProbePair => {
+    const { query, anchor, positive, modality } = (row ?? {}) as Record<string, unknown>
+    const first = query ?? anchor
+    if (first === undefined || positive === undefined)
+      throw new ConanError('INVALID_INPUT', `${where(i)}: expected an object with "query" (or "anchor") and "positive", got ${shown(row)}`)
+    if (modality !== undefined && typeof modality !== 'string')
+      throw new ConanError('INVALID_INPUT', `${where(i)}: modality: expected a string, got ${shown(modality)}`)
+    return { query: first as EmbedInput, positive: positive as EmbedInput, modality: modality ?? 'text' }
+  })
+  if (pairs.length < 2) throw new ConanError('INVALID_INPUT', `probe: expected at least two pairs, got ${pairs.length}`)
+  return pairs
+}
+
+export interface RetrievalScore {
+  modality: string
+  pairs: number
+  /** Share of queries whose positive comes first, or among the first ten, of all positives of the modality. */
+  recallAt1: number
+  recallAt10: number
+  /** Mean of 1 / rank. */
+  mrr: number
+}
+
+/** Equal texts among the positives are one and the same document. */
+export async function retrieval(model: Model, pairs: ProbePair[], signal?: AbortSignal): Promise<RetrievalScore[]> {
+  const options = signal ? { signal } : {}
+  const scores: RetrievalScore[] = []
+  for (const modality of new Set(pairs.map((pair) => pair.modality))) {
+    const own = pairs.filter((pair) => pair.modality === modality)
+    const documents = [...new Map(own.map(({ positive }) => [JSON.stringify(positive), positive]))]
+    const places = new Map(documents.map(([key], i) => [key, i]))
+    const queries = await model.embedQuery(
+      own.map(({ query }) => query),
+      options,
+    )
+    const answers = await model.embedDocument(
+      documents.map(([, positive]) => positive),
+      options,
+    )
+    const n = queries.dimensions
+    const score: RetrievalScore = { modality, pairs: own.length, recallAt1: 0, recallAt10: 0, mrr: 0 }
+    const [q, a] = [queries.vectors as Float32Array, answers.vectors as Float32Array]
+    for (const [i, { positive }] of own.entries()) {
+      const similarity = (document: number) => {
+        let sum = 0
+        for (let k = 0; k < n; k++) sum += q[i * n + k]! * a[document * n + k]!
+        return sum
+      }
+      const right = places.get(JSON.stringify(positive))!
+      const goal = similarity(right)
+      let rank = 1
+      for (let document = 0; document < documents.length; document++) if (document !== right && similarity(document) >= goal) rank++
+      score.recallAt1 += Number(rank <= 1) / own.length
+      score.recallAt10 += Number(rank <= 10) / own.length
+      score.mrr += 1 / rank / own.length
+    }
+    scores.push(score)
+  }
+  return scores
+}
