@@ -1,4 +1,4 @@
-"""Makes the checkpoints of the merge benchmark: a base and specialists of about 1.08 GB each, bfloat16, random weights.
+"""Makes the checkpoints of the merge benchmark: a base and specialists of 1.08 GB each, bfloat16, random weights.
 
     python bench/make_merge.py DIR [--parents 4]
 """

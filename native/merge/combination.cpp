@@ -245,7 +245,7 @@ void merge_combination(Job& job) {
     job.copy(*job.parents[0].source);
     return;
   }
-  job.produce([&](Block& block, Workspace&) {
+  const auto body = [&](Block& block, Workspace&) {
     if (group == Group::column) {
       for (int64_t i = 0; i < block.n; ++i) {
         const Numbers& c = chosen[size_t((block.first + i) % cols)];
@@ -269,7 +269,11 @@ void merge_combination(Job& job) {
       kernels().combine(combination, length, block.out + done);
       done += length;
     }
-  });
+  };
+  Stream stream;
+  stream.coefficients = stream.weights = chosen[0].data();
+  const auto always = [](Stream&, const Block&, Workspace&) { return true; };
+  if (group != Group::tensor || !job.produce_stream(stream, always, body)) job.produce(body);
 }
 
 }  // namespace conan::merge

@@ -24,15 +24,21 @@ void load(const Job& job, int64_t first, int64_t n, Workspace& workspace, float*
   for (size_t p = 0; p < job.parents.size(); ++p) job.parents[p].source->read(first, n, x.emplace_back(base + int64_t(p + 1) * kBlock));
 }
 
-/// Population variance of the task vectors at one entry.
-double variance(const std::vector<float*>& x, const float* base, int64_t i) {
-  const double n = double(x.size());
-  double mean = 0, sum = 0;
-  for (const float* values : x) mean += double(values[i] - base[i]) / n;
-  for (const float* values : x) sum += (double(values[i] - base[i]) - mean) * (double(values[i] - base[i]) - mean);
-  return sum / n;
+/// Magnitudes (bits) of the population variance of the task vectors, entry by entry.
+void variances(const std::vector<float*>& x, const float* base, int64_t n, uint32_t* bits) {
+  double mean[kBlock], sum[kBlock];
+  const double share = 1 / double(x.size());
+  std::fill(mean, mean + n, 0.0);
+  std::fill(sum, sum + n, 0.0);
+  for (const float* values : x)
+    for (int64_t i = 0; i < n; ++i) mean[i] += double(values[i] - base[i]) * share;
+  for (const float* values : x)
+    for (int64_t i = 0; i < n; ++i) {
+      const double off = double(values[i] - base[i]) - mean[i];
+      sum[i] += off * off;
+    }
+  for (int64_t i = 0; i < n; ++i) bits[i] = bits_of(sum[i] * share);
 }
-
 }  // namespace
 
 /// Select the entries of largest variance across models, calculate one coefficient a model from the mean square of what
@@ -46,22 +52,26 @@ void merge_sce(Job& job) {
     cut.bits = 0x7fffffff;
   } else if (topk < 1) {
     const std::vector<double> nonzero = job.scan(1, [&](Block& block, Workspace&, double* sum) {
-      for (int64_t i = 0; i < block.n; ++i) *sum += bits_of(variance(block.x, block.base, i)) != 0;
+      uint32_t bits[kBlock];
+      variances(block.x, block.base, block.n, bits);
+      *sum += double(std::count_if(bits, bits + block.n, [](uint32_t b) { return b != 0; }));
     });
-    const auto variances = [&](int64_t first, int64_t n, Workspace& workspace, uint32_t* bits) {
+    const Magnitudes magnitudes = [&](int64_t first, int64_t n, Workspace& workspace, uint32_t* bits) {
       float* base;
       std::vector<float*> x;
       load(job, first, n, workspace, base, x);
-      for (int64_t i = 0; i < n; ++i) bits[i] = bits_of(variance(x, base, i));
+      variances(x, base, n, bits);
     };
-    cut = select_largest(job, {{variances, int64_t(nonzero[0] * topk)}})[0];
+    cut = select_largest(job, {{magnitudes, int64_t(nonzero[0] * topk)}})[0];
   }
   const auto select = [&](Block& block) {
     if (topk >= 1) return;
     const Cut::Share share = cut.share(job, block);
+    uint32_t bits[kBlock];
+    variances(block.x, block.base, block.n, bits);
     int64_t seen = 0;
     for (int64_t i = 0; i < block.n; ++i)
-      if (!cut.holds(share, bits_of(variance(block.x, block.base, i)), seen))
+      if (!cut.holds(share, bits[i], seen))
         for (float* x : block.x) x[i] = block.base[i];
   };
   std::vector<double> weights = job.scan(count, [&](Block& block, Workspace&, double* sums) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <iterator>
+#include <utility>
 
 #include "base/error.h"
 #include "merge/methods.h"
@@ -16,6 +17,19 @@ uint64_t hash_text(const std::string& text) {
   uint64_t hash = 0xcbf29ce484222325u;  // FNV-1a
   for (unsigned char c : text) hash = (hash ^ c) * 0x100000001b3u;
   return hash;
+}
+
+/// Sorts by the upper halves, equal ones as they stand (radix sort, a byte at a time).
+void sort_by_magnitude(uint64_t* values, uint64_t* spare, int64_t n) {
+  int64_t counts[4][256] = {};
+  for (int64_t i = 0; i < n; ++i)
+    for (int byte = 0; byte < 4; ++byte) ++counts[byte][values[i] >> (32 + 8 * byte) & 255];
+  for (int byte = 0; byte < 4; ++byte) {
+    int64_t* places = counts[byte];
+    for (int64_t value = 0, at = 0; value < 256; ++value) at += std::exchange(places[value], at);
+    for (int64_t i = 0; i < n; ++i) spare[places[values[i] >> (32 + 8 * byte) & 255]++] = values[i];
+    std::swap(values, spare);
+  }
 }
 
 enum class Sparsify { none, all, magnitude, outliers, random, rank_random };
@@ -128,7 +142,7 @@ class Sparsifier {
   /// From density - epsilon for the smallest magnitude of a row to density + epsilon for the largest, even steps.
   void rank_probabilities(int64_t start, int64_t length, float* probability) const {
     const int64_t cols = job_.cols();
-    std::vector<uint64_t> order(static_cast<size_t>(cols));
+    std::vector<uint64_t> order(static_cast<size_t>(cols)), spare(static_cast<size_t>(cols));
     std::vector<float> x(static_cast<size_t>(cols)), base(static_cast<size_t>(cols));
     for (int64_t row = 0; row < length; row += cols) {
       const int64_t n = std::min(cols, length - row);
@@ -140,7 +154,7 @@ class Sparsifier {
         kernels().magnitude_bits(x.data() + done, base.data() + done, part, bits);
         for (int64_t i = 0; i < part; ++i) order[size_t(done + i)] = uint64_t(bits[i]) << 32 | uint64_t(done + i);
       }
-      std::sort(order.begin(), order.begin() + n);
+      sort_by_magnitude(order.data(), spare.data(), n);
       for (int64_t rank = 0; rank < n; ++rank) {
         const double share = n > 1 ? double(rank) / double(n - 1) : 0;
         probability[row + int64_t(uint32_t(order[size_t(rank)]))] = float(p_.density - p_.epsilon + share * 2 * p_.epsilon);
