@@ -63,7 +63,10 @@ try {
   for (const file of files) readFileSync(file) // into the page cache
   for (let round = 0; round < Number(values.rounds); round++) {
     clean()
-    note('floor', child(path.join(here, '../build/native-tests/bandwidth'), [values.threads, path.join(work, 'floor'), String(statSync(files[0]).size), ...files]))
+    note(
+      'floor',
+      child(path.join(here, '../build/native-tests/bandwidth'), [values.threads, path.join(work, 'floor'), String(statSync(files[0]).size), ...files]),
+    )
     for (const [method, parameters] of Object.entries(methods)) {
       const models = [0.5, 0.3, 0.2].map((weight, i) => ({ model: `s${i + 1}`, parameters: { weight, ...parameters } }))
       clean()
@@ -79,7 +82,9 @@ try {
 const median = (list) => [...list].sort((a, b) => a - b)[Math.floor(list.length / 2)]
 const seconds = Object.fromEntries(Object.entries(results).map(([name, runs]) => [name, median(runs.map((run) => run.seconds))]))
 seconds.floor = Math.min(...results.floor.map((run) => run.seconds)) // what the machine can do, not what it usually does
-console.log(`${os.cpus()[0].model}, ${values.threads} threads; ${(files.reduce((sum, file) => sum + statSync(file).size, 0) / 1e9).toFixed(2)} GB read, ${(statSync(files[0]).size / 1e9).toFixed(2)} GB written; medians of ${values.rounds}, of the floor the best`)
+console.log(
+  `${os.cpus()[0].model}, ${values.threads} threads; ${(files.reduce((sum, file) => sum + statSync(file).size, 0) / 1e9).toFixed(2)} GB read, ${(statSync(files[0]).size / 1e9).toFixed(2)} GB written; medians of ${values.rounds}, of the floor the best`,
+)
 for (const [name, runs] of Object.entries(results)) {
   const spread = runs.map((run) => run.seconds)
   const peer = seconds[`${name} PyTorch`]

@@ -1,9 +1,9 @@
 // drift(): how far models have moved from a base, and apart. Three views (Conan-embedding-v3, "Projector Drift"): the
 // geometry of task vectors, the direction of hidden states layer by layer, and retrieval before and after.
 import path from 'node:path'
-import { binding } from '../binding'
-import { asConanError, ConanError } from '../errors'
+import { ConanError } from '../errors'
 import { loadModel } from '../model'
+import { runPlan } from './native'
 import { layerOf, openParent, type Parent } from './parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from './probe'
 
@@ -166,25 +166,14 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
   if (shared.length === 0) throw new ConanError('TENSOR_MISSING', `${base} and ${names.join(', ')}: expected tensors of the same name and shape, found none`)
   const pairs = options.probe === undefined ? undefined : readProbe(options.probe)
 
-  const native = binding()
-  const token = native.cancelToken()
-  const abort = () => native.stop(token)
-  signal?.throwIfAborted()
-  signal?.addEventListener('abort', abort, { once: true })
-  let geometry: NativeGeometry[]
-  try {
-    const plan = {
-      threads: options.threads ?? 0,
-      checkpoints: parents.map(({ directory, adapters }) => ({ directory, adapters })),
-      base: 0,
-      tensors: shared.map(({ name, shape }) => ({ name, shape })),
-    }
-    geometry = JSON.parse(await native.geometry(JSON.stringify(plan), token, (done, total) => options.onProgress?.({ done, total, what: 'tensors' })))
-  } catch (error) {
-    throw asConanError(error)
-  } finally {
-    signal?.removeEventListener('abort', abort)
+  const plan = {
+    threads: options.threads ?? 0,
+    checkpoints: parents.map(({ directory, adapters }) => ({ directory, adapters })),
+    base: 0,
+    tensors: shared.map(({ name, shape }) => ({ name, shape })),
   }
+  const progress = (done: number, total: number) => options.onProgress?.({ done, total, what: 'tensors' })
+  const geometry = await runPlan<NativeGeometry[]>('geometry', plan, { signal, onProgress: progress })
 
   const sizes = new Map(shared.map(({ name, shape }) => [name, shape.reduce((x, y) => x * y, 1)]))
   const parameters = (tensor: string) => sizes.get(tensor) as number

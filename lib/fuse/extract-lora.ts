@@ -1,8 +1,8 @@
 // extractLora(): a LoRA adapter from the difference of two checkpoints.
 import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { binding } from '../binding'
-import { asConanError, ConanError, shown } from '../errors'
+import { ConanError, shown } from '../errors'
+import { runPlan } from './native'
 import { openParent } from './parents'
 
 export interface ExtractLoraOptions {
@@ -66,35 +66,22 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
   const modules = candidates.filter(isModule)
   if (modules.length === 0) throw new ConanError('TENSOR_MISSING', `${tuned} and ${base}: expected matrices of the same name, found none`)
 
-  const native = binding()
-  const token = native.cancelToken()
-  const abort = () => native.stop(token)
-  signal?.throwIfAborted()
-  signal?.addEventListener('abort', abort, { once: true })
   const partial = `${out}.partial`
+  const checkpoints = [start, end].map(({ directory, adapters }) => ({ directory, adapters }))
+  // What cannot be low-rank must at least be said: the norms of everything else.
+  const rest = candidates.filter(
+    (tensor) => !isModule(tensor) && /float/.test(tensor.dtype) && end.tensors.get(tensor.name)!.shape.join() === tensor.shape.join(),
+  )
+  const tensors = (list: typeof rest) => list.map(({ name, shape }) => ({ name, shape }))
+  const changed = await runPlan<{ tensor: string; gram: number[][] }[]>('geometry', { threads, checkpoints, base: 0, tensors: tensors(rest) }, { signal })
   try {
-    const checkpoints = [start, end].map(({ directory, adapters }) => ({ directory, adapters }))
-    const progress = (done: number, total: number) => options.onProgress?.({ done, total })
-    // What cannot be low-rank must at least be said: the norms of everything else.
-    const rest = candidates.filter(
-      (tensor) => !isModule(tensor) && /float/.test(tensor.dtype) && end.tensors.get(tensor.name)!.shape.join() === tensor.shape.join(),
-    )
-    const tensors = (list: typeof rest) => list.map(({ name, shape }) => ({ name, shape }))
-    const changed: { tensor: string; gram: number[][] }[] = JSON.parse(
-      await native.geometry(JSON.stringify({ threads, checkpoints, base: 0, tensors: tensors(rest) }), token, () => {}),
-    )
     rmSync(partial, { recursive: true, force: true })
     mkdirSync(partial, { recursive: true })
-    const plan = {
-      threads,
-      checkpoints,
-      base: 0,
-      tensors: tensors(modules),
-      output: path.join(partial, 'adapter_model.safetensors'),
-      seed,
-      ...(energy === undefined ? { rank } : { energy, maxRank }),
-    }
-    const found: { tensor: string; rank: number; norm: number; left: number }[] = JSON.parse(await native.extractLora(JSON.stringify(plan), token, progress))
+    const output = path.join(partial, 'adapter_model.safetensors')
+    const size = energy === undefined ? { rank } : { energy, maxRank }
+    const plan = { threads, checkpoints, base: 0, tensors: tensors(modules), output, seed, ...size }
+    const progress = (done: number, total: number) => options.onProgress?.({ done, total })
+    const found = await runPlan<{ tensor: string; rank: number; norm: number; left: number }[]>('extractLora', plan, { signal, onProgress: progress })
     const kept = found.filter((module) => module.rank > 0).map(({ tensor, ...module }) => ({ name: tensor.replace(/\.weight$/, ''), ...module }))
     if (kept.length === 0) throw new ConanError('INVALID_INPUT', `${tuned}: expected weights that differ from ${base}, they are equal`)
     const most = Math.max(...kept.map((module) => module.rank))
@@ -127,8 +114,6 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
   } catch (error) {
     rmSync(partial, { recursive: true, force: true })
     if (error instanceof Error && 'syscall' in error) throw new ConanError('FILE_IO', error.message, { cause: error })
-    throw asConanError(error)
-  } finally {
-    signal?.removeEventListener('abort', abort)
+    throw error
   }
 }

@@ -3,8 +3,9 @@
 import { createHash } from 'node:crypto'
 import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { binding, packageRoot } from '../binding'
-import { asConanError, ConanError, shown } from '../errors'
+import { packageRoot } from '../binding'
+import { ConanError, shown } from '../errors'
+import { runPlan } from './native'
 import { weightsFolder } from './parents'
 import { type Fate, type FusePlan, type PlannedTensor, planFusion } from './plan'
 import { type Recipe, readRecipe, readRecipeFile } from './recipe'
@@ -266,36 +267,31 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     throw new ConanError('OUTPUT_EXISTS', `${out}: expected no such directory or an empty one, found ${statSync(out).isDirectory() ? 'files in it' : 'a file'}`)
   requireSameModules(plan, read)
   if (options.dryRun) return { directory: out, manifest: manifestOf(read, plan, undefined), resumedTensors: 0 }
-  signal?.throwIfAborted()
 
   const partial = `${out}.partial`
   const weights = weightsFolder(plan.filesFrom.root)
   const weightsDirectory = path.join(partial, weights)
-  const native = binding()
-  const token = native.cancelToken()
-  const abort = () => native.stop(token)
-  signal?.addEventListener('abort', abort, { once: true })
-  let resumedTensors = 0
   try {
     mkdirSync(weightsDirectory, { recursive: true })
-    const text = await native.fuse(
-      JSON.stringify({
-        output: weightsDirectory,
-        identity: identityOf(plan, read),
-        threads,
-        seed: read.seed,
-        checkpoints: plan.parents.map(({ directory, adapters }) => ({ directory, adapters })),
-        files: plan.files.map(({ name, tensors }) => ({ name, tensors })),
-        tensors: plan.tensors.map((tensor) => tensor.native),
-      }),
-      token,
-      (doneBytes, totalBytes) => options.onProgress?.({ doneBytes, totalBytes }),
-    )
-    const results = JSON.parse(text) as { resumed: number; tensors: NativeTensor[] }
-    resumedTensors = results.resumed
+    const work = {
+      output: weightsDirectory,
+      identity: identityOf(plan, read),
+      threads,
+      seed: read.seed,
+      checkpoints: plan.parents.map(({ directory, adapters }) => ({ directory, adapters })),
+      files: plan.files.map(({ name, tensors }) => ({ name, tensors })),
+      tensors: plan.tensors.map((tensor) => tensor.native),
+    }
+    const progress = (doneBytes: number, totalBytes: number) => options.onProgress?.({ doneBytes, totalBytes })
+    const results = await runPlan<{ resumed: number; tensors: NativeTensor[] }>('fuse', work, { signal, onProgress: progress })
 
-    const keep = new Set(plan.files.map(({ name }) => name))
-    for (const name of readdirSync(weightsDirectory)) if (!keep.has(name)) rmSync(path.join(weightsDirectory, name), { recursive: true })
+    // Nothing but the weights stays: not the journal, not what an earlier attempt at another recipe left.
+    const keep = new Set(plan.files.map(({ name }) => path.join(weightsDirectory, name)))
+    for (const directory of new Set([partial, weightsDirectory]))
+      for (const name of readdirSync(directory)) {
+        const file = path.join(directory, name)
+        if (!keep.has(file) && file !== weightsDirectory) rmSync(file, { recursive: true })
+      }
     if (plan.files.length > 1) {
       const weightMap = Object.fromEntries(plan.files.flatMap(({ name, tensors }) => tensors.map((i) => [plan.tensors[i]!.name, name])))
       const index = { metadata: { total_size: plan.totalBytes }, weight_map: weightMap }
@@ -313,11 +309,9 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     if (options.sha256) for (const file of manifest.files) file.sha256 = await sha256(path.join(weightsDirectory, file.name))
     writeFileSync(path.join(partial, 'fusion-manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`)
     renameSync(partial, out)
-    return { directory: out, manifest, resumedTensors }
+    return { directory: out, manifest, resumedTensors: results.resumed }
   } catch (error) {
     if (error instanceof Error && 'syscall' in error) throw new ConanError('FILE_IO', error.message, { cause: error })
-    throw asConanError(error)
-  } finally {
-    signal?.removeEventListener('abort', abort)
+    throw error
   }
 }

@@ -22,6 +22,8 @@ export interface Method {
   symmetric: boolean
   perModel: Record<string, Parameter>
   shared: Record<string, Parameter>
+  /** What is wrong with a model's parameters beyond their ranges: what was expected. */
+  check?: (parameters: Record<string, number | boolean>) => string | undefined
   formula: string
   source: string
 }
@@ -41,6 +43,7 @@ interface TaskVectorRow {
   normalize: boolean
   rescale: boolean
   perModel?: Record<string, Parameter>
+  check?: Method['check']
   formula: string
   source: string
 }
@@ -54,12 +57,17 @@ const taskVectors = (row: TaskVectorRow): Method => ({
   symmetric: true,
   perModel: { weight: number(), density: number(1, 0, 1), ...row.perModel },
   shared: { normalize: boolean(row.normalize), rescale: boolean(row.rescale), lambda: number(1) },
+  ...(row.check && { check: row.check }),
   formula: row.formula,
   source: row.source,
 })
 
 const gamma = { gamma: number(0.01, 0, 1) }
 const epsilon = { epsilon: number(0.15, 0, 1) }
+const probabilities: Method['check'] = ({ density, epsilon }) => {
+  const [low, high] = [(density as number) - (epsilon as number), (density as number) + (epsilon as number)]
+  return density === 0 || density === 1 || (low > 0 && high < 1) ? undefined : `density - epsilon and density + epsilon between 0 and 1, got ${low} and ${high}`
+}
 
 const combination = (kind: string, rest: Omit<Method, 'algorithm' | 'options'>): Method => ({ algorithm: 'combination', options: { kind }, ...rest })
 const spectral = (kind: string, shared: Record<string, Parameter>, formula: string, source: string): Method => ({
@@ -132,6 +140,7 @@ export const methods: Record<string, Method> = {
     normalize: true,
     rescale: true,
     perModel: epsilon,
+    check: probabilities,
     formula: 'as dare_ties with P(keep) = density - epsilon .. density + epsilon by rank of |d| in its row',
     source: 'Deep et al. 2024, arXiv:2406.11617',
   }),
@@ -141,6 +150,7 @@ export const methods: Record<string, Method> = {
     normalize: false,
     rescale: true,
     perModel: epsilon,
+    check: probabilities,
     formula: 'as dare_linear with P(keep) = density - epsilon .. density + epsilon by rank of |d| in its row',
     source: 'Deep et al. 2024, arXiv:2406.11617',
   }),

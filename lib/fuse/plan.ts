@@ -372,6 +372,10 @@ class Planner {
     }
     const parameters = (names: string[], source?: RecipeSource) => Object.fromEntries(names.map((name) => [name, value(name, source)]))
     const planned = others.map(({ source, tensor, parent }) => ({ parent, tensor, parameters: parameters(Object.keys(method.perModel), source) }))
+    for (const { parent, parameters: own } of planned) {
+      const expected = method.check?.(own)
+      if (expected) throw new ConanError('RECIPE_INVALID', `${parent.name}: tensor "${slot.name}": expected ${expected}`)
+    }
     // Sums are taken in an order of their own, so that the order of the models in the recipe changes nothing.
     const place = (entry: { parent: Parent; tensor: string }) => `${entry.parent.root}\n${entry.parent.adapters.join('\n')}\n${entry.tensor}`
     if (method.symmetric) planned.sort((a, b) => (place(a) < place(b) ? -1 : 1))

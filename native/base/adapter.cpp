@@ -135,10 +135,25 @@ void AdapterChange::apply(int64_t first, int64_t count, float* values) const {
   }
 }
 
+void Adapter::require_fits(const std::vector<std::string>& names) const {
+  std::map<const Module*, std::string> taken;
+  for (const std::string& name : names) {
+    const Module* module = const_cast<Adapter*>(this)->find(name);
+    if (!module) continue;
+    const auto [before, first] = taken.emplace(module, name);
+    if (!first) fail("CONFIG_INVALID", directory_, ": adapter tensor \"", module->key, "\" fits both \"", before->second, "\" and \"", name, "\"");
+  }
+  for (const auto& [path, module] : modules_)
+    if (!taken.count(&module)) fail_unused(module);
+}
+
+void Adapter::fail_unused(const Module& module) const {
+  fail("TENSOR_UNUSED", directory_, ": adapter tensor \"", module.key, "\" fits no tensor of the model (an adapter for another model?)");
+}
+
 void Adapter::require_all_used() const {
   for (const auto& [path, module] : modules_)
-    if (!module.used)
-      fail("TENSOR_UNUSED", directory_, ": adapter tensor \"", module.key, "\" fits no tensor of the model (an adapter for another model?)");
+    if (!module.used) fail_unused(module);
 }
 
 }  // namespace conan

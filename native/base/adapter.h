@@ -35,6 +35,8 @@ class Adapter {
   /// The change to `name` (without what the saved model puts before it), a tensor of this shape; null: there is none.
   std::unique_ptr<AdapterChange> take(const std::string& name, const std::vector<int64_t>& shape);
   bool has(const std::string& name) const;
+  /// Fails where a part belongs to none of these tensors, or to several.
+  void require_fits(const std::vector<std::string>& names) const;
   /// Fails where no tensor of the model took up a part: an adapter of another model.
   void require_all_used() const;
 
@@ -47,6 +49,7 @@ class Adapter {
     std::string key;
   };
   Module* find(const std::string& name);
+  [[noreturn]] void fail_unused(const Module& module) const;
 
   std::string directory_;
   Checkpoint checkpoint_;

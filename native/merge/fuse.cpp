@@ -151,7 +151,6 @@ class Fusion {
         done_ += bytes_of(tensors[index]);
         progress_(done_, total_);
       }
-    inputs_.require_adapters_used();
     for (auto& file : files_) file.writer->close();
     std::string out = text("{\"resumed\":", resumed_, ",\"tensors\":[");
     for (size_t i = 0; i < lines_.size(); ++i) out += (i ? ",\n" : "\n") + lines_[i];
@@ -221,17 +220,17 @@ class Fusion {
     if (free < needed) fail("FILE_IO", directory_, ": expected ", needed, " bytes of free disk space for the fused model, found ", free);
   }
 
-  template <class Body>
-  void for_inputs(size_t index, const Body& body) const {
+  std::vector<const Json*> inputs_of(size_t index) const {
     const Json& tensor = plan_["tensors"].items()[index];
-    body(tensor["base"]);
-    for (const Json& parent : tensor["parents"].items()) body(parent);
+    std::vector<const Json*> refs = {&tensor["base"]};
+    for (const Json& parent : tensor["parents"].items()) refs.push_back(&parent);
+    return refs;
   }
 
   /// While this tensor is worked on, the disk reads the next one.
   void prefetch_after(size_t index) const {
     const size_t next = index + 1;
-    if (next < lines_.size() && lines_[next].empty()) for_inputs(next, [&](const Json& ref) { inputs_.prefetch(ref); });
+    if (next < lines_.size() && lines_[next].empty()) inputs_.prefetch(inputs_of(next));
   }
 
   std::string make(const Json& tensor, size_t index, SafetensorsWriter& writer, size_t place) {
@@ -265,7 +264,7 @@ class Fusion {
     job.sink = &sink;
     job.check = &check_;
     merge(job, tensor["algorithm"].string());
-    for_inputs(index, [&](const Json& ref) { inputs_.release(ref); });
+    inputs_.release(inputs_of(index));
 
     std::string norms;
     for (double norm : job.statistics.norms) norms += (norms.empty() ? "" : ",") + number(norm);

@@ -13,14 +13,17 @@ std::vector<int64_t> shape_of(const Json& json) {
 Inputs::Inputs(const Json& checkpoints) {
   for (const Json& checkpoint : checkpoints.items()) {
     parts_.push_back({std::make_unique<Checkpoint>(checkpoint["directory"].string()), {}});
-    for (const Json& adapter : checkpoint["adapters"].items()) parts_.back().adapters.push_back(std::make_unique<Adapter>(adapter.string()));
+    for (const Json& adapter : checkpoint["adapters"].items()) {
+      parts_.back().adapters.push_back(std::make_unique<Adapter>(adapter.string()));
+      parts_.back().adapters.back()->require_fits(parts_.back().checkpoint->names());
+    }
   }
 }
 
-const TensorView& Inputs::view_of(const Json& ref) const {
-  const Checkpoint& checkpoint = *parts_.at(size_t(ref["checkpoint"].integer())).checkpoint;
-  const TensorView* view = checkpoint.find(ref["tensor"].string());
-  if (!view) fail("TENSOR_MISSING", checkpoint.directory(), ": tensor ", json_quote(ref["tensor"].string()), ": expected, found none");
+const TensorView& Inputs::view_of(const Name& name) const {
+  const Checkpoint& checkpoint = *parts_.at(size_t(name.first)).checkpoint;
+  const TensorView* view = checkpoint.find(name.second);
+  if (!view) fail("TENSOR_MISSING", checkpoint.directory(), ": tensor ", json_quote(name.second), ": expected, found none");
   return *view;
 }
 
@@ -33,41 +36,38 @@ const Source* Inputs::source_of(const Json& ref, Held& held) {
       for (const Json& from : run.items().at(1).items()) rows.from.push_back({source_of(from.items().at(0), held), from.items().at(1).integer()});
       runs.push_back(std::move(rows));
     }
-    held.push_back(std::make_unique<Source>("rows by token", shape_of(ref["shape"]), std::move(runs)));
-    return held.back().get();
+    held.sources.push_back(std::make_unique<Source>("rows by token", shape_of(ref["shape"]), std::move(runs)));
+    return held.sources.back().get();
   }
-  const TensorView& view = view_of(ref);
-  const Parts& parts = parts_[size_t(ref["checkpoint"].integer())];
-  const std::string& name = ref["tensor"].string();
+  const Name name(ref["checkpoint"].integer(), ref["tensor"].string());
+  const Source*& known = held.stored[name];
+  if (known) return known;
+  const TensorView& view = view_of(name);
+  const Parts& parts = parts_[size_t(name.first)];
   std::vector<std::unique_ptr<AdapterChange>> changes;
   for (const auto& adapter : parts.adapters)
-    if (auto change = adapter->take(name, view.shape)) changes.push_back(std::move(change));
-  held.push_back(std::make_unique<Source>(parts.checkpoint->directory() + ": tensor " + json_quote(name), view, std::move(changes)));
-  return held.back().get();
+    if (auto change = adapter->take(name.second, view.shape)) changes.push_back(std::move(change));
+  held.sources.push_back(std::make_unique<Source>(parts.checkpoint->directory() + ": tensor " + json_quote(name.second), view, std::move(changes)));
+  return known = held.sources.back().get();
 }
 
-template <class Body>
-void Inputs::for_views(const Json& ref, const Body& body) const {
+void Inputs::collect(const Json& ref, std::set<Name>& names) {
   if (ref.is_null()) return;
-  if (!ref.has("runs")) {
-    body(*parts_.at(size_t(ref["checkpoint"].integer())).checkpoint, view_of(ref));
-    return;
-  }
+  if (!ref.has("runs")) names.emplace(ref["checkpoint"].integer(), ref["tensor"].string());
   for (const Json& run : ref["runs"].items())
-    for (const Json& from : run.items().at(1).items()) for_views(from.items().at(0), body);
+    for (const Json& from : run.items().at(1).items()) collect(from.items().at(0), names);
 }
 
-void Inputs::prefetch(const Json& ref) const {
-  for_views(ref, [](const Checkpoint& checkpoint, const TensorView& view) { checkpoint.prefetch(view); });
+void Inputs::prefetch(const std::vector<const Json*>& refs) const {
+  std::set<Name> names;
+  for (const Json* ref : refs) collect(*ref, names);
+  for (const Name& name : names) parts_[size_t(name.first)].checkpoint->prefetch(view_of(name));
 }
 
-void Inputs::release(const Json& ref) const {
-  for_views(ref, [](const Checkpoint& checkpoint, const TensorView& view) { checkpoint.release(view); });
-}
-
-void Inputs::require_adapters_used() const {
-  for (const Parts& parts : parts_)
-    for (const auto& adapter : parts.adapters) adapter->require_all_used();
+void Inputs::release(const std::vector<const Json*>& refs) const {
+  std::set<Name> names;
+  for (const Json* ref : refs) collect(*ref, names);
+  for (const Name& name : names) parts_[size_t(name.first)].checkpoint->release(view_of(name));
 }
 
 }  // namespace conan::merge

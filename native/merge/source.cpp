@@ -13,7 +13,10 @@ Source::Source(std::string subject, const TensorView& view, std::vector<std::uni
 Source::Source(std::string subject, std::vector<int64_t> shape, std::vector<Run> runs) : subject_(std::move(subject)), runs_(std::move(runs)) {
   view_.shape = std::move(shape);
   int64_t rows = 0;
-  for (const Run& run : runs_) rows += run.count;
+  for (const Run& run : runs_) {
+    starts_.push_back(rows);
+    rows += run.count;
+  }
   if (view_.shape.empty() || rows != view_.shape[0])
     fail("INTERNAL", subject_, ": expected runs for ", shape_text(view_.shape), ", got ", rows, " rows");
 }
@@ -27,10 +30,12 @@ void Source::read(int64_t first, int64_t count, float* out) const {
     return;
   }
   const int64_t cols = view_.size() / std::max<int64_t>(1, view_.shape[0]);
-  int64_t begin = 0;  // of the run, in elements
   std::vector<float> other;
-  for (const Run& run : runs_) {
-    const int64_t end = begin + run.count * cols, from = std::max(first, begin), to = std::min(first + count, end);
+  for (size_t r = size_t(std::upper_bound(starts_.begin(), starts_.end(), first / std::max<int64_t>(1, cols)) - starts_.begin()) - 1;
+       r < runs_.size(); ++r) {
+    const Run& run = runs_[r];
+    const int64_t begin = starts_[r] * cols, end = begin + run.count * cols, from = std::max(first, begin), to = std::min(first + count, end);
+    if (begin >= first + count) break;
     if (from < to) {
       float* at = out + (from - first);
       const int64_t n = to - from;
@@ -47,8 +52,6 @@ void Source::read(int64_t first, int64_t count, float* out) const {
         for (int64_t k = 0; k < n; ++k) at[k] += other[size_t(k)] / float(run.from.size());
       }
     }
-    begin = end;
-    if (begin >= first + count) break;
   }
 }
 

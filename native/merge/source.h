@@ -36,6 +36,7 @@ class Source {
   TensorView view_;
   std::vector<std::unique_ptr<AdapterChange>> changes_;
   std::vector<Run> runs_;
+  std::vector<int64_t> starts_;  // first row of each run
 };
 
 }  // namespace conan::merge

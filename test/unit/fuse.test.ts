@@ -357,6 +357,9 @@ test('a LoRA specialist is merged into dense weights', async () => {
   })
   const alone = await fused(recipe(adapter))
   same((await fused(recipe(`${pico('qwen3')}+${adapter}`))).tensors, alone.tensors, 'model+adapter')
+  const kept = { groups: [{ match: '*q_proj*', action: 'keep' }] }
+  assert.ok((await fused({ ...recipe(adapter), conan: kept })).tensors.size > 0) // a part of an adapter may go unused if a group says so
+  await rejects({ ...recipe(`${pico('bert')}+${adapter}`), base_model: pico('bert') }, 'TENSOR_UNUSED', /adapter tensor .* fits no tensor of the model/)
   await using expected = await loadModel(pico('qwen3'), { adapters: [adapter], dtype: 'float32' })
   await using actual = await loadModel(alone.directory, { dtype: 'float32' })
   const texts = ['a text', 'another, longer one']
@@ -429,6 +432,15 @@ test('aborting ends a run; another recipe does not resume it', async () => {
   assert.equal((await fuse(other, { directory, out })).resumedTensors, 0)
 })
 
+test('what onProgress throws ends the run and is thrown', async () => {
+  const { directory, recipe } = largeModels()
+  const problem = new Error('enough')
+  const onProgress = () => {
+    throw problem
+  }
+  await assert.rejects(fuse(recipe, { directory, out: fresh(), onProgress }), (error) => error === problem)
+})
+
 test('a disk that takes no more is an error that loses nothing', () => {
   const { directory, recipe } = largeModels()
   const file = path.join(directory, 'recipe.yml')
@@ -462,7 +474,7 @@ test('bad input is named', async () => {
   )
   await rejects({ merge_method: 'slerp', base_model: 'a', models: [{ model: 'a' }, { model: 'b' }] }, 'RECIPE_INVALID', /parameters: expected "t"/)
   await rejects({ merge_method: 'nuslerp', models: [{ model: 'a', parameters: { weight: 1 } }] }, 'RECIPE_INVALID', /expected 2 models/)
-  await rejects({ ...ok, merge_method: 'della', parameters: { density: 0.9, epsilon: 0.2 } }, 'CONFIG_INVALID', /density \+- epsilon/)
+  await rejects({ ...ok, merge_method: 'della', parameters: { density: 0.9, epsilon: 0.2 } }, 'RECIPE_INVALID', /a: tensor .*expected density - epsilon/)
   await rejects(ok, 'INVALID_OPTION', /outShardSize: expected bytes/, { outShardSize: 'large' })
   await rejects(ok, 'INVALID_OPTION', /threads/, { threads: -1 })
   const file = path.join(temporary(), 'broken.yml')
