@@ -33,6 +33,14 @@ export interface NativeLoadOptions {
   dense: NativeDense[]
 }
 
+/** Pictures of a batch in the order of their placeholder tokens; must not change while the call runs. */
+export interface NativePictures {
+  /** [patches, channels * temporal * patch * patch], blocks of merge x merge patches together. */
+  patches: Float32Array
+  /** Rows and columns of patches of each. */
+  grids: Int32Array
+}
+
 export interface NativeModelInfo {
   modelType: string
   hiddenSize: number
@@ -60,9 +68,11 @@ export interface CpuReport {
 export interface NativeBinding {
   load(options: NativeLoadOptions): Promise<NativeModel>
   /** Sequence b is ids[offsets[b] .. offsets[b + 1]). Resolves to [B * dimensions], row-major. */
-  embed(model: NativeModel, ids: Int32Array, offsets: Int32Array, normalize: boolean, dimensions: number): Promise<Float32Array>
+  embed(model: NativeModel, ids: Int32Array, offsets: Int32Array, normalize: boolean, dimensions: number, pictures?: NativePictures): Promise<Float32Array>
   /** Hidden states [T * hidden] before the first layer, after each, and after the final norm. For tests. */
-  hiddenStates(model: NativeModel, ids: Int32Array, offsets: Int32Array): Promise<Float32Array[]>
+  hiddenStates(model: NativeModel, ids: Int32Array, offsets: Int32Array, pictures?: NativePictures): Promise<Float32Array[]>
+  /** Of the vision tower: patches before the first block, after each, then tokens, then deepstack features. For tests. */
+  visionStates(model: NativeModel, pictures: NativePictures): Promise<Float32Array[]>
   cancel(model: NativeModel): void
   dispose(model: NativeModel): void
   modelInfo(model: NativeModel): NativeModelInfo

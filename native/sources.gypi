@@ -30,7 +30,9 @@
       "native/models/inspect.cpp",
       "native/models/arch/bert.cpp",
       "native/models/arch/modernbert.cpp",
-      "native/models/arch/decoder.cpp"
+      "native/models/vision.cpp",
+      "native/models/arch/decoder.cpp",
+      "native/models/arch/qwen3_vl.cpp"
     ],
     "conan_addon_sources": ["native/addon/addon.cpp"],
     "conan_flags": ["-O3", "-Wall", "-Wextra", "-Wno-restrict", "-fvisibility=hidden", "-ffp-contract=off"],

@@ -184,7 +184,32 @@ struct BatchCopy {
   TokenBatch view() const { return {ids.data(), offsets.data(), int(offsets.size()) - 1}; }
 };
 
-/// embed(handle, ids, offsets, normalize, dimensions) -> Promise<Float32Array [B * dimensions]>
+/// {patches: Float32Array, grids: Int32Array [2 * pictures]} or undefined; the patches stay the caller's while work runs.
+struct PicturesOf {
+  Pictures pictures;
+  std::shared_ptr<Napi::Reference<Napi::Value>> kept;
+
+  PicturesOf(const Napi::CallbackInfo& info, size_t argument, const TextModel& model) {
+    if (!info[argument].IsObject()) return;
+    Napi::Object js = info[argument].As<Napi::Object>();
+    Napi::Value patches = js.Get("patches"), grids = js.Get("grids");
+    if (!patches.IsTypedArray() || patches.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array || !grids.IsTypedArray() ||
+        grids.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array)
+      throw Failure{"INVALID_INPUT", "expected {patches: Float32Array, grids: Int32Array}"}.to_js(info.Env());
+    const Napi::Int32Array sizes = grids.As<Napi::Int32Array>();
+    for (size_t i = 0; i + 1 < sizes.ElementLength(); i += 2) pictures.grids.emplace_back(sizes[i], sizes[i + 1]);
+    const Napi::Float32Array values = patches.As<Napi::Float32Array>();
+    pictures.patches = values.Data();
+    const int64_t width = model.vision() ? model.vision()->config().patch_values() : 0;
+    if (pictures.grids.empty() || int64_t(values.ElementLength()) != pictures.patch_count() * width)
+      throw Failure{"INVALID_INPUT",
+                    text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", values.ElementLength(), " values")}
+          .to_js(info.Env());
+    kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(patches, 1));
+  }
+};
+
+/// embed(handle, ids, offsets, normalize, dimensions, pictures?) -> Promise<Float32Array [B * dimensions]>
 Napi::Value embed(const Napi::CallbackInfo& info) {
   Handle* handle = handle_of(info);
   std::shared_ptr<TextModel> model = handle->model;
@@ -193,24 +218,27 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
   const int64_t dimensions = info[4].ToNumber().Int64Value();
   if (dimensions < 1 || dimensions > model->dimensions())
     throw Failure{"INVALID_OPTION", text("dimensions: expected 1 to ", model->dimensions(), ", got ", dimensions)}.to_js(info.Env());
+  auto pictures = std::make_shared<PicturesOf>(info, 5, *model);
   auto vectors = std::make_shared<std::vector<float>>(size_t(batch->view().sequences * dimensions));
   return Task::run(
-      info.Env(), [=] { model->embed(batch->view(), normalize, dimensions, vectors->data()); },
+      info.Env(), [=] { model->embed(batch->view(), pictures->pictures, normalize, dimensions, vectors->data()); },
       [=](Napi::Env env) -> Napi::Value {
+        pictures->kept.reset();
         Napi::Float32Array out = Napi::Float32Array::New(env, vectors->size());
         std::copy(vectors->begin(), vectors->end(), out.Data());
         return out;
       });
 }
 
-/// hiddenStates(handle, ids, offsets) -> Promise<Float32Array[]>, for tests
-Napi::Value hidden_states(const Napi::CallbackInfo& info) {
-  std::shared_ptr<TextModel> model = handle_of(info)->model;
-  auto batch = std::make_shared<BatchCopy>(info);
-  auto states = std::make_shared<std::vector<std::vector<float>>>();
+using States = std::vector<std::vector<float>>;
+
+/// Runs `work`, which keeps `pictures` alive, and resolves to an array of Float32Array.
+Napi::Value resolve_states(Napi::Env env, std::shared_ptr<PicturesOf> pictures, std::function<States()> work) {
+  auto states = std::make_shared<States>();
   return Task::run(
-      info.Env(), [=] { *states = model->hidden_states(batch->view()); },
+      env, [=] { *states = work(); },
       [=](Napi::Env env) -> Napi::Value {
+        pictures->kept.reset();
         Napi::Array out = Napi::Array::New(env, states->size());
         for (size_t i = 0; i < states->size(); ++i) {
           Napi::Float32Array layer = Napi::Float32Array::New(env, (*states)[i].size());
@@ -219,6 +247,21 @@ Napi::Value hidden_states(const Napi::CallbackInfo& info) {
         }
         return out;
       });
+}
+
+/// hiddenStates(handle, ids, offsets, pictures?) -> Promise<Float32Array[]>
+Napi::Value hidden_states(const Napi::CallbackInfo& info) {
+  std::shared_ptr<TextModel> model = handle_of(info)->model;
+  auto batch = std::make_shared<BatchCopy>(info);
+  auto pictures = std::make_shared<PicturesOf>(info, 3, *model);
+  return resolve_states(info.Env(), pictures, [=] { return model->hidden_states(batch->view(), pictures->pictures); });
+}
+
+/// visionStates(handle, pictures) -> Promise<Float32Array[]>, for tests
+Napi::Value vision_states(const Napi::CallbackInfo& info) {
+  std::shared_ptr<TextModel> model = handle_of(info)->model;
+  auto pictures = std::make_shared<PicturesOf>(info, 1, *model);
+  return resolve_states(info.Env(), pictures, [=] { return model->vision_states(pictures->pictures); });
 }
 
 /// cancel(handle): a running embed() ends with ABORTED
@@ -367,6 +410,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   const std::pair<const char*, Napi::Value (*)(const Napi::CallbackInfo&)> functions[] = {{"load", load},
                                                                                           {"embed", embed},
                                                                                           {"hiddenStates", hidden_states},
+                                                                                          {"visionStates", vision_states},
                                                                                           {"cancel", cancel},
                                                                                           {"dispose", dispose},
                                                                                           {"modelInfo", model_info},

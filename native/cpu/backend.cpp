@@ -248,7 +248,28 @@ void rope(Context& context, const RopeArgs& args) {
 }
 
 void gather(Context&, const GatherArgs& args) {
-  for (int64_t i = 0; i < args.y.rows; ++i) std::memcpy(args.y.row(i), args.x.row(args.rows[i]), size_t(args.x.cols) * sizeof(float));
+  for (int64_t i = 0; i < args.y.rows; ++i) {
+    float* y = args.y.row(i);
+    if (!args.weights) {
+      std::memcpy(y, args.x.row(args.rows[i]), size_t(args.x.cols) * sizeof(float));
+      continue;
+    }
+    std::fill(y, y + args.x.cols, 0.f);
+    for (int k = 0; k < args.taps; ++k) {
+      const float *x = args.x.row(args.rows[i * args.taps + k]), weight = args.weights[i * args.taps + k];
+      for (int64_t c = 0; c < args.x.cols; ++c) y[c] += weight * x[c];
+    }
+  }
+}
+
+void scatter(Context&, const ScatterArgs& args) {
+  for (int64_t i = 0; i < args.x.rows; ++i) {
+    const float* x = args.x.row(i);
+    float* y = args.y.row(args.rows[i]);
+    if (!args.add) std::memcpy(y, x, size_t(args.x.cols) * sizeof(float));
+    else
+      for (int64_t c = 0; c < args.x.cols; ++c) y[c] += x[c];
+  }
 }
 
 void pool(Context& context, const PoolArgs& args) {
@@ -400,6 +421,7 @@ OperationTable table_of(const Kernels& kernels) {
   t.rope = rope;
   t.attention = attention;
   t.gather = gather;
+  t.scatter = scatter;
   t.pool = pool;
   t.normalize = normalize;
   return t;

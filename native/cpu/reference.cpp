@@ -176,7 +176,16 @@ void attention(Context&, const AttentionArgs& a) {
 
 void gather(Context&, const GatherArgs& a) {
   for (int64_t i = 0; i < a.y.rows; ++i)
-    for (int64_t c = 0; c < a.y.cols; ++c) a.y.row(i)[c] = a.x.row(a.rows[i])[c];
+    for (int64_t c = 0; c < a.y.cols; ++c) {
+      double sum = 0;
+      for (int k = 0; k < a.taps; ++k) sum += double(a.x.row(a.rows[i * a.taps + k])[c]) * (a.weights ? a.weights[i * a.taps + k] : 1);
+      a.y.row(i)[c] = float(sum);
+    }
+}
+
+void scatter(Context&, const ScatterArgs& a) {
+  for (int64_t i = 0; i < a.x.rows; ++i)
+    for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(a.rows[i])[c] = a.x.row(i)[c] + (a.add ? a.y.row(a.rows[i])[c] : 0);
 }
 
 void pool(Context&, const PoolArgs& a) {
@@ -229,6 +238,7 @@ const OperationTable& reference_table() {
     t.rope = rope;
     t.attention = attention;
     t.gather = gather;
+    t.scatter = scatter;
     t.pool = pool;
     t.normalize = normalize;
     return t;

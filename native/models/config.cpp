@@ -160,8 +160,8 @@ std::vector<bool> read_sliding_layers(const ConfigReader& config, int64_t layers
 }
 
 TransformerConfig read_transformer_config(const Json& json, const std::string& subject) {
-  static const Architecture* const architectures[] = {&arch_bert,       &arch_roberta, &arch_mpnet, &arch_distilbert,
-                                                      &arch_modernbert, &arch_llama,   &arch_qwen,  &arch_gemma3};
+  static const Architecture* const architectures[] = {&arch_bert,  &arch_roberta, &arch_mpnet,    &arch_distilbert, &arch_modernbert,
+                                                      &arch_llama, &arch_qwen,    &arch_qwen3_vl, &arch_gemma3};
   ConfigReader config(json, subject);
   const std::string type = config.string("model_type", "");
   std::string known;

@@ -1,6 +1,7 @@
 // config.json as the models see it, and an architecture as data: a transformer is described by the structures here, and
 // each file in arch/ fills them in from one family's config.
 #pragma once
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -34,10 +35,12 @@ class ConfigReader {
 /// (Gemma 3; the one after comes before the residual sum).
 enum class NormPlacement { post, pre, sandwich };
 
-/// Rotary positions: angle of pair i at position p is p * frequencies[i].
+/// Rotary positions: angle of pair i at position p is p * frequencies[i]. With several axes (rows and columns of an image;
+/// time, rows and columns in M-RoPE) p is the position along axis[i].
 struct RopeConfig {
   std::vector<float> frequencies;
-  float factor = 1;  // on cos and sin (YaRN)
+  std::vector<int> axis;  // empty: there is one
+  float factor = 1;       // on cos and sin (YaRN)
 };
 
 struct LayerConfig {
@@ -84,6 +87,18 @@ struct TransformerConfig {
   int64_t kv_width() const { return kv_heads * head_dim; }
 };
 
+/// A vision transformer over patches, as of Qwen3-VL: `tower` are its blocks.
+struct VisionConfig {
+  TransformerConfig tower;
+  int64_t channels = 3, patch = 0, temporal_patch = 0, merge = 0;  // merge x merge patches become one token
+  int64_t grid = 0;                                                // learned positions: grid x grid
+  int64_t outputs = 0;                                             // channels of a token
+  std::vector<int64_t> deepstack;                                  // layers whose states go to the language model's first layers
+  int32_t image_token = -1, video_token = -1;
+
+  int64_t patch_values() const { return channels * temporal_patch * patch * patch; }
+};
+
 /// A tensor that every checkpoint of this model has: what stands before it is the prefix of all.
 std::string probe_tensor(const TransformerConfig& config);
 
@@ -107,7 +122,10 @@ struct Architecture {
   TransformerConfig (*read)(const ConfigReader&);
 };
 
-extern const Architecture arch_bert, arch_roberta, arch_mpnet, arch_distilbert, arch_modernbert, arch_llama, arch_qwen, arch_gemma3;
+extern const Architecture arch_bert, arch_roberta, arch_mpnet, arch_distilbert, arch_modernbert, arch_llama, arch_qwen, arch_qwen3_vl, arch_gemma3;
+
+/// The vision tower that a config.json describes beside its language model; none: a model of text alone.
+std::optional<VisionConfig> read_vision_config(const Json& config, const std::string& subject);
 
 /// By config.json's model_type; UNSUPPORTED_ARCHITECTURE names those there are.
 TransformerConfig read_transformer_config(const Json& config, const std::string& subject);

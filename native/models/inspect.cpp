@@ -1,9 +1,11 @@
 #include "models/inspect.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 
 #include "base/error.h"
-#include "models/transformer.h"
+#include "models/vision.h"
 #include "ops/backend.h"
 
 namespace conan {
@@ -48,6 +50,13 @@ std::string inspect_directory(const std::string& directory) {
     Context context(cpu_backend(), 1);
     Transformer(context, std::move(config), loader, WeightFormat::f32, std::nullopt);
     unused = loader.unused();
+    if (std::optional<VisionConfig> vision = read_vision_config(json, path)) {
+      WeightLoader tower_loader(checkpoint, none, probe_tensor(vision->tower), &problems);
+      VisionTower(context, std::move(*vision), tower_loader, WeightFormat::f32);
+      std::vector<std::string> both, left = tower_loader.unused();
+      std::set_intersection(unused.begin(), unused.end(), left.begin(), left.end(), std::back_inserter(both));
+      unused = both;
+    }
   } catch (const Error& error) {
     problems.push_back(error.what());
   }

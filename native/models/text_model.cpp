@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 #include <map>
 
 #include "base/error.h"
@@ -18,6 +19,12 @@ WeightFormat choose_format(const std::string& dtype, Dtype checkpoint) {
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
     if (dtype == weight_format_name(format)) return format;
   fail("INVALID_OPTION", "dtype: expected auto, float32, bfloat16, float16 or int8, got \"", dtype, "\"");
+}
+
+std::vector<float> values_of(const Matrix& x) {
+  std::vector<float> out;
+  for (int64_t t = 0; t < x.rows; ++t) out.insert(out.end(), x.row(t), x.row(t) + x.cols);
+  return out;
 }
 
 /// The dtype of most of the checkpoint's parameters.
@@ -48,6 +55,16 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
   loader_ = std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe_tensor(transformer));
   transformer_ = std::make_unique<Transformer>(*context_, std::move(transformer), *loader_, format_, one_row);
   unused_ = loader_->unused();
+  if (std::optional<VisionConfig> vision = read_vision_config(config, config_path)) {
+    if (vision->outputs != this->config().hidden)
+      fail("CONFIG_INVALID", config_path, ": \"out_hidden_size\": expected the language model's ", this->config().hidden, ", got ", vision->outputs);
+    vision_loader_ = std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe_tensor(vision->tower));
+    vision_ = std::make_unique<VisionTower>(*context_, std::move(*vision), *vision_loader_, format_);
+    const std::vector<std::string> left = vision_loader_->unused();  // sorted, as unused_ is
+    std::vector<std::string> both;
+    std::set_intersection(unused_.begin(), unused_.end(), left.begin(), left.end(), std::back_inserter(both));
+    unused_ = both;
+  }
   dimensions_ = this->config().hidden;
 
   std::vector<std::unique_ptr<Adapter>> none;
@@ -66,17 +83,66 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
 }
 
 size_t TextModel::memory_bytes() const {
-  size_t total = transformer_->weight_bytes() + context_->scratch_bytes();
+  size_t total = transformer_->weight_bytes() + context_->scratch_bytes() + (vision_ ? vision_->weight_bytes() : 0);
   for (const Dense& dense : dense_) total += dense.weight->bytes;
   return total;
 }
 
-void TextModel::embed(const TokenBatch& batch, bool normalize, int64_t dimensions, float* out) {
+/// Positions of M-RoPE: text counts on along all axes; a picture stays at one time, spreads over rows and columns, and text
+/// goes on after its longer side.
+TransformerInput TextModel::input_of(const TokenBatch& batch, const Pictures& pictures) {
+  TransformerInput input;
+  input.batch = batch;
+  if (!vision_) {
+    if (!pictures.grids.empty()) fail("INVALID_INPUT", "expected no pictures: this model embeds text");
+    return input;
+  }
+  const VisionConfig& v = vision_->config();
+  vision_->check(pictures);
+  const int64_t T = batch.tokens();
+  std::vector<int32_t> positions(size_t(3 * T));
+  size_t next = 0;
+  for (int b = 0; b < batch.sequences; ++b) {
+    int32_t at = 0;
+    for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1];) {
+      const int32_t id = batch.ids[t];
+      if (id != v.image_token && id != v.video_token) {
+        for (int64_t axis = 0; axis < 3; ++axis) positions[size_t(axis * T + t)] = at;
+        ++at, ++t;
+        continue;
+      }
+      int32_t end = t;
+      while (end < batch.offsets[b + 1] && batch.ids[end] == id) ++end;
+      if (next == pictures.grids.size()) fail("INVALID_INPUT", "input ", b, ": its tokens stand for more pictures than the ", next, " there are");
+      const int64_t rows = pictures.grids[next].first / v.merge, columns = pictures.grids[next].second / v.merge;
+      if (end - t != rows * columns)
+        fail("INVALID_INPUT", "input ", b, ": expected ", rows * columns, " tokens for a picture of ", pictures.grids[next].first, " x ",
+             pictures.grids[next].second, " patches, got ", end - t);
+      for (int64_t i = 0; t < end; ++t, ++i) {
+        input.replaced.rows.push_back(t);
+        positions[size_t(t)] = at;
+        positions[size_t(T + t)] = at + int32_t(i / columns);
+        positions[size_t(2 * T + t)] = at + int32_t(i % columns);
+      }
+      at += int32_t(std::max(rows, columns));
+      ++next;
+    }
+  }
+  if (next != pictures.grids.size()) fail("INVALID_INPUT", "expected tokens for ", pictures.grids.size(), " pictures, found them for ", next);
+  if (pictures.grids.empty()) return input;  // equal along all axes: as any text
+  input.positions = std::move(positions);
+  VisionTower::Features features = vision_->forward(*context_, pictures);
+  input.replaced.values = features.tokens;
+  for (const Matrix& values : features.deepstack) input.added.push_back({input.replaced.rows, values});
+  return input;
+}
+
+void TextModel::embed(const TokenBatch& batch, const Pictures& pictures, bool normalize, int64_t dimensions, float* out) {
   std::lock_guard<std::mutex> lock(running_);
   cancelled_ = false;
   Context& context = *context_;
   Arena::Scope scope(context.scratch);
-  Matrix x = transformer_->forward(context, batch, pooling_);
+  Matrix x = transformer_->forward(context, input_of(batch, pictures), pooling_);
   for (const Dense& dense : dense_) {
     LinearArgs args;
     args.x = x;
@@ -97,16 +163,25 @@ void TextModel::embed(const TokenBatch& batch, bool normalize, int64_t dimension
   }
 }
 
-std::vector<std::vector<float>> TextModel::hidden_states(const TokenBatch& batch) {
+std::vector<std::vector<float>> TextModel::hidden_states(const TokenBatch& batch, const Pictures& pictures) {
   std::lock_guard<std::mutex> lock(running_);
   cancelled_ = false;
   Arena::Scope scope(context_->scratch);
   std::vector<std::vector<float>> out;
-  auto keep = [&](const Matrix& x) {
-    std::vector<float>& values = out.emplace_back();
-    for (int64_t t = 0; t < x.rows; ++t) values.insert(values.end(), x.row(t), x.row(t) + x.cols);
-  };
-  keep(transformer_->forward(*context_, batch, std::nullopt, [&](int64_t, const Matrix& x) { keep(x); }));
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  keep(transformer_->forward(*context_, input_of(batch, pictures), std::nullopt, [&](int64_t, const Matrix& x) { keep(x); }));
+  return out;
+}
+
+std::vector<std::vector<float>> TextModel::vision_states(const Pictures& pictures) {
+  if (!vision_) fail("INVALID_INPUT", "expected a model with a vision tower");
+  std::lock_guard<std::mutex> lock(running_);
+  Arena::Scope scope(context_->scratch);
+  std::vector<std::vector<float>> out;
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  const VisionTower::Features features = vision_->forward(*context_, pictures, [&](int64_t, const Matrix& x) { keep(x); });
+  keep(features.tokens);
+  for (const Matrix& values : features.deepstack) keep(values);
   return out;
 }
 

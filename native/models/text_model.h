@@ -1,5 +1,5 @@
-// A model directory made ready to embed: the transformer, then pooling, dense layers and normalisation as
-// sentence-transformers' modules list them.
+// A model directory made ready to embed: the transformer (and the vision tower before it, where there is one), then pooling,
+// dense layers and normalisation as sentence-transformers' modules list them.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "models/transformer.h"
+#include "models/vision.h"
 
 namespace conan {
 
@@ -41,11 +42,18 @@ class TextModel {
   const std::vector<std::string>& unused_tensors() const { return unused_; }
   size_t memory_bytes() const;
 
+  /// Null where the model is of text alone.
+  const VisionTower* vision() const { return vision_.get(); }
+
+  /// Takes the place of the tokens that stand for pictures: every run of image or video tokens of the batch belongs to the
+  /// next of `pictures`, and has a token for each merge x merge of its patches.
   /// One vector per sequence into out [B, dimensions]: the first `dimensions` channels, to length 1 if `normalize`.
-  void embed(const TokenBatch& batch, bool normalize, int64_t dimensions, float* out);
+  void embed(const TokenBatch& batch, const Pictures& pictures, bool normalize, int64_t dimensions, float* out);
 
   /// Hidden states [T, hidden] before the first layer (0), after each, and (layers + 1) after the final norm. For tests.
-  std::vector<std::vector<float>> hidden_states(const TokenBatch& batch);
+  std::vector<std::vector<float>> hidden_states(const TokenBatch& batch, const Pictures& pictures);
+  /// Of the vision tower: the patches [N, hidden] before the first block and after each, then tokens, then deepstack. For tests.
+  std::vector<std::vector<float>> vision_states(const Pictures& pictures);
 
   /// Makes a running embed() end with ABORTED at the next layer. Holds until the next call of embed().
   void cancel() { cancelled_ = true; }
@@ -57,7 +65,10 @@ class TextModel {
   std::unique_ptr<Checkpoint> checkpoint_;  // the embedding tables stay mapped
   std::vector<std::unique_ptr<Adapter>> adapters_;
   std::unique_ptr<WeightLoader> loader_;
+  std::unique_ptr<WeightLoader> vision_loader_;
+  std::unique_ptr<VisionTower> vision_;
   std::unique_ptr<Transformer> transformer_;
+  TransformerInput input_of(const TokenBatch& batch, const Pictures& pictures);
   struct Dense {
     std::unique_ptr<Weight> weight;
     std::vector<float> bias;

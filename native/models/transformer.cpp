@@ -43,7 +43,9 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
     : config_(std::move(config)), one_row_(one_row), reduced_(is_reduced(format)), layers_(size_t(config_.layers)) {
   const TransformerConfig& c = config_;
   const TensorNames& n = c.names;
-  if (c.tied_head && !loader.has(n.token_embedding + ".weight") && loader.has_head()) {
+  if (n.token_embedding.empty()) {
+    // A tower over something else than tokens is given its embeddings.
+  } else if (c.tied_head && !loader.has(n.token_embedding + ".weight") && loader.has_head()) {
     token_embedding_ = loader.take_head({c.vocab_size, c.hidden});
   } else {
     token_embedding_ = loader.take(n.token_embedding + ".weight", {c.vocab_size, c.hidden});
@@ -146,13 +148,27 @@ const Transformer::RopeTable& Transformer::rope_table(int rope, int64_t position
   return table;
 }
 
+/// One row for every token of this pass, for positions with several axes.
+Transformer::RopeTable Transformer::rope_rows(const RopeConfig& config, const TransformerInput& input) const {
+  RopeTable table;
+  table.half = int(config.frequencies.size());
+  const int64_t T = input.batch.tokens();
+  for (int64_t t = 0; t < T; ++t)
+    for (int i = 0; i < table.half; ++i) {
+      const float angle = float(input.positions[size_t(config.axis[size_t(i)] * T + t)]) * config.frequencies[size_t(i)];
+      table.cos.push_back(float(std::cos(double(angle))) * config.factor);
+      table.sin.push_back(float(std::sin(double(angle))) * config.factor);
+    }
+  return table;
+}
+
 void Transformer::check(const TokenBatch& batch) const {
   for (int b = 0; b < batch.sequences; ++b) {
     const int64_t length = batch.offsets[b + 1] - batch.offsets[b];
     if (length <= 0) fail("INVALID_INPUT", "input ", b, ": expected at least one token, got none");
     if (length > config_.max_positions) fail("INPUT_TOO_LONG", "input ", b, ": expected at most ", config_.max_positions, " tokens, got ", length);
   }
-  for (int64_t t = 0; t < batch.tokens(); ++t)
+  for (int64_t t = 0; batch.ids && t < batch.tokens(); ++t)
     if (batch.ids[t] < 0 || batch.ids[t] >= config_.vocab_size)
       fail("INVALID_INPUT", "token id ", batch.ids[t], ": expected 0 to ", config_.vocab_size - 1, " (does the tokenizer belong to this model?)");
 }
@@ -284,7 +300,22 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   if (post) normalize(context, layer.mlp_norm, x, x);
 }
 
-Matrix Transformer::forward(Context& context, const TokenBatch& batch, std::optional<Pooling> pooling, const Observer& observer) const {
+namespace {
+/// Hands the values of rows [first, first + count) over to x, the whole batch.
+void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add) {
+  const auto begin = std::lower_bound(rows.rows.begin(), rows.rows.end(), first), end = std::lower_bound(begin, rows.rows.end(), first + count);
+  if (begin == end) return;
+  ScatterArgs args;
+  args.x = rows.values.slice(begin - rows.rows.begin(), end - begin);
+  args.y = x;
+  args.rows = &*begin;
+  args.add = add;
+  context.ops.scatter(context, args);
+}
+}  // namespace
+
+Matrix Transformer::forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer) const {
+  const TokenBatch& batch = input.batch;
   check(batch);
   const TransformerConfig& c = config_;
   const OperationTable& ops = context.ops;
@@ -297,32 +328,43 @@ Matrix Transformer::forward(Context& context, const TokenBatch& batch, std::opti
     int32_t counted = 0;
     for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1]; ++t) {
       pass.positions.push_back(t - batch.offsets[b]);
-      const bool pad = c.pad_id >= 0 && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
+      const bool pad = c.pad_id >= 0 && batch.ids && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
       table_rows.push_back(pad ? c.pad_id : counted++ + c.position_offset);
     }
     longest = std::max<int64_t>(longest, batch.offsets[b + 1] - batch.offsets[b]);
   }
   pass.zeros.assign(size_t(B), 0);
-  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(&rope_table(int(r), longest));
-  pass.x = context.scratch.matrix(T, c.hidden);
+  std::vector<RopeTable> own_ropes;  // of this pass alone: its row t is token t's
+  if (!input.positions.empty()) {
+    for (const RopeConfig& rope : c.ropes) own_ropes.push_back(rope_rows(rope, input));
+    for (size_t t = 0; t < pass.positions.size(); ++t) pass.positions[t] = int32_t(t);
+  }
+  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(own_ropes.empty() ? &rope_table(int(r), longest) : &own_ropes[r]);
+  pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   pass.attended = context.scratch.matrix(T, Q);
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
 
   ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
-    EmbedArgs args;
-    args.ids = batch.ids + first;
-    args.table = &token_embedding_;
-    args.scale = c.embedding_scale;
-    if (position_embedding_.data) args.position_table = &position_embedding_, args.positions = table_rows.data() + first;
-    args.type_row = or_null(type_row_);
-    args.y = pass.x.slice(first, count);
-    ops.embed(own, args);
-    if (embedding_norm_) normalize(own, embedding_norm_, args.y, args.y);
+    const Matrix x = pass.x.slice(first, count);
+    if (batch.ids) {
+      EmbedArgs args;
+      args.ids = batch.ids + first;
+      args.table = &token_embedding_;
+      args.scale = c.embedding_scale;
+      if (position_embedding_.data) args.position_table = &position_embedding_, args.positions = table_rows.data() + first;
+      args.type_row = or_null(type_row_);
+      args.y = x;
+      ops.embed(own, args);
+    }
+    put_rows(own, input.replaced, pass.x, first, count, false);
+    if (embedding_norm_) normalize(own, embedding_norm_, x, x);
     project(own, 0, pass, first, count);
   });
   if (observer) observer(0, pass.x);
 
+  if (int64_t(input.added.size()) >= c.layers)
+    fail("CONFIG_INVALID", "expected fewer DeepStack layers than the ", c.layers, " layers of the language model, got ", input.added.size());
   const bool one_row = pooling && one_row_ && *pooling == *one_row_ && !observer;
   for (int64_t i = 0; i < c.layers; ++i) {
     if (context.cancelled && context.cancelled->load(std::memory_order_relaxed)) fail("ABORTED", "the forward pass was cancelled");
@@ -370,6 +412,7 @@ Matrix Transformer::forward(Context& context, const TokenBatch& batch, std::opti
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
         finish_layer(own, layer, pass.attended.slice(first, count), x);
+        if (size_t(i) < input.added.size()) put_rows(own, input.added[size_t(i)], pass.x, first, count, true);
         if (!last) project(own, i + 1, pass, first, count);
         else if (final_norm_ && !observer) normalize(own, final_norm_, x, x);
       });

@@ -19,6 +19,21 @@ struct TokenBatch {
   int64_t tokens() const { return offsets[sequences]; }
 };
 
+/// Rows of a packed batch that get values from elsewhere: values.row(i) belongs to row rows[i]; rows rise.
+struct RowValues {
+  std::vector<int32_t> rows;
+  Matrix values;  // [rows, hidden]
+};
+
+/// What a forward pass starts from: token ids, or with batch.ids null the embeddings themselves.
+struct TransformerInput {
+  TokenBatch batch;
+  Matrix embeddings;               // [T, hidden] where there are no ids
+  RowValues replaced;              // embeddings of tokens that stand for an image
+  std::vector<RowValues> added;    // to the states after layer 0, 1, ... (DeepStack)
+  std::vector<int32_t> positions;  // [axes][T], where rotary positions have several axes and differ between them
+};
+
 class Transformer {
  public:
   /// `one_row`: the caller pools by the first or last token, and the last layer computes nothing for the others.
@@ -35,7 +50,7 @@ class Transformer {
 
   /// Final hidden states: of all tokens [T, hidden], or with `pooling` one row per sequence [B, hidden]. The memory is
   /// the context's scratch.
-  Matrix forward(Context& context, const TokenBatch& batch, std::optional<Pooling> pooling, const Observer& observer = {}) const;
+  Matrix forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer = {}) const;
 
  private:
   struct Norm {
@@ -64,6 +79,7 @@ class Transformer {
               const int32_t* q_starts) const;
   void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const;
   const RopeTable& rope_table(int rope, int64_t positions) const;
+  RopeTable rope_rows(const RopeConfig& config, const TransformerInput& input) const;
 
   TransformerConfig config_;
   std::optional<Pooling> one_row_;

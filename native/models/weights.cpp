@@ -100,6 +100,11 @@ std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::st
   return context.ops.pack(context, {prefix_ + name, {view}, false}, format);
 }
 
+std::unique_ptr<Weight> WeightLoader::pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format) {
+  if (problems_) return std::make_unique<Weight>();
+  return context.ops.pack(context, {prefix_ + name, {view}, false}, format);
+}
+
 void WeightLoader::require_all_used(const std::string& layers) const {
   for (const std::string& name : unused()) {
     if (name.compare(0, prefix_.size() + layers.size(), prefix_ + layers) != 0 || ends_with(name, "rotary_emb.inv_freq")) continue;

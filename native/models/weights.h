@@ -32,6 +32,8 @@ class WeightLoader {
   /// Rows [first, first + count) of module `name` [rows, cols].
   std::unique_ptr<Weight> pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first, int64_t count,
                                      WeightFormat format);
+  /// A tensor of take() in another shape of two dimensions.
+  std::unique_ptr<Weight> pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format);
   /// lm_head.weight outside the prefix, for checkpoints that store only that of a tied pair.
   bool has_head() const { return checkpoint_.find("lm_head.weight") != nullptr; }
   TensorView take_head(const std::vector<int64_t>& shape);

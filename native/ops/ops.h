@@ -106,10 +106,19 @@ struct AttentionArgs {
   bool reduced = false;  // queries, keys, probabilities and values may be rounded to bf16 before they are multiplied
 };
 
-/// y[i] = x[rows[i]]
+/// y[i] = x[rows[i]], or with weights the sum over k < taps of weights[i * taps + k] * x[rows[i * taps + k]].
 struct GatherArgs {
   Matrix x, y;
   const int32_t* rows = nullptr;
+  int taps = 1;
+  const float* weights = nullptr;
+};
+
+/// y[rows[i]] = x[i], or y[rows[i]] += x[i]. No row comes twice.
+struct ScatterArgs {
+  Matrix x, y;
+  const int32_t* rows = nullptr;
+  bool add = false;
 };
 
 /// One vector per sequence: y[b] from rows offsets[b] .. offsets[b+1] of x.
@@ -146,6 +155,7 @@ struct OperationTable {
   void (*rope)(Context&, const RopeArgs&) = nullptr;
   void (*attention)(Context&, const AttentionArgs&) = nullptr;
   void (*gather)(Context&, const GatherArgs&) = nullptr;
+  void (*scatter)(Context&, const ScatterArgs&) = nullptr;
   void (*pool)(Context&, const PoolArgs&) = nullptr;
   void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
 };

@@ -39,10 +39,10 @@ int main(int count, char** arguments) {
           options.pooling = pooling;
           TextModel model(options);
           std::vector<float> out(size_t(batch.sequences * model.dimensions()));
-          model.embed(batch, true, model.dimensions(), out.data());
+          model.embed(batch, {}, true, model.dimensions(), out.data());
           results.push_back(out);
-          model.embed(batch, true, 8, out.data());
-          model.hidden_states(batch);
+          model.embed(batch, {}, true, 8, out.data());
+          model.hidden_states(batch, {});
         }
         check(results[0] == results[1], text(directory, " ", dtype, ": 3 threads differ from 1"));
       }
@@ -52,11 +52,11 @@ int main(int count, char** arguments) {
     TextModel model(options);
     std::vector<float> out(size_t(model.dimensions()));
     const int32_t bad_id[] = {100000}, one[] = {0, 1}, none[] = {0, 0};
-    check_error("INVALID_INPUT", "a foreign token id", [&] { model.embed({bad_id, one, 1}, true, 8, out.data()); });
-    check_error("INVALID_INPUT", "an empty sequence", [&] { model.embed({bad_id, none, 1}, true, 8, out.data()); });
+    check_error("INVALID_INPUT", "a foreign token id", [&] { model.embed({bad_id, one, 1}, {}, true, 8, out.data()); });
+    check_error("INVALID_INPUT", "an empty sequence", [&] { model.embed({bad_id, none, 1}, {}, true, 8, out.data()); });
     std::vector<int32_t> endless(1000, 20);
     const int32_t thousand[] = {0, 1000};
-    check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, true, 8, out.data()); });
+    check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, {}, true, 8, out.data()); });
   }
   return report("model_test");
 }

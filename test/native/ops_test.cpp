@@ -181,6 +181,21 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       table.embed(context, args);
       check_close(got.m, want.m, 1e-6, what + "embed " + dtype_name(dtype));
     }
+    {
+      std::vector<int32_t> rows, places;
+      for (int i = 0; i < 20; ++i) rows.push_back((i * 11) % int(T));
+      for (int i = 0; i < 10; ++i) places.push_back(3 * i + 1);
+      const std::vector<float> taps = random_floats(20, 10);
+      Owned picked(10, C, 8), expected(10, C, 9);
+      reference.gather(plain, {x.m, expected.m, rows.data(), 2, taps.data()});
+      table.gather(context, {x.m, picked.m, rows.data(), 2, taps.data()});
+      check_close(picked.m, expected.m, 1e-5, what + "gather of two");
+      for (bool add : {false, true}) {
+        reference.scatter(plain, {expected.m, want.m, places.data(), add});
+        table.scatter(context, {expected.m, got.m, places.data(), add});
+        check_close(got.m, want.m, 1e-5, text(what, "scatter ", add));
+      }
+    }
     const int32_t offsets[] = {0, 1, 20, 37};
     for (Pooling mode : {Pooling::cls, Pooling::last, Pooling::mean, Pooling::mean_sqrt_len, Pooling::max, Pooling::weighted_mean}) {
       Owned pooled(3, C, 8), expected(3, C, 9);

@@ -59,22 +59,6 @@ TransformerConfig read_llama(const ConfigReader& config) {
   return c;
 }
 
-TransformerConfig read_qwen(const ConfigReader& config) {
-  TransformerConfig c = decoder(config);
-  c.ropes = {read_rope(config, c.head_dim, 10000)};
-  if (config.string("model_type", "") == "qwen2") {
-    c.qkv_bias = true;
-    c.output_bias = false;
-  } else {
-    c.names.q_norm = "layers.{}.self_attn.q_norm";
-    c.names.k_norm = "layers.{}.self_attn.k_norm";
-  }
-  if (config.boolean("use_sliding_window", false) && config.has("sliding_window"))
-    slide(c, read_sliding_layers(config, c.layers, [](const ConfigReader& r, int64_t layer) { return layer >= r.integer("max_window_layers", 28); }),
-          config.integer("sliding_window"));
-  return c;
-}
-
 TransformerConfig read_gemma3(const ConfigReader& config) {
   TransformerConfig c = decoder(config);
   c.placement = NormPlacement::sandwich;
@@ -115,6 +99,22 @@ TransformerConfig read_gemma3(const ConfigReader& config) {
 }
 
 }  // namespace
+
+TransformerConfig read_qwen(const ConfigReader& config) {
+  TransformerConfig c = decoder(config);
+  c.ropes = {read_rope(config, c.head_dim, 10000)};
+  if (config.string("model_type", "") == "qwen2") {
+    c.qkv_bias = true;
+    c.output_bias = false;
+  } else {
+    c.names.q_norm = "layers.{}.self_attn.q_norm";
+    c.names.k_norm = "layers.{}.self_attn.k_norm";
+  }
+  if (config.boolean("use_sliding_window", false) && config.has("sliding_window"))
+    slide(c, read_sliding_layers(config, c.layers, [](const ConfigReader& r, int64_t layer) { return layer >= r.integer("max_window_layers", 28); }),
+          config.integer("sliding_window"));
+  return c;
+}
 
 const Architecture arch_llama = {{"llama", "mistral"}, read_llama};
 const Architecture arch_qwen = {{"qwen3", "qwen2"}, read_qwen};

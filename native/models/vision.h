@@ -1,0 +1,55 @@
+// The vision tower: patches of images and of pairs of video frames in, tokens for the language model out.
+#pragma once
+#include <memory>
+#include <vector>
+
+#include "models/transformer.h"
+
+namespace conan {
+
+/// Pictures of a batch, one after the other: an image, or two consecutive frames of a video.
+struct Pictures {
+  const float* patches = nullptr;                  // [sum of rows * columns, patch_values], blocks of merge x merge patches together
+  std::vector<std::pair<int32_t, int32_t>> grids;  // rows and columns of patches
+
+  int64_t patch_count() const {
+    int64_t n = 0;
+    for (const auto& [rows, columns] : grids) n += int64_t(rows) * columns;
+    return n;
+  }
+};
+
+class VisionTower {
+ public:
+  VisionTower(Context& context, VisionConfig config, WeightLoader& loader, WeightFormat format);
+
+  const VisionConfig& config() const { return config_; }
+  size_t weight_bytes() const;
+  /// Fails where grids and the number of patches do not fit this tower: INVALID_INPUT.
+  void check(const Pictures& pictures) const;
+
+  struct Features {
+    Matrix tokens;                  // [patches / merge^2, outputs]
+    std::vector<Matrix> deepstack;  // the same, for the language model's first layers
+  };
+  /// The memory is the context's scratch.
+  Features forward(Context& context, const Pictures& pictures, const Transformer::Observer& observer = {}) const;
+
+ private:
+  struct Merger {
+    std::vector<float> norm_weight, norm_bias, in_bias, out_bias;
+    std::unique_ptr<Weight> in, out;
+    bool norm_after = false;  // over the patches put together, not over each
+  };
+  Merger load_merger(Context& context, WeightLoader& loader, WeightFormat format, const std::string& name, bool norm_after) const;
+  Matrix merge(Context& context, const Merger& merger, const Matrix& x) const;
+
+  VisionConfig config_;
+  std::unique_ptr<Weight> patch_;
+  std::vector<float> patch_bias_, positions_;  // [outputs of a patch], [grid^2, hidden]
+  std::unique_ptr<Transformer> blocks_;
+  Merger merger_;
+  std::vector<Merger> deepstack_;
+};
+
+}  // namespace conan
