@@ -41,12 +41,25 @@ export interface NativePictures {
   grids: Int32Array
 }
 
+export interface NativePatchLayout {
+  toWidth: number
+  toHeight: number
+  patch: number
+  temporalPatch: number
+  merge: number
+  mean: number[]
+  deviation: number[]
+}
+
 export interface NativeModelInfo {
   modelType: string
   hiddenSize: number
   layers: number
   vocabularySize: number
   maxPositions: number
+  /** Token ids that stand for pictures; null where the model is of text alone. */
+  imageToken: number | null
+  videoToken: number | null
   dimensions: number
   dtype: string
   checkpointDtype: string
@@ -79,6 +92,8 @@ export interface NativeBinding {
   /** JSON, see native/models/inspect.h. */
   inspect(directory: string): string
   cpu(): CpuReport
+  /** RGB frames [height, width, 3], resampled and cut into patches; fewer frames than temporalPatch: the last is repeated. */
+  patches(frames: Uint8Array[], width: number, height: number, layout: NativePatchLayout): Promise<Float32Array>
   cancelToken(): NativeCancelToken
   /** Long work that was given this token ends with ABORTED. */
   stop(token: NativeCancelToken): void

@@ -1,6 +1,6 @@
 // The public surface.
 export type { CpuReport } from './binding'
-export type { EmbedInput, Modality } from './embed/inputs'
+export type { EmbedInput, MediaInput, Modality } from './embed/inputs'
 export type { Precision, Vectors } from './embed/precision'
 export { ConanError, type ErrorCode } from './errors'
 export type { Similarity } from './files/model-directory'
@@ -11,4 +11,5 @@ export { type FuseOptions, type FuseReport, type FusionManifest, fuse, type Mani
 export type { RetrievalScore } from './fuse/probe'
 export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoefficients } from './fuse/search'
 export { devices, type InspectReport, inspect } from './inspect'
+export type { ImageInput, RawImage } from './media/image'
 export { type EmbedOptions, type EmbedResult, type LoadOptions, loadModel, type Model, type ModelInfo, type StreamedVector, type Usage } from './model'

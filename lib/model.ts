@@ -1,12 +1,13 @@
 // loadModel and Model: a directory in, vectors out.
 import path from 'node:path'
-import { binding, type NativeModel, type NativeModelInfo } from './binding'
-import { type EmbedInput, type Modality, textOf } from './embed/inputs'
+import { binding, type NativeModel, type NativeModelInfo, type NativePictures } from './binding'
+import { type Content, contentOf, type EmbedInput, type Modality } from './embed/inputs'
 import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, readModelDirectory } from './files/model-directory'
+import { imagePatches } from './media/image'
 
 export interface LoadOptions {
   /** 'auto' and 'cpu' are the CPU; a GPU backend is not part of this version. Default 'auto'. */
@@ -44,8 +45,9 @@ export interface EmbedOptions extends PromptOptions {
 }
 
 export interface Usage {
-  /** Tokens computed, by modality. */
+  /** Tokens computed, by modality; what frames an image counts as text. */
   text: number
+  image: number
   /** Indices of the inputs that were shortened. */
   truncated: number[]
 }
@@ -78,6 +80,8 @@ export interface ModelInfo extends NativeModelInfo {
 const defaultBatchTokens = 4096
 /** Texts tokenised in one go: enough to keep the tokenizer's threads busy, few enough to stay ahead by one batch. */
 const tokenizeChunk = 128
+/** Images decoded in one go: enough to keep all threads busy, few enough that their pixels fit anywhere. */
+const imageChunk = 8
 
 interface Settings {
   prompt: string
@@ -95,6 +99,8 @@ interface Batch {
   ids: Int32Array
   offsets: Int32Array
   truncated: boolean[]
+  pictures: NativePictures | undefined
+  imageTokens: number
 }
 
 function positive(value: unknown, name: string, fallback: number): number {
@@ -167,7 +173,10 @@ export class Model {
   /** What was loaded and how it runs. */
   readonly info: ModelInfo
   private handle: NativeModel | undefined
-  private readonly render: (text: string, prompt: string) => string
+  private readonly render: ReturnType<typeof promptRenderer>
+  private readonly modalities: readonly Modality[]
+  /** The token that stands for a merged patch of an image. */
+  private readonly placeholder: string | undefined
   /** Settles when the last forward pass asked for is done. */
   private turn: Promise<unknown> = Promise.resolve()
 
@@ -181,11 +190,13 @@ export class Model {
     this.handle = handle
     this.info = info
     this.render = promptRenderer(directory)
+    this.modalities = directory.image ? ['text', 'image'] : ['text']
+    this.placeholder = info.imageToken === null ? undefined : tokenizer.textOf(info.imageToken)
   }
 
   /** Whether inputs of this kind can be embedded. */
   supports(modality: Modality): boolean {
-    return modality === 'text'
+    return this.modalities.includes(modality)
   }
 
   /**
@@ -196,16 +207,17 @@ export class Model {
   async embed(inputs: EmbedInput | EmbedInput[], options: EmbedOptions = {}): Promise<EmbedResult> {
     const settings = this.settings(options)
     const list = Array.isArray(inputs) ? inputs : [inputs]
-    const texts = list.map(textOf)
-    const vectors = allocate(settings.precision, texts.length, settings.dimensions)
-    const usage: Usage = { text: 0, truncated: [] }
+    const contents = list.map((input, i) => contentOf(input, i, this.modalities))
+    const vectors = allocate(settings.precision, contents.length, settings.dimensions)
+    const usage: Usage = { text: 0, image: 0, truncated: [] }
     let done = 0
-    for await (const { batch, values } of this.pipeline(texts, settings, (batch) => this.vectorsOf(batch, settings))) {
+    for await (const { batch, values } of this.pipeline(contents, settings, (batch) => this.vectorsOf(batch, settings))) {
       store(values, settings.dimensions, settings.precision, vectors, batch.first)
       done += batch.truncated.length
-      usage.text += batch.ids.length
+      usage.text += batch.ids.length - batch.imageTokens
+      usage.image += batch.imageTokens
       for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.first + i)
-      options.onProgress?.({ done, total: texts.length, tokens: usage.text })
+      options.onProgress?.({ done, total: contents.length, tokens: usage.text + usage.image })
     }
     return { vectors, dimensions: settings.dimensions, usage }
   }
@@ -218,9 +230,9 @@ export class Model {
    */
   async *hiddenStates(inputs: EmbedInput[], options: EmbedOptions = {}): AsyncGenerator<{ first: number; offsets: Int32Array; layers: Float32Array[] }> {
     const settings = this.settings(options)
-    const states = ({ ids, offsets }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets))
-    for await (const { batch, values } of this.pipeline(inputs.map(textOf), settings, states))
-      yield { first: batch.first, offsets: batch.offsets, layers: values }
+    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
+    const states = ({ ids, offsets, pictures }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets, pictures))
+    for await (const { batch, values } of this.pipeline(contents, settings, states)) yield { first: batch.first, offsets: batch.offsets, layers: values }
   }
 
   /** embed with the model's prompt "query", where it has one. */
@@ -236,13 +248,14 @@ export class Model {
   /** Embeds a stream of any length, in order, holding only a few batches at a time. */
   async *embedStream(inputs: AsyncIterable<EmbedInput> | Iterable<EmbedInput>, options: EmbedOptions = {}): AsyncGenerator<StreamedVector> {
     const settings = this.settings(options)
-    async function* texts() {
+    const { modalities } = this
+    async function* contents() {
       let index = 0
-      for await (const input of inputs) yield textOf(input, index++)
+      for await (const input of inputs) yield contentOf(input, index++, modalities)
     }
     let done = 0
     let tokens = 0
-    for await (const { batch, values } of this.pipeline(texts(), settings, (batch) => this.vectorsOf(batch, settings))) {
+    for await (const { batch, values } of this.pipeline(contents(), settings, (batch) => this.vectorsOf(batch, settings))) {
       const n = batch.truncated.length
       const stored = allocate(settings.precision, n, settings.dimensions)
       store(values, settings.dimensions, settings.precision, stored, 0)
@@ -335,11 +348,11 @@ export class Model {
 
   /** Batches with their vectors, in order. The next batches are tokenised while one is computed. */
   private async *pipeline<T>(
-    texts: Iterable<string> | AsyncIterable<string>,
+    contents: Iterable<Content> | AsyncIterable<Content>,
     settings: Settings,
     pass: (batch: Batch) => Promise<T>,
   ): AsyncGenerator<{ batch: Batch; values: T }> {
-    const batches = this.batches(texts, settings)
+    const batches = this.batches(contents, settings)
     let next = batches.next()
     next.catch(() => {}) // it is awaited below, perhaps after another error
     try {
@@ -355,8 +368,8 @@ export class Model {
     }
   }
 
-  private async *batches(texts: Iterable<string> | AsyncIterable<string>, settings: Settings): AsyncGenerator<Batch, undefined> {
-    const pending: { ids: number[]; truncated: boolean }[] = []
+  private async *batches(contents: Iterable<Content> | AsyncIterable<Content>, settings: Settings): AsyncGenerator<Batch, undefined> {
+    const pending: { ids: number[]; truncated: boolean; pictures: NativePictures[] }[] = []
     let tokens = 0
     let first = 0
     const cut = (): Batch => {
@@ -366,23 +379,29 @@ export class Model {
         ids.set(item.ids, offsets[i])
         offsets[i + 1] = (offsets[i] as number) + item.ids.length
       }
-      const batch = { first, ids, offsets, truncated: pending.map((item) => item.truncated) }
+      const pictures = joined(pending.flatMap((item) => item.pictures))
+      const merge = (this.directory.image?.merge ?? 1) ** 2
+      const imageTokens = pictures ? patchCount(pictures) / merge : 0
+      const batch = { first, ids, offsets, truncated: pending.map((item) => item.truncated), pictures, imageTokens }
       first += pending.length
       pending.length = 0
       tokens = 0
       return batch
     }
     let index = 0
-    for await (const chunk of chunks(texts, tokenizeChunk)) {
+    for await (const chunk of chunks(contents)) {
       this.checkAlive(settings.signal)
-      const rendered = chunk.map((text) => this.render(text, settings.prompt))
+      const start = index
+      const pictures = await Promise.all(chunk.map((content, i) => this.picturesOf(content, start + i)))
+      const rendered = chunk.map((content, i) => this.withPlaceholders(content, pictures[i] as NativePictures[], settings.prompt, start + i))
       const encoded = await this.tokenizer.encode(rendered, settings.truncate === 'start' ? 'start' : 'end', this.directory.chat === undefined)
-      for (const item of encoded) {
-        if (item.truncated && settings.truncate === 'error')
+      for (const [i, item] of encoded.entries()) {
+        const own = pictures[i] as NativePictures[]
+        if (item.truncated && (settings.truncate === 'error' || own.length > 0))
           throw new ConanError('INPUT_TOO_LONG', `input ${index}: expected at most ${this.info.maxTokens} tokens, got more`)
         if (item.ids.length === 0) throw new ConanError('INVALID_INPUT', `input ${index}: its text gives no tokens (the tokenizer adds none to an empty text)`)
         if (pending.length && (tokens + item.ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
-        pending.push(item)
+        pending.push({ ...item, pictures: own })
         tokens += item.ids.length
         index++
       }
@@ -397,8 +416,35 @@ export class Model {
     return this.handle
   }
 
-  private vectorsOf({ ids, offsets }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
-    return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions))
+  private vectorsOf({ ids, offsets, pictures }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
+    return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, pictures))
+  }
+
+  /** The decoded images of an input. */
+  private async picturesOf({ images }: Content, index: number): Promise<NativePictures[]> {
+    const settings = this.directory.image
+    if (!settings) return []
+    try {
+      return await Promise.all(images.map((image) => imagePatches(image, settings)))
+    } catch (error) {
+      const known = asConanError(error)
+      throw new ConanError(known.code, `input ${index}: ${known.message}`, { cause: error })
+    }
+  }
+
+  /** The rendered input, with as many placeholder tokens for each image as it has merged patches. */
+  private withPlaceholders(content: Content, pictures: NativePictures[], prompt: string, index: number): string {
+    const rendered = this.render(content, prompt)
+    const { placeholder } = this
+    if (placeholder === undefined) return rendered
+    const parts = rendered.split(placeholder)
+    if (parts.length !== pictures.length + 1)
+      throw new ConanError(
+        'INVALID_INPUT',
+        `input ${index}: expected ${placeholder} once for each of its ${pictures.length} images, got it ${parts.length - 1} times (it may not stand in a text)`,
+      )
+    const merge = (this.directory.image?.merge ?? 1) ** 2
+    return parts.reduce((text, part, i) => `${text}${placeholder.repeat(patchCount(pictures[i - 1]!) / merge)}${part}`)
   }
 
   /** One forward pass, when those asked for before are done. */
@@ -427,13 +473,37 @@ export class Model {
   }
 }
 
-async function* chunks<T>(items: Iterable<T> | AsyncIterable<T>, size: number): AsyncGenerator<T[]> {
-  let chunk: T[] = []
+/** Patches of all its pictures. */
+function patchCount({ grids }: NativePictures): number {
+  let count = 0
+  for (let i = 0; i < grids.length; i += 2) count += grids[i]! * grids[i + 1]!
+  return count
+}
+
+function joined(pictures: NativePictures[]): NativePictures | undefined {
+  if (pictures.length < 2) return pictures[0]
+  const patches = new Float32Array(pictures.reduce((sum, each) => sum + each.patches.length, 0))
+  const grids = new Int32Array(pictures.reduce((sum, each) => sum + each.grids.length, 0))
+  let [p, g] = [0, 0]
+  for (const each of pictures) {
+    patches.set(each.patches, p)
+    grids.set(each.grids, g)
+    p += each.patches.length
+    g += each.grids.length
+  }
+  return { patches, grids }
+}
+
+async function* chunks(items: Iterable<Content> | AsyncIterable<Content>): AsyncGenerator<Content[]> {
+  let chunk: Content[] = []
+  let images = 0
   for await (const item of items) {
     chunk.push(item)
-    if (chunk.length === size) {
+    images += item.images.length
+    if (chunk.length === tokenizeChunk || images >= imageChunk) {
       yield chunk
       chunk = []
+      images = 0
     }
   }
   if (chunk.length) yield chunk

@@ -10,6 +10,7 @@
       "native/cpu/reference.cpp",
       "native/cpu/backend.cpp",
       "native/cpu/kernels_portable.cpp",
+      "native/media/image.cpp",
       "native/merge/kernels.cpp",
       "native/merge/kernels_portable.cpp",
       "native/merge/source.cpp",

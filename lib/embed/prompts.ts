@@ -15,6 +15,7 @@ export interface PromptOptions {
 /** The prompt for one call, or '' for none. */
 export function choosePrompt(model: ModelDirectory, options: PromptOptions): string {
   const given = (['promptName', 'prompt', 'instruction'] as const).filter((key) => options[key] !== undefined)
+  if (given.length === 0 && model.chat?.instruction !== undefined && model.defaultPromptName === undefined) return model.chat.instruction
   if (given.length > 1) throw new ConanError('INVALID_OPTION', `expected one of promptName, prompt and instruction, got ${given.join(' and ')}`)
   for (const key of given) if (typeof options[key] !== 'string') throw new ConanError('INVALID_OPTION', `${key}: expected a string, got ${shown(options[key])}`)
   if (options.prompt !== undefined) return options.prompt
@@ -30,7 +31,8 @@ export function choosePrompt(model: ModelDirectory, options: PromptOptions): str
 }
 
 function instructionPrompt(model: ModelDirectory, instruction: string): string {
-  if (model.chat) return instruction
+  // Qwen3-VL-Embedding ends every instruction with a full stop.
+  if (model.chat) return model.chat.instruction === undefined || /\p{P}$/u.test(instruction) ? instruction : `${instruction}.`
   for (const prompt of Object.values(model.prompts)) {
     const shape = /^(Instruct: ?)[\s\S]*?(\nQuery: ?)$/.exec(prompt)
     if (shape) return `${shape[1]}${instruction}${shape[2]}`
@@ -38,15 +40,17 @@ function instructionPrompt(model: ModelDirectory, instruction: string): string {
   return `Instruct: ${instruction}\nQuery: `
 }
 
-/** A function from text to what the tokenizer gets. */
-export function promptRenderer(model: ModelDirectory): (text: string, prompt: string) => string {
+/** A function from the parts of an input to what the tokenizer gets; an image is one placeholder token there. */
+export function promptRenderer(model: ModelDirectory): (content: { text: string | undefined; images: unknown[] }, prompt: string) => string {
   const { chat } = model
-  if (!chat) return (text, prompt) => prompt + text
+  if (!chat) return ({ text }, prompt) => prompt + (text ?? '')
   const template = new Template(chat.template)
-  const content = (text: string) => (chat.format === 'flat' ? text : [{ type: 'text', text }])
-  return (text, prompt) => {
-    const messages = [{ role: 'user', content: content(text) }]
-    if (prompt) messages.unshift({ role: 'system', content: content(prompt) })
+  const part = (text: string) => ({ type: 'text', text })
+  return ({ text, images }, prompt) => {
+    const words = text || (images.length ? undefined : chat.emptyText)
+    const parts = [...images.map(() => ({ type: 'image' })), ...(words === undefined ? [] : [part(words)])]
+    const messages = [{ role: 'user', content: chat.format === 'flat' ? (words ?? '') : parts }] as { role: string; content: unknown }[]
+    if (prompt) messages.unshift({ role: 'system', content: chat.format === 'flat' ? prompt : [part(prompt)] })
     return template.render({ ...chat.variables, messages })
   }
 }

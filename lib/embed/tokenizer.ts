@@ -60,6 +60,11 @@ export class Tokenizer {
     return native
   }
 
+  /** The text of a token. */
+  textOf(id: number): string | undefined {
+    return (this.spare ?? this.native('end')).idToToken(id) ?? undefined
+  }
+
   /** Encodes `texts`; `special`: whether the tokenizer adds its special tokens (a chat template has put them already). */
   async encode(texts: string[], side: TruncateSide, special: boolean): Promise<Tokens[]> {
     // A lone surrogate has no UTF-8 form; it becomes U+FFFD, as it would in any UTF-8 file.

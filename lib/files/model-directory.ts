@@ -4,6 +4,7 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { NativeDense } from '../binding'
 import { ConanError, shown } from '../errors'
+import { type ImageSettings, readImageSettings } from '../media/processor'
 
 type Json = Record<string, unknown>
 
@@ -15,6 +16,10 @@ export interface ChatFormat {
   format: 'structured' | 'flat'
   /** Further variables of the template, such as add_generation_prompt. */
   variables: Json
+  /** The instruction where the caller gives none. */
+  instruction?: string
+  /** What stands for an input without any content. */
+  emptyText: string
 }
 
 export interface ModelDirectory {
@@ -35,6 +40,8 @@ export interface ModelDirectory {
   chat: ChatFormat | undefined
   tokenizerFile: string
   tokenizerConfig: Json
+  /** How pictures are prepared; undefined: a model of text alone. */
+  image: ImageSettings | undefined
 }
 
 function readJson(file: string): Json {
@@ -98,19 +105,22 @@ function readMatryoshka(config: Json, prompts: Json): number[] | undefined {
   return config.is_matryoshka === true || prompts.is_matryoshka === true ? [] : undefined
 }
 
-function readChat(directory: string, tokenizerConfig: Json, sentence: Json): ChatFormat | undefined {
+/** `vision`: a plain directory of a vision-language model, which is embedded as Qwen3-VL-Embedding's own code does it. */
+function readChat(directory: string, tokenizerConfig: Json, sentence: Json, vision: boolean): ChatFormat | undefined {
   const message = (sentence.modality_config as Json | undefined)?.message as Json | undefined
-  if (!message) return undefined
+  if (!message && !vision) return undefined
   const file = path.join(directory, 'chat_template.jinja')
   let template = existsSync(file) ? readFileSync(file, 'utf8') : tokenizerConfig.chat_template
   if (Array.isArray(template)) template = (template as Json[]).find((t) => t.name === 'default')?.template
   if (typeof template !== 'string')
     throw new ConanError(
       'CONFIG_INVALID',
-      `${directory}: sentence_bert_config.json asks for chat messages: expected chat_template.jinja or a chat_template in tokenizer_config.json, found neither`,
+      `${directory}: ${message ? 'sentence_bert_config.json asks for' : 'a vision-language model is given'} chat messages: expected chat_template.jinja or a chat_template in tokenizer_config.json, found neither`,
     )
+  if (!message)
+    return { template, format: 'structured', variables: { add_generation_prompt: true }, instruction: "Represent the user's input.", emptyText: 'NULL' }
   const variables = ((sentence.processing_kwargs as Json | undefined)?.chat_template ?? {}) as Json
-  return { template, format: message.format === 'flat' ? 'flat' : 'structured', variables }
+  return { template, format: message.format === 'flat' ? 'flat' : 'structured', variables, emptyText: '' }
 }
 
 /** Reads the directory `root`; a plain transformers directory counts as one with mean pooling, or last token for causal language models. */
@@ -162,7 +172,8 @@ export function readModelDirectory(root: string): ModelDirectory {
     )
   // As sentence-transformers takes a directory without modules: last token for causal language models, else mean.
   const architecture = String((config.architectures as string[] | undefined)?.[0] ?? '')
-  const causal = architecture.endsWith('ForCausalLM') && config.is_causal !== false
+  const vision = config.model_type === 'qwen3_vl' && typeof config.vision_config === 'object'
+  const causal = (architecture.endsWith('ForCausalLM') || vision) && config.is_causal !== false
   return {
     directory,
     pooling: pooling?.mode ?? (causal ? 'lasttoken' : 'mean'),
@@ -175,8 +186,9 @@ export function readModelDirectory(root: string): ModelDirectory {
     truncateDim: (sentenceTransformers.truncate_dim ?? undefined) as number | undefined,
     similarity: (sentenceTransformers.similarity_fn_name ?? 'cosine') as Similarity,
     matryoshka: readMatryoshka(config, sentenceTransformers),
-    chat: readChat(directory, tokenizerConfig, sentence),
+    chat: readChat(directory, tokenizerConfig, sentence, vision && modules === undefined),
     tokenizerFile,
     tokenizerConfig,
+    image: vision ? readImageSettings(directory, config.vision_config as Json) : undefined,
   }
 }

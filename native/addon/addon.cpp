@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/safetensors.h"
 #include "base/thread_pool.h"
+#include "media/image.h"
 #include "merge/fuse.h"
 #include "merge/geometry.h"
 #include "models/inspect.h"
@@ -287,6 +288,9 @@ Napi::Value model_info(const Napi::CallbackInfo& info) {
   out.Set("layers", double(model.config().layers));
   out.Set("vocabularySize", double(model.config().vocab_size));
   out.Set("maxPositions", double(model.config().max_positions));
+  const VisionTower* vision = model.vision();
+  out.Set("imageToken", vision ? Napi::Value(Napi::Number::New(info.Env(), vision->config().image_token)) : info.Env().Null());
+  out.Set("videoToken", vision ? Napi::Value(Napi::Number::New(info.Env(), vision->config().video_token)) : info.Env().Null());
   out.Set("dimensions", double(model.dimensions()));
   out.Set("dtype", weight_format_name(model.format()));
   out.Set("checkpointDtype", dtype_name(model.checkpoint_dtype()));
@@ -322,6 +326,52 @@ Napi::Value cpu(const Napi::CallbackInfo& info) {
   });
   if (!ok) throw failure.to_js(info.Env());
   return out;
+}
+
+// ---- media
+
+/// patches(frames: Uint8Array[], width, height, {toWidth, toHeight, patch, temporalPatch, merge, mean, deviation})
+///   -> Promise<Float32Array>; the frames must not change while it runs
+Napi::Value patches(const Napi::CallbackInfo& info) {
+  Napi::Array list = info[0].As<Napi::Array>();
+  const int64_t width = info[1].ToNumber().Int64Value(), height = info[2].ToNumber().Int64Value();
+  Napi::Object js = info[3].As<Napi::Object>();
+  auto number = [&](const char* key) { return js.Get(key).ToNumber().Int64Value(); };
+  const int64_t to_width = number("toWidth"), to_height = number("toHeight");
+  media::PatchLayout layout;
+  layout.patch = number("patch"), layout.temporal_patch = number("temporalPatch"), layout.merge = number("merge");
+  for (uint32_t c = 0; c < 3; ++c) {
+    layout.mean[c] = js.Get("mean").As<Napi::Array>().Get(c).ToNumber().FloatValue();
+    layout.deviation[c] = js.Get("deviation").As<Napi::Array>().Get(c).ToNumber().FloatValue();
+  }
+  auto frames = std::make_shared<std::vector<const uint8_t*>>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    Napi::Value value = list.Get(i);
+    if (!value.IsTypedArray() || int64_t(value.As<Napi::TypedArray>().ByteLength()) != width * height * 3)
+      throw Failure{"INVALID_INPUT", text("frame ", i, ": expected ", width, " x ", height, " RGB bytes")}.to_js(info.Env());
+    frames->push_back(value.As<Napi::Uint8Array>().Data());
+  }
+  auto kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(list, 1));
+  auto out = std::make_shared<std::vector<float>>();
+  return Task::run(
+      info.Env(),
+      [=] {
+        std::vector<std::vector<uint8_t>> resized;
+        std::vector<const uint8_t*> all;
+        for (const uint8_t* frame : *frames) {
+          resized.push_back(media::resize_bicubic(frame, width, height, to_width, to_height));
+          all.push_back(resized.back().data());
+        }
+        while (!all.empty() && int64_t(all.size()) < layout.temporal_patch) all.push_back(all.back());  // an image is a still video
+        out->resize(size_t(to_width * to_height * 3 * layout.temporal_patch));
+        media::write_patches(all, to_width, to_height, layout, out->data());
+      },
+      [=](Napi::Env env) -> Napi::Value {
+        kept->Reset();
+        Napi::Float32Array values = Napi::Float32Array::New(env, out->size());
+        std::copy(out->begin(), out->end(), values.Data());
+        return values;
+      });
 }
 
 // ---- fusing
@@ -411,6 +461,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"embed", embed},
                                                                                           {"hiddenStates", hidden_states},
                                                                                           {"visionStates", vision_states},
+                                                                                          {"patches", patches},
                                                                                           {"cancel", cancel},
                                                                                           {"dispose", dispose},
                                                                                           {"modelInfo", model_info},

@@ -19,9 +19,10 @@ const allowed: Record<string, string[]> = {
   base: [],
   ops: ['base'],
   cpu: ['ops', 'base'],
+  media: ['base'],
   merge: ['ops', 'base'],
   models: ['ops', 'base'],
-  addon: ['merge', 'models', 'ops', 'base'],
+  addon: ['media', 'merge', 'models', 'ops', 'base'],
 }
 
 test('native includes go downward only', () => {

@@ -1,0 +1,99 @@
+// Images: from a path, bytes, a URL or raw pixels to the patches a vision tower takes. Decoding is sharp's, on its own threads;
+// resampling and patches are native.
+import { existsSync, statSync } from 'node:fs'
+import { fileURLToPath } from 'node:url'
+import sharp from 'sharp'
+import { binding, type NativePictures } from '../binding'
+import { asConanError, ConanError, shown } from '../errors'
+import { type ImageSettings, smartResize } from './processor'
+
+export interface RawImage {
+  /** Row by row, `channels` bytes a pixel. */
+  data: Uint8Array
+  width: number
+  height: number
+  channels: 1 | 2 | 3 | 4
+}
+
+/** A path, the bytes of a file, a file: or data: URL, or pixels. */
+export type ImageInput = string | URL | Uint8Array | RawImage
+
+/** More pixels than any picture that is meant to be looked at: a guard against files made to exhaust memory. */
+const maxInputPixels = 268_402_689 // sharp's own: 16383 x 16383
+
+interface Decoded {
+  rgb: Uint8Array
+  width: number
+  height: number
+}
+
+function isRaw(input: unknown): input is RawImage {
+  return typeof input === 'object' && input !== null && 'data' in input && 'width' in input
+}
+
+/** What sharp takes, and how errors call it. */
+function source(input: ImageInput): { bytes: string | Uint8Array; name: string } {
+  if (input instanceof Uint8Array) return { bytes: input, name: `image of ${input.length} bytes` }
+  let text = input instanceof URL ? input.href : (input as string)
+  if (typeof text !== 'string' || text === '')
+    throw new ConanError('INVALID_INPUT', `image: expected a path, bytes, a file: or data: URL or raw pixels, got ${shown(input)}`)
+  if (text.startsWith('data:')) {
+    const found = /^data:[^,]*?(;base64)?,/s.exec(text)
+    if (!found) throw new ConanError('INVALID_INPUT', 'image: expected a data: URL with a comma before its data')
+    const body = text.slice(found[0].length)
+    return { bytes: found[1] ? Buffer.from(body, 'base64') : Buffer.from(decodeURIComponent(body), 'latin1'), name: 'image in a data: URL' }
+  }
+  if (text.startsWith('file:')) text = fileURLToPath(text)
+  else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) throw new ConanError('INVALID_INPUT', `image: expected a local file, got the remote address ${shown(text)}`)
+  if (!existsSync(text)) throw new ConanError('FILE_IO', `image ${text}: expected a file, found none`)
+  if (!statSync(text).isFile()) throw new ConanError('FILE_IO', `image ${text}: expected a file, found something else`)
+  return { bytes: text, name: `image ${text}` }
+}
+
+/** 8-bit RGB, upright by its EXIF orientation; alpha is dropped and colour profiles are ignored, as the models' own processors do. */
+export async function decodeImage(input: ImageInput): Promise<Decoded> {
+  if (isRaw(input)) {
+    const { data, width, height, channels } = input
+    if (
+      ![1, 2, 3, 4].includes(channels) ||
+      !Number.isInteger(width) ||
+      !Number.isInteger(height) ||
+      width < 1 ||
+      height < 1 ||
+      data?.length !== width * height * channels
+    )
+      throw new ConanError('INVALID_INPUT', `image: expected width * height * channels bytes, got ${data?.length} for ${width} x ${height} x ${channels}`)
+    if (channels === 3) return { rgb: data, width, height }
+    const rgb = new Uint8Array(width * height * 3)
+    for (let i = 0; i < width * height; i++) for (let c = 0; c < 3; c++) rgb[i * 3 + c] = data[i * channels + (channels < 3 ? 0 : c)] as number
+    return { rgb, width, height }
+  }
+  const { bytes, name } = source(input)
+  if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected an image, got no bytes`)
+  try {
+    const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxInputPixels, ignoreIcc: true })
+      .rotate() // by EXIF
+      .removeAlpha()
+      .toColourspace('srgb')
+      .raw({ depth: 'uchar' })
+      .toBuffer({ resolveWithObject: true })
+    if (info.channels === 3) return { rgb: data, width: info.width, height: info.height }
+    return decodeImage({ data, width: info.width, height: info.height, channels: info.channels as 1 })
+  } catch (error) {
+    if (error instanceof ConanError) throw error
+    throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+/** One picture for the vision tower. */
+export async function imagePatches(input: ImageInput, settings: ImageSettings): Promise<NativePictures> {
+  const { rgb, width, height } = await decodeImage(input)
+  const to = smartResize(width, height, settings)
+  const { patch, temporalPatch, merge, mean, deviation } = settings
+  try {
+    const patches = await binding().patches([rgb], width, height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation })
+    return { patches, grids: Int32Array.of(to.height / patch, to.width / patch) }
+  } catch (error) {
+    throw asConanError(error)
+  }
+}
