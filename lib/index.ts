@@ -12,4 +12,14 @@ export type { RetrievalScore } from './fuse/probe'
 export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoefficients } from './fuse/search'
 export { devices, type InspectReport, inspect } from './inspect'
 export type { ImageInput, RawImage } from './media/image'
-export { type EmbedOptions, type EmbedResult, type LoadOptions, loadModel, type Model, type ModelInfo, type StreamedVector, type Usage } from './model'
+export {
+  type EmbedOptions,
+  type EmbedResult,
+  type InputError,
+  type LoadOptions,
+  loadModel,
+  type Model,
+  type ModelInfo,
+  type StreamedVector,
+  type Usage,
+} from './model'

@@ -40,8 +40,18 @@ export interface EmbedOptions extends PromptOptions {
   maxBatchTokens?: number
   /** What happens to inputs that are too long. Default: the tokenizer's side, usually 'end'. */
   truncate?: 'error' | TruncateSide
+  /**
+   * What an input does that cannot be read or is too long: end the call ('throw', the default), or be left out ('skip'):
+   * its vector is zeros, and `errors` names it.
+   */
+  onError?: 'throw' | 'skip'
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number | undefined; tokens: number }) => void
+}
+
+export interface InputError {
+  index: number
+  error: ConanError
 }
 
 export interface Usage {
@@ -57,12 +67,16 @@ export interface EmbedResult {
   vectors: Vectors
   dimensions: number
   usage: Usage
+  /** The inputs that `onError: 'skip'` left out. */
+  errors: InputError[]
 }
 
 export interface StreamedVector {
   index: number
+  /** Of length 0 for an input that `onError: 'skip'` left out. */
   vector: Vectors
   truncated: boolean
+  error?: ConanError
 }
 
 export interface ModelInfo extends NativeModelInfo {
@@ -91,11 +105,15 @@ interface Settings {
   batchSize: number
   maxBatchTokens: number
   truncate: 'error' | TruncateSide
+  skip: boolean
   signal: AbortSignal | undefined
 }
 
 interface Batch {
-  first: number
+  /** Which inputs it holds, rising. */
+  indices: number[]
+  /** Inputs up to here that were left out since the batch before. */
+  failed: InputError[]
   ids: Int32Array
   offsets: Int32Array
   truncated: boolean[]
@@ -210,16 +228,19 @@ export class Model {
     const contents = list.map((input, i) => contentOf(input, i, this.modalities))
     const vectors = allocate(settings.precision, contents.length, settings.dimensions)
     const usage: Usage = { text: 0, image: 0, truncated: [] }
+    const errors: InputError[] = []
     let done = 0
     for await (const { batch, values } of this.pipeline(contents, settings, (batch) => this.vectorsOf(batch, settings))) {
-      store(values, settings.dimensions, settings.precision, vectors, batch.first)
-      done += batch.truncated.length
+      for (const [i, index] of batch.indices.entries())
+        store(values.subarray(i * settings.dimensions, (i + 1) * settings.dimensions), settings.dimensions, settings.precision, vectors, index)
+      errors.push(...batch.failed)
+      done += batch.indices.length + batch.failed.length
       usage.text += batch.ids.length - batch.imageTokens
       usage.image += batch.imageTokens
-      for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.first + i)
+      for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.indices[i] as number)
       options.onProgress?.({ done, total: contents.length, tokens: usage.text + usage.image })
     }
-    return { vectors, dimensions: settings.dimensions, usage }
+    return { vectors, dimensions: settings.dimensions, usage, errors }
   }
 
   /**
@@ -229,10 +250,11 @@ export class Model {
    * @throws ConanError as embed
    */
   async *hiddenStates(inputs: EmbedInput[], options: EmbedOptions = {}): AsyncGenerator<{ first: number; offsets: Int32Array; layers: Float32Array[] }> {
-    const settings = this.settings(options)
+    const settings = { ...this.settings(options), skip: false }
     const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
     const states = ({ ids, offsets, pictures }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets, pictures))
-    for await (const { batch, values } of this.pipeline(contents, settings, states)) yield { first: batch.first, offsets: batch.offsets, layers: values }
+    for await (const { batch, values } of this.pipeline(contents, settings, states))
+      yield { first: batch.indices[0] as number, offsets: batch.offsets, layers: values }
   }
 
   /** embed with the model's prompt "query", where it has one. */
@@ -256,14 +278,16 @@ export class Model {
     let done = 0
     let tokens = 0
     for await (const { batch, values } of this.pipeline(contents(), settings, (batch) => this.vectorsOf(batch, settings))) {
-      const n = batch.truncated.length
+      const n = batch.indices.length
       const stored = allocate(settings.precision, n, settings.dimensions)
       store(values, settings.dimensions, settings.precision, stored, 0)
       const length = storedLength(settings.precision, settings.dimensions)
-      done += n
+      done += n + batch.failed.length
       tokens += batch.ids.length
       options.onProgress?.({ done, total: undefined, tokens })
-      for (let i = 0; i < n; i++) yield { index: batch.first + i, vector: stored.slice(i * length, (i + 1) * length), truncated: batch.truncated[i] as boolean }
+      const good = batch.indices.map((index, i) => ({ index, vector: stored.slice(i * length, (i + 1) * length), truncated: batch.truncated[i] as boolean }))
+      const bad = batch.failed.map(({ index, error }) => ({ index, vector: stored.slice(0, 0), truncated: false, error }))
+      yield* [...good, ...bad].sort((a, b) => a.index - b.index)
     }
   }
 
@@ -341,6 +365,7 @@ export class Model {
       precision: oneOf(options.precision, 'precision', precisions, 'float32'),
       batchSize: positive(options.batchSize, 'batchSize', Number.POSITIVE_INFINITY),
       maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', defaultBatchTokens),
+      skip: oneOf(options.onError, 'onError', ['throw', 'skip'] as const, 'throw') === 'skip',
       truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
       signal: options.signal,
     }
@@ -369,9 +394,9 @@ export class Model {
   }
 
   private async *batches(contents: Iterable<Content> | AsyncIterable<Content>, settings: Settings): AsyncGenerator<Batch, undefined> {
-    const pending: { ids: number[]; truncated: boolean; pictures: NativePictures[] }[] = []
+    const pending: { index: number; ids: number[]; truncated: boolean; pictures: NativePictures[] }[] = []
+    let failed: InputError[] = []
     let tokens = 0
-    let first = 0
     const cut = (): Batch => {
       const offsets = new Int32Array(pending.length + 1)
       const ids = new Int32Array(tokens)
@@ -382,31 +407,58 @@ export class Model {
       const pictures = joined(pending.flatMap((item) => item.pictures))
       const merge = (this.directory.image?.merge ?? 1) ** 2
       const imageTokens = pictures ? patchCount(pictures) / merge : 0
-      const batch = { first, ids, offsets, truncated: pending.map((item) => item.truncated), pictures, imageTokens }
-      first += pending.length
+      const batch = {
+        indices: pending.map(({ index }) => index),
+        failed,
+        ids,
+        offsets,
+        truncated: pending.map((item) => item.truncated),
+        pictures,
+        imageTokens,
+      }
+      failed = []
       pending.length = 0
       tokens = 0
       return batch
     }
-    let index = 0
+    let next = 0
     for await (const chunk of chunks(contents)) {
       this.checkAlive(settings.signal)
-      const start = index
-      const pictures = await Promise.all(chunk.map((content, i) => this.picturesOf(content, start + i)))
-      const rendered = chunk.map((content, i) => this.withPlaceholders(content, pictures[i] as NativePictures[], settings.prompt, start + i))
-      const encoded = await this.tokenizer.encode(rendered, settings.truncate === 'start' ? 'start' : 'end', this.directory.chat === undefined)
-      for (const [i, item] of encoded.entries()) {
-        const own = pictures[i] as NativePictures[]
-        if (item.truncated && (settings.truncate === 'error' || own.length > 0))
-          throw new ConanError('INPUT_TOO_LONG', `input ${index}: expected at most ${this.info.maxTokens} tokens, got more`)
-        if (item.ids.length === 0) throw new ConanError('INVALID_INPUT', `input ${index}: its text gives no tokens (the tokenizer adds none to an empty text)`)
-        if (pending.length && (tokens + item.ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
-        pending.push({ ...item, pictures: own })
-        tokens += item.ids.length
-        index++
+      const first = next
+      next += chunk.length
+      const read = await Promise.all(
+        chunk.map(async (content, i) => {
+          try {
+            const pictures = await this.picturesOf(content, first + i)
+            return { pictures, rendered: this.withPlaceholders(content, pictures, settings.prompt, first + i) }
+          } catch (error) {
+            if (!settings.skip) throw error
+            return { pictures: [], rendered: '', error: asConanError(error) }
+          }
+        }),
+      )
+      const texts = read.map(({ rendered }) => rendered)
+      const encoded = await this.tokenizer.encode(texts, settings.truncate === 'start' ? 'start' : 'end', this.directory.chat === undefined)
+      for (const [i, { ids, truncated }] of encoded.entries()) {
+        const index = first + i
+        const { pictures, error = this.faultOf(ids, truncated, pictures.length > 0 || settings.truncate === 'error', index) } = read[i]!
+        if (error) {
+          if (!settings.skip) throw error
+          failed.push({ index, error })
+          continue
+        }
+        if (pending.length && (tokens + ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
+        pending.push({ index, ids, truncated, pictures })
+        tokens += ids.length
       }
     }
-    if (pending.length) yield cut()
+    if (pending.length || failed.length) yield cut()
+    return undefined
+  }
+
+  private faultOf(ids: number[], truncated: boolean, whole: boolean, index: number): ConanError | undefined {
+    if (truncated && whole) return new ConanError('INPUT_TOO_LONG', `input ${index}: expected at most ${this.info.maxTokens} tokens, got more`)
+    if (ids.length === 0) return new ConanError('INVALID_INPUT', `input ${index}: its text gives no tokens (the tokenizer adds none to an empty text)`)
     return undefined
   }
 
@@ -416,7 +468,8 @@ export class Model {
     return this.handle
   }
 
-  private vectorsOf({ ids, offsets, pictures }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
+  private async vectorsOf({ ids, offsets, pictures }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
+    if (ids.length === 0) return new Float32Array(0) // nothing but inputs that were left out
     return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, pictures))
   }
 

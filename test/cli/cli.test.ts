@@ -106,6 +106,26 @@ test('exit codes and messages', () => {
   assert.equal(JSON.parse(stderr).error.code, 'MODEL_NOT_FOUND')
 })
 
+test('embed: images by option and in JSON lines; --skip-errors', () => {
+  const model = path.join(fixtures, 'vision', 'qwen3_vl')
+  const images = path.join(fixtures, 'vision', 'images')
+  const directory = temporary()
+  writeFileSync(path.join(directory, 'photo.png'), readFileSync(path.join(images, 'rgb.png')))
+  const rows = [{ id: 'a', image: 'photo.png' }, { id: 'b', image: ['photo.png'], text: 'with words' }, { id: 'c', image: 'none.png' }, 'only words']
+  const input = path.join(directory, 'rows.jsonl')
+  writeFileSync(input, rows.map((row) => JSON.stringify(row)).join('\n'))
+  assert.equal(run(['embed', model, '-i', input]).status, 5)
+  const skipped = run(['embed', model, '-i', input, '--skip-errors'])
+  assert.equal(skipped.status, 0, skipped.stderr)
+  assert.match(skipped.stderr, /skipped c: input 2: image .*none\.png/)
+  assert.deepEqual(
+    skipped.lines().map(({ id }) => id),
+    ['a', 'b', '3'],
+  )
+  const option = run(['embed', model, '--image', path.join(images, 'rgb.png')])
+  assert.deepEqual(option.lines()[0].embedding, skipped.lines()[0].embedding)
+})
+
 test('inspect: a good directory, a bad one, devices', () => {
   const good = run(['inspect', bert])
   assert.equal(good.status, 0)

@@ -141,6 +141,33 @@ test('bad images are named', async () => {
   await assert.rejects(model.embed({ image: Array.from({ length: 40 }, () => file('rgb.png')) }), { code: 'INPUT_TOO_LONG' })
 })
 
+test("onError: 'skip' leaves out what cannot be read, and only that", async () => {
+  await using model = await loadModel(directory)
+  const broken = { image: Buffer.from('no image') }
+  const inputs: EmbedInput[] = ['one', broken, { image: file('rgb.png') }, { image: file('none.png') }, 'two', broken]
+  const { vectors, errors } = await model.embed(inputs, { onError: 'skip', maxBatchTokens: 64 })
+  assert.deepEqual(
+    errors.map(({ index, error }) => [index, error.code]),
+    [
+      [1, 'INVALID_INPUT'],
+      [3, 'FILE_IO'],
+      [5, 'INVALID_INPUT'],
+    ],
+  )
+  const good = await model.embed([inputs[0]!, inputs[2]!, inputs[4]!])
+  assert.deepEqual(good.errors, [])
+  for (const [i, index] of [0, 2, 4].entries()) assert.deepEqual(vectors.slice(index * 32, index * 32 + 32), good.vectors.slice(i * 32, i * 32 + 32))
+  assert.ok(vectors.slice(32, 64).every((x) => x === 0))
+  const seen: [number, number, string | undefined][] = []
+  for await (const { index, vector, error } of model.embedStream(inputs, { onError: 'skip' })) seen.push([index, vector.length, error?.code])
+  assert.deepEqual(
+    seen.map(([index]) => index),
+    [0, 1, 2, 3, 4, 5],
+  )
+  assert.deepEqual(seen[3], [3, 0, 'FILE_IO'])
+  await assert.rejects(model.embed(inputs, { onError: 'ignore' as 'skip' }), { code: 'INVALID_OPTION' })
+})
+
 test('real pictures of all kinds are embedded', needs('media/mdn-cc0'), async () => {
   await using model = await loadModel(directory)
   const found = ['mdn-cc0', 'photos-ccby', 'exif-orientation'].flatMap((folder) =>

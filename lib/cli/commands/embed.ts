@@ -4,6 +4,7 @@ import { once } from 'node:events'
 import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
+import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
 import { NpyWriter } from '../../files/npy'
@@ -13,7 +14,7 @@ import { progress } from '../progress'
 
 interface Item {
   id: string
-  text: string
+  input: EmbedInput
 }
 
 /** Lines of a file or of stdin ("-"): JSON lines where the name ends so or --jsonl is given, else plain text. */
@@ -26,7 +27,7 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
     number++
     if (asJson && line.trim() === '') continue
     if (!asJson) {
-      yield { id: String(number - 1), text: line }
+      yield { id: String(number - 1), input: line }
       continue
     }
     const where = `${source === '-' ? 'stdin' : source}: line ${number}`
@@ -37,14 +38,22 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
       throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
     }
     const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
-    if (typeof row[field] !== 'string') throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", got ${shown(value)}`)
-    yield { id: String(row.id ?? number - 1), text: row[field] as string }
+    const text = row[field]
+    const images = row.image === undefined ? [] : [row.image].flat()
+    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && images.length === 0) || !images.every((image) => typeof image === 'string'))
+      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}" or "image", got ${shown(value)}`)
+    // Paths are relative to the file that names them.
+    const image = images.map((name) => (/^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name)))
+    const input = image.length ? { image, ...(text !== undefined && { text }) } : (text as string)
+    yield { id: String(row.id ?? number - 1), input }
   }
 }
 
 async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
-  for (const [i, text] of texts.entries()) yield { id: String(i), text }
-  const sources = (args.values.input as string[] | undefined) ?? (texts.length ? [] : ['-'])
+  for (const [i, input] of texts.entries()) yield { id: String(i), input }
+  const images = (args.values.image as string[] | undefined) ?? []
+  for (const image of images) yield { id: image, input: { image } }
+  const sources = (args.values.input as string[] | undefined) ?? (texts.length + images.length ? [] : ['-'])
   for (const source of sources) yield* readItems(source, args.values.jsonl === true, string(args, 'field') ?? 'text')
 }
 
@@ -102,15 +111,17 @@ function jsonlSink(file: string | undefined): Sink {
 }
 
 export const embed: Command = {
-  summary: 'embeds texts with a model',
+  summary: 'embeds texts and images with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
     input: {
       type: 'string',
       short: 'i',
       multiple: true,
-      help: 'FILE    lines of text, or .jsonl with strings or {id, text}; "-" is stdin (the default without TEXT)',
+      help: 'FILE    lines of text, or .jsonl with strings or {id, text, image}; "-" is stdin (the default without TEXT)',
     },
+    image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
+    'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
     jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
     field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
     out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; default: JSON lines on stdout' },
@@ -151,9 +162,9 @@ export const embed: Command = {
     try {
       const ids: string[] = []
       async function* inputs() {
-        for await (const { id, text } of items(args, texts)) {
+        for await (const { id, input } of items(args, texts)) {
           ids.push(id)
-          yield text
+          yield input
         }
       }
       const vectors = model.embedStream(inputs(), {
@@ -167,10 +178,20 @@ export const embed: Command = {
         truncate: args.values.truncate as 'error' | undefined,
         batchSize: integer(args, 'batch-size'),
         maxBatchTokens: integer(args, 'max-batch-tokens'),
+        onError: args.values['skip-errors'] === true ? 'skip' : 'throw',
         signal: stop.signal,
         onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),
       })
-      for await (const { vector } of vectors) await sink.write(ids.shift() as string, vector)
+      for await (const { vector, error } of vectors) {
+        const id = ids.shift() as string
+        if (!error) await sink.write(id, vector)
+        else
+          console.error(
+            args.values.json === true
+              ? JSON.stringify({ skipped: id, error: { code: error.code, message: error.message } })
+              : `skipped ${id}: ${error.message}`,
+          )
+      }
       await sink.finish()
       return undefined
     } catch (error) {
