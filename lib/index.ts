@@ -11,6 +11,7 @@ export { type FuseOptions, type FuseReport, type FusionManifest, fuse, type Mani
 export type { RetrievalScore } from './fuse/probe'
 export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoefficients } from './fuse/search'
 export { devices, type InspectReport, inspect } from './inspect'
+export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { ImageInput, RawImage } from './media/image'
 export {
   type EmbedOptions,

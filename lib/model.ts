@@ -7,6 +7,7 @@ import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompt
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, readModelDirectory } from './files/model-directory'
+import { documentImage } from './media/document'
 import { imagePatches } from './media/image'
 
 export interface LoadOptions {
@@ -208,7 +209,7 @@ export class Model {
     this.handle = handle
     this.info = info
     this.render = promptRenderer(directory)
-    this.modalities = directory.image ? ['text', 'image'] : ['text']
+    this.modalities = directory.image ? ['text', 'image', 'document'] : ['text']
     this.placeholder = info.imageToken === null ? undefined : tokenizer.textOf(info.imageToken)
   }
 
@@ -474,11 +475,12 @@ export class Model {
   }
 
   /** The decoded images of an input. */
-  private async picturesOf({ images }: Content, index: number): Promise<NativePictures[]> {
+  private async picturesOf({ images, document }: Content, index: number): Promise<NativePictures[]> {
     const settings = this.directory.image
     if (!settings) return []
     try {
-      return await Promise.all(images.map((image) => imagePatches(image, settings)))
+      const page = document && (await documentImage(document.file, document.page, document.dpi))
+      return await Promise.all([...images, ...(page === undefined ? [] : [page])].map((image) => imagePatches(image, settings)))
     } catch (error) {
       const known = asConanError(error)
       throw new ConanError(known.code, `input ${index}: ${known.message}`, { cause: error })
@@ -487,7 +489,7 @@ export class Model {
 
   /** The rendered input, with as many placeholder tokens for each image as it has merged patches. */
   private withPlaceholders(content: Content, pictures: NativePictures[], prompt: string, index: number): string {
-    const rendered = this.render(content, prompt)
+    const rendered = this.render({ text: content.text, images: pictures.length }, prompt)
     const { placeholder } = this
     if (placeholder === undefined) return rendered
     const parts = rendered.split(placeholder)
@@ -552,7 +554,7 @@ async function* chunks(items: Iterable<Content> | AsyncIterable<Content>): Async
   let images = 0
   for await (const item of items) {
     chunk.push(item)
-    images += item.images.length
+    images += item.images.length + (item.document ? 1 : 0)
     if (chunk.length === tokenizeChunk || images >= imageChunk) {
       yield chunk
       chunk = []

@@ -6,6 +6,12 @@ export interface MediaInput {
   text?: string
   /** One image or several, in order; they stand before the text. */
   image?: ImageInput | ImageInput[]
+  /** A page of a PDF file, or a picture of a page: after the images, before the text. */
+  document?: ImageInput
+  /** Which page, from 1; may be left out where there is only one. */
+  page?: number
+  /** Resolution at which the page is rendered; default 144. */
+  dpi?: number
 }
 
 /** A string is text, never a path. An object gives one vector, whatever parts it has. */
@@ -17,6 +23,7 @@ export const modalities: readonly Modality[] = ['text', 'image', 'video', 'docum
 export interface Content {
   text: string | undefined
   images: ImageInput[]
+  document?: { file: ImageInput; page: number | undefined; dpi: number | undefined }
 }
 
 /** `supported`: what the model takes. */
@@ -26,14 +33,12 @@ export function contentOf(input: unknown, index: number, supported: readonly Mod
     const keys = Object.keys(input)
     const unsupported = keys.filter((key) => (modalities as readonly string[]).includes(key) && !(supported as readonly string[]).includes(key))
     if (unsupported.length) throw new ConanError('INVALID_INPUT', `input ${index}: this model embeds ${supported.join(' and ')}, got ${unsupported.join(', ')}`)
-    const { text, image } = input as { text?: unknown; image?: ImageInput | ImageInput[] }
+    const { text, image, document, page, dpi } = input as Omit<MediaInput, 'text'> & { text?: unknown }
     const images = image === undefined ? [] : Array.isArray(image) ? image : [image]
-    if (
-      keys.length > 0 &&
-      keys.every((key) => (supported as readonly string[]).includes(key)) &&
-      (typeof text === 'string' || (text === undefined && images.length > 0))
-    )
-      return { text, images }
+    const known: string[] = [...supported, ...(document === undefined ? [] : ['page', 'dpi'])]
+    const whole = typeof text === 'string' || (text === undefined && (images.length > 0 || document !== undefined))
+    if (whole && keys.every((key) => known.includes(key)))
+      return { text: text as string | undefined, images, ...(document !== undefined && { document: { file: document, page, dpi } }) }
   }
   throw new ConanError('INVALID_INPUT', `input ${index}: expected a string or { ${supported.join(', ')} }, got ${shown(input)}`)
 }

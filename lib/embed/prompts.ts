@@ -41,14 +41,14 @@ function instructionPrompt(model: ModelDirectory, instruction: string): string {
 }
 
 /** A function from the parts of an input to what the tokenizer gets; an image is one placeholder token there. */
-export function promptRenderer(model: ModelDirectory): (content: { text: string | undefined; images: unknown[] }, prompt: string) => string {
+export function promptRenderer(model: ModelDirectory): (content: { text: string | undefined; images: number }, prompt: string) => string {
   const { chat } = model
   if (!chat) return ({ text }, prompt) => prompt + (text ?? '')
   const template = new Template(chat.template)
   const part = (text: string) => ({ type: 'text', text })
   return ({ text, images }, prompt) => {
-    const words = text || (images.length ? undefined : chat.emptyText)
-    const parts = [...images.map(() => ({ type: 'image' })), ...(words === undefined ? [] : [part(words)])]
+    const words = text || (images ? undefined : chat.emptyText)
+    const parts = [...Array.from({ length: images }, () => ({ type: 'image' })), ...(words === undefined ? [] : [part(words)])]
     const messages = [{ role: 'user', content: chat.format === 'flat' ? (words ?? '') : parts }] as { role: string; content: unknown }[]
     if (prompt) messages.unshift({ role: 'system', content: chat.format === 'flat' ? prompt : [part(prompt)] })
     return template.render({ ...chat.variables, messages })

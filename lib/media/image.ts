@@ -27,27 +27,30 @@ interface Decoded {
   height: number
 }
 
-function isRaw(input: unknown): input is RawImage {
+export function isRaw(input: unknown): input is RawImage {
   return typeof input === 'object' && input !== null && 'data' in input && 'width' in input
 }
 
-/** What sharp takes, and how errors call it. */
-function source(input: ImageInput): { bytes: string | Uint8Array; name: string } {
-  if (input instanceof Uint8Array) return { bytes: input, name: `image of ${input.length} bytes` }
+/** Bytes or the path of an existing file, and how errors call it. `what`: image, document. */
+export function source(input: ImageInput, what = 'image'): { bytes: string | Uint8Array; name: string } {
+  if (input instanceof Uint8Array) return { bytes: input, name: `${what} of ${input.length} bytes` }
   let text = input instanceof URL ? input.href : (input as string)
   if (typeof text !== 'string' || text === '')
-    throw new ConanError('INVALID_INPUT', `image: expected a path, bytes, a file: or data: URL or raw pixels, got ${shown(input)}`)
+    throw new ConanError(
+      'INVALID_INPUT',
+      `${what}: expected a path, bytes, a file: or data: URL${what === 'image' ? ' or raw pixels' : ''}, got ${shown(input)}`,
+    )
   if (text.startsWith('data:')) {
     const found = /^data:[^,]*?(;base64)?,/s.exec(text)
-    if (!found) throw new ConanError('INVALID_INPUT', 'image: expected a data: URL with a comma before its data')
+    if (!found) throw new ConanError('INVALID_INPUT', `${what}: expected a data: URL with a comma before its data`)
     const body = text.slice(found[0].length)
-    return { bytes: found[1] ? Buffer.from(body, 'base64') : Buffer.from(decodeURIComponent(body), 'latin1'), name: 'image in a data: URL' }
+    return { bytes: found[1] ? Buffer.from(body, 'base64') : Buffer.from(decodeURIComponent(body), 'latin1'), name: `${what} in a data: URL` }
   }
   if (text.startsWith('file:')) text = fileURLToPath(text)
-  else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) throw new ConanError('INVALID_INPUT', `image: expected a local file, got the remote address ${shown(text)}`)
-  if (!existsSync(text)) throw new ConanError('FILE_IO', `image ${text}: expected a file, found none`)
-  if (!statSync(text).isFile()) throw new ConanError('FILE_IO', `image ${text}: expected a file, found something else`)
-  return { bytes: text, name: `image ${text}` }
+  else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) throw new ConanError('INVALID_INPUT', `${what}: expected a local file, got the remote address ${shown(text)}`)
+  if (!existsSync(text)) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found none`)
+  if (!statSync(text).isFile()) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found something else`)
+  return { bytes: text, name: `${what} ${text}` }
 }
 
 /** 8-bit RGB, upright by its EXIF orientation; alpha is dropped and colour profiles are ignored, as the models' own processors do. */

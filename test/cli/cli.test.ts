@@ -111,7 +111,13 @@ test('embed: images by option and in JSON lines; --skip-errors', () => {
   const images = path.join(fixtures, 'vision', 'images')
   const directory = temporary()
   writeFileSync(path.join(directory, 'photo.png'), readFileSync(path.join(images, 'rgb.png')))
-  const rows = [{ id: 'a', image: 'photo.png' }, { id: 'b', image: ['photo.png'], text: 'with words' }, { id: 'c', image: 'none.png' }, 'only words']
+  const rows = [
+    { id: 'a', image: 'photo.png' },
+    { id: 'b', image: ['photo.png'], text: 'with words' },
+    { id: 'c', image: 'none.png' },
+    'only words',
+    { id: 'd', document: path.join(fixtures, 'document', 'colours.pdf'), page: 2 },
+  ]
   const input = path.join(directory, 'rows.jsonl')
   writeFileSync(input, rows.map((row) => JSON.stringify(row)).join('\n'))
   assert.equal(run(['embed', model, '-i', input]).status, 5)
@@ -120,7 +126,7 @@ test('embed: images by option and in JSON lines; --skip-errors', () => {
   assert.match(skipped.stderr, /skipped c: input 2: image .*none\.png/)
   assert.deepEqual(
     skipped.lines().map(({ id }) => id),
-    ['a', 'b', '3'],
+    ['a', 'b', '3', 'd'],
   )
   const option = run(['embed', model, '--image', path.join(images, 'rgb.png')])
   assert.deepEqual(option.lines()[0].embedding, skipped.lines()[0].embedding)

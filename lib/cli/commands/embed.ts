@@ -38,13 +38,22 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
       throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
     }
     const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
-    const text = row[field]
-    const images = row.image === undefined ? [] : [row.image].flat()
-    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && images.length === 0) || !images.every((image) => typeof image === 'string'))
-      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}" or "image", got ${shown(value)}`)
+    const { [field]: text, image, document, page, dpi } = row
+    const images = image === undefined ? [] : [image].flat()
+    const files = document === undefined ? images : [...images, document]
+    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && files.length === 0) || !files.every((name) => typeof name === 'string'))
+      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", "image" or "document", got ${shown(value)}`)
     // Paths are relative to the file that names them.
-    const image = images.map((name) => (/^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name)))
-    const input = image.length ? { image, ...(text !== undefined && { text }) } : (text as string)
+    const place = (name: string) => (/^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name))
+    const media = {
+      ...(images.length > 0 && { image: (images as string[]).map(place) }),
+      ...(document !== undefined && {
+        document: place(document as string),
+        ...(page !== undefined && { page: page as number }),
+        ...(dpi !== undefined && { dpi: dpi as number }),
+      }),
+    }
+    const input = files.length ? { ...media, ...(text !== undefined && { text }) } : (text as string)
     yield { id: String(row.id ?? number - 1), input }
   }
 }
@@ -111,14 +120,14 @@ function jsonlSink(file: string | undefined): Sink {
 }
 
 export const embed: Command = {
-  summary: 'embeds texts and images with a model',
+  summary: 'embeds texts, images and pages with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
     input: {
       type: 'string',
       short: 'i',
       multiple: true,
-      help: 'FILE    lines of text, or .jsonl with strings or {id, text, image}; "-" is stdin (the default without TEXT)',
+      help: 'FILE    lines of text, or .jsonl with strings or {id, text, image, document, page}; "-" is stdin (the default without TEXT)',
     },
     image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },

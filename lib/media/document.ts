@@ -1,0 +1,117 @@
+// Documents: pages of PDF files as pictures, rendered by PDFium.
+import { readFileSync } from 'node:fs'
+import path from 'node:path'
+import type { PDFiumDocument, PDFiumLibrary } from '@hyzyla/pdfium'
+import { ConanError, shown } from '../errors'
+import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
+
+export interface PageOptions {
+  /** Resolution of the rendering; default 144. */
+  dpi?: number
+  /** Pages, counted from 1: one, a list, or a range [first, last]; default all. */
+  pages?: number | number[] | { first?: number; last?: number }
+  password?: string
+}
+
+export interface DocumentPage {
+  page: number
+  pageCount: number
+  image: RawImage
+}
+
+let library: Promise<PDFiumLibrary> | undefined
+
+/** PDFium is loaded when the first document comes. */
+async function pdfium(): Promise<PDFiumLibrary> {
+  library ??= import('@hyzyla/pdfium').then(({ PDFiumLibrary }) => PDFiumLibrary.init())
+  return library
+}
+
+const isPdf = (bytes: Uint8Array) => Buffer.from(bytes.subarray(0, 1024)).includes('%PDF-')
+
+/** A page of more pixels than this is rendered smaller: a plan on A0 says no more to a model. */
+const maxPagePixels = 1 << 25
+
+async function open(bytes: Uint8Array, name: string, password: string | undefined): Promise<PDFiumDocument> {
+  try {
+    return await (await pdfium()).loadDocument(bytes, password)
+  } catch (error) {
+    const message = (error as Error).message
+    throw new ConanError('INVALID_INPUT', `${name}: ${/password/i.test(message) ? 'needs a password, or another one' : `cannot be opened: ${message}`}`, {
+      cause: error,
+    })
+  }
+}
+
+async function render(document: PDFiumDocument, page: number, name: string, dpi: number): Promise<RawImage> {
+  try {
+    const opened = document.getPage(page - 1)
+    const { originalWidth, originalHeight } = opened.getOriginalSize()
+    const wanted = dpi / 72
+    const scale = Math.min(wanted, Math.sqrt(maxPagePixels / Math.max(1, originalWidth * originalHeight)))
+    const { data, width, height } = await opened.render({ scale, render: 'bitmap' })
+    return { data, width, height, channels: 4 }
+  } catch (error) {
+    throw new ConanError('INVALID_INPUT', `${name}: page ${page} cannot be rendered: ${(error as Error).message}`, { cause: error })
+  }
+}
+
+function pagesOf(wanted: PageOptions['pages'], count: number, name: string): number[] {
+  const range = (first: number, last: number) => Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => first + i)
+  const pages =
+    wanted === undefined
+      ? range(1, count)
+      : typeof wanted === 'number'
+        ? [wanted]
+        : Array.isArray(wanted)
+          ? wanted
+          : range(wanted.first ?? 1, wanted.last ?? count)
+  for (const page of pages)
+    if (!Number.isInteger(page) || page < 1 || page > count) throw new ConanError('INVALID_INPUT', `${name}: page: expected 1 to ${count}, got ${shown(page)}`)
+  return pages
+}
+
+function checkedDpi(dpi: number | undefined): number {
+  if (dpi !== undefined && !(dpi >= 1 && dpi <= 2400)) throw new ConanError('INVALID_OPTION', `dpi: expected 1 to 2400, got ${shown(dpi)}`)
+  return dpi ?? 144
+}
+
+/**
+ * The pages of a document as pictures, one after the other. Anything that is no PDF is a picture of a single page.
+ * @param input a path, the bytes of a file, or a file: or data: URL
+ * @throws ConanError INVALID_INPUT (not a document, a password, no such page), FILE_IO
+ */
+export async function* documentPages(input: string | URL | Uint8Array, options: PageOptions = {}): AsyncGenerator<DocumentPage> {
+  const { bytes: given, name } = source(input, 'document')
+  const bytes = typeof given === 'string' ? readFileSync(given) : given
+  const dpi = checkedDpi(options.dpi)
+  if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected a document, got no bytes`)
+  if (!isPdf(bytes)) {
+    if (typeof given === 'string' && path.extname(given).toLowerCase() === '.pdf')
+      throw new ConanError('INVALID_INPUT', `${name}: expected a PDF file, found no %PDF- at its start`)
+    const { rgb, width, height } = await decodeImage(input)
+    for (const page of pagesOf(options.pages, 1, name)) yield { page, pageCount: 1, image: { data: rgb, width, height, channels: 3 } }
+    return
+  }
+  const document = await open(bytes, name, options.password)
+  try {
+    const pageCount = document.getPageCount()
+    for (const page of pagesOf(options.pages, pageCount, name)) yield { page, pageCount, image: await render(document, page, name, dpi) }
+  } finally {
+    document.destroy()
+  }
+}
+
+/** The one page an input means: the one it names, or the only one there is. */
+export async function documentImage(input: ImageInput, page: number | undefined, dpi: number | undefined): Promise<ImageInput> {
+  if (isRaw(input)) return input
+  for await (const { pageCount, image } of documentPages(input, { ...(page !== undefined && { pages: page }), ...(dpi !== undefined && { dpi }) })) {
+    if (page === undefined && pageCount > 1)
+      throw new ConanError(
+        'INVALID_INPUT',
+        `document: expected a page, 1 to ${pageCount}, got none (one input is one vector; documentPages() gives all of them)`,
+      )
+    return image
+  }
+  throw new ConanError('INVALID_INPUT', 'document: expected at least one page, found none')
+}
