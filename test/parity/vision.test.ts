@@ -1,11 +1,12 @@
 // Qwen3-VL on a tiny random model against transformers: every block of the vision tower, its tokens and DeepStack features,
 // every hidden state of the language model; and that a picture's vector depends on nothing beside it.
 import assert from 'node:assert/strict'
+import { copyFileSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { binding, type NativePictures } from '../../lib/binding'
 import { inspect } from '../../lib/inspect'
-import { copyOf, editJson, editTensors, fixtures, floats, ints, readSafetensors, tolerance, worstCosine } from '../support'
+import { copyOf, editJson, editTensors, fixtures, floats, ints, readSafetensors, temporary, tolerance, worstCosine } from '../support'
 
 const directory = path.join(fixtures, 'vision', 'qwen3_vl')
 const golden = readSafetensors(path.join(directory, 'golden.safetensors'))
@@ -112,4 +113,38 @@ test('both spellings of the config, and a directory that lacks something', async
   const deeper = copyOf(directory)
   editJson(path.join(deeper, 'config.json'), (config) => ((config.vision_config as Record<string, unknown>).depth = 3))
   await assert.rejects(load('float32', 1, 'mean', deeper), (error: { code?: string }) => ['TENSOR_UNUSED', 'CONFIG_INVALID'].includes(error.code!))
+})
+
+test('the published 2B and 8B by name and shape, without their weights', async () => {
+  const published: Record<string, { config: object; parameters: number; tensors: Record<string, number[]> }> = JSON.parse(
+    readFileSync(path.join(fixtures, 'vision', 'published.json'), 'utf8'),
+  )
+  for (const [name, { config, parameters, tensors }] of Object.entries(published)) {
+    const place = path.join(temporary(), name)
+    mkdirSync(place)
+    writeFileSync(path.join(place, 'config.json'), JSON.stringify(config))
+    for (const file of ['tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja']) copyFileSync(path.join(directory, file), path.join(place, file))
+    const header: Record<string, unknown> = {}
+    let at = 0
+    for (const [pattern, sizes] of Object.entries(tensors)) {
+      const layered = pattern.includes('{}')
+      const shape = layered ? sizes.slice(0, -1) : sizes
+      const bytes = 2 * shape.reduce((a, b) => a * b, 1)
+      for (let i = 0; i < (layered ? sizes.at(-1)! : 1); i++) {
+        header[pattern.replace('{}', String(i))] = { dtype: 'BF16', shape, data_offsets: [at, at + bytes] }
+        at += bytes
+      }
+    }
+    // A file with a hole where the weights would be: it takes no place on disk.
+    const json = Buffer.from(JSON.stringify(header))
+    const length = Buffer.alloc(8)
+    length.writeBigUInt64LE(BigInt(json.length))
+    const file = path.join(place, 'model.safetensors')
+    writeFileSync(file, Buffer.concat([length, json]))
+    truncateSync(file, 8 + json.length + at)
+    const report = inspect(place)
+    assert.deepEqual(report.problems, [], name)
+    assert.deepEqual(report.unused, [], name)
+    assert.equal(report.parameters, parameters, name)
+  }
 })
