@@ -1,8 +1,8 @@
 // Reads a fusion recipe: mergekit's YAML, plus our keys under `conan`. Everything is checked here and unknown keys are
 // errors, so that the planner works on known shapes.
 import { readFileSync } from 'node:fs'
+import { createRequire } from 'node:module'
 import path from 'node:path'
-import { parseDocument } from 'yaml'
 import { ConanError, shown } from '../errors'
 import { ignoredParameters, type Method, methods, type Parameter } from './methods'
 
@@ -280,6 +280,8 @@ export function readRecipeValue(file: string): unknown {
   } catch (error) {
     throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
   }
+  // When the first recipe comes: embedding does not wait for it.
+  const { parseDocument } = createRequire(__filename)('yaml') as typeof import('yaml')
   const document = parseDocument(text)
   const [problem] = document.errors
   if (problem) throw new ConanError('RECIPE_INVALID', `${file}: not valid YAML: ${problem.message.split('\n')[0]}`)

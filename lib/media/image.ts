@@ -2,7 +2,6 @@
 // resampling and patches are native.
 import { existsSync, statSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
-import sharp from 'sharp'
 import { binding, type NativePictures } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
 import { type ImageSettings, smartResize } from './processor'
@@ -74,6 +73,7 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
   const { bytes, name } = source(input)
   if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected an image, got no bytes`)
   try {
+    const { default: sharp } = await import('sharp') // when the first image comes: text alone does not wait for it
     const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxInputPixels, ignoreIcc: true })
       .rotate() // by EXIF
       .removeAlpha()
