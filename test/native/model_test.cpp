@@ -13,6 +13,49 @@
 using namespace conan;
 using namespace conan::test;
 
+namespace {
+
+/// A model with a vision tower: pictures of several sizes in one batch, and alone.
+void pictures(const std::string& directory) {
+  const std::vector<std::pair<int32_t, int32_t>> grids = {{4, 6}, {2, 2}, {10, 4}};
+  std::vector<int32_t> ids, offsets{0};
+  int64_t patches = 0;
+  for (const auto& [rows, columns] : grids) {
+    ids.insert(ids.end(), {20, 9});
+    ids.insert(ids.end(), size_t(rows * columns / 4), 7);  // the image token
+    ids.insert(ids.end(), {10, 30});
+    offsets.push_back(int32_t(ids.size()));
+    patches += rows * columns;
+  }
+  for (const char* dtype : {"float32", "bfloat16", "float16", "int8"}) {
+    ModelOptions options;
+    options.directory = directory;
+    options.dtype = dtype;
+    options.threads = 3;
+    options.pooling = Pooling::last;
+    TextModel model(options);
+    const int64_t width = model.vision()->config().patch_values(), d = model.dimensions();
+    const std::vector<float> values = random_floats(size_t(patches * width), 3);
+    std::vector<float> together(size_t(3 * d)), alone(static_cast<size_t>(d));
+    model.embed({ids.data(), offsets.data(), 3}, {values.data(), grids}, true, d, together.data());
+    model.vision_states({values.data(), grids});
+    int64_t first = 0;
+    for (size_t i = 0; i < grids.size(); ++i) {
+      const int32_t own[] = {0, offsets[i + 1] - offsets[i]};
+      model.embed({ids.data() + offsets[i], own, 1}, {values.data() + first * width, {grids[i]}}, true, d, alone.data());
+      check(std::equal(alone.begin(), alone.end(), together.begin() + int64_t(i) * d),
+            text(directory, " ", dtype, ": picture ", i, " alone differs"));
+      first += int64_t(grids[i].first) * grids[i].second;
+    }
+    check_error("INVALID_INPUT", "a picture without tokens", [&] {
+      model.embed({ids.data(), offsets.data(), 1}, {values.data(), grids}, true, d, together.data());
+    });
+    check_error("INVALID_INPUT", "tokens without a picture", [&] { model.embed({ids.data(), offsets.data(), 1}, {}, true, d, together.data()); });
+  }
+}
+
+}  // namespace
+
 int main(int count, char** arguments) {
   if (count != 2) return std::printf("usage: model_test PICO_DIRECTORY\n"), 2;
   std::vector<std::string> directories;
@@ -58,5 +101,6 @@ int main(int count, char** arguments) {
     const int32_t thousand[] = {0, 1000};
     check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, {}, true, 8, out.data()); });
   }
+  pictures(std::filesystem::path(arguments[1]).parent_path() / "vision" / "qwen3_vl");
   return report("model_test");
 }
