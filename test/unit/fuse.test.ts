@@ -405,6 +405,7 @@ test('a killed run leaves nothing that looks like a model, and goes on where it 
   const ended = new Promise((resolve) => child.once('exit', resolve))
   const journal = path.join(`${out}.partial`, 'fusion-journal.jsonl')
   while (!(existsSync(journal) && readFileSync(journal, 'utf8').split('\n').length > 5) && child.exitCode === null) await sleep(5)
+  await assert.rejects(fuse(file, { out }), { code: 'OUTPUT_EXISTS' }) // while another run is at work
   child.kill('SIGKILL')
   await ended
   assert.ok(!existsSync(out), 'killed in the middle')
