@@ -97,8 +97,8 @@ export interface NativeBinding {
   cancelToken(): NativeCancelToken
   /** Long work that was given this token ends with ABORTED. */
   stop(token: NativeCancelToken): void
-  /** JSON [{name, dtype, shape, file}] of <stem>.safetensors or its shards, in the order of the files. */
-  checkpoint(directory: string, stem: string): string
+  /** JSON [{name, dtype, shape, file}] of model.safetensors or its shards, in the order of the files. */
+  checkpoint(directory: string): string
   // Plans and what they resolve to are JSON, see native/merge/fuse.h and geometry.h.
   geometry(plan: string, token: NativeCancelToken, onProgress: (done: number, total: number) => void): Promise<string>
   extractLora(plan: string, token: NativeCancelToken, onProgress: (done: number, total: number) => void): Promise<string>

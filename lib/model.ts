@@ -9,6 +9,7 @@ import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, readModelDirectory } from './files/model-directory'
 import { documentImage } from './media/document'
 import { imagePatches } from './media/image'
+import { oneOf, positive } from './options'
 
 export interface LoadOptions {
   /** 'auto' and 'cpu' are the CPU; a GPU backend is not part of this version. Default 'auto'. */
@@ -120,19 +121,6 @@ interface Batch {
   truncated: boolean[]
   pictures: NativePictures | undefined
   imageTokens: number
-}
-
-function positive(value: unknown, name: string, fallback: number): number {
-  if (value === undefined) return fallback
-  if (!Number.isInteger(value) || (value as number) < 1)
-    throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
-  return value as number
-}
-
-function oneOf<T extends string>(value: unknown, name: string, allowed: readonly T[], fallback: T): T {
-  if (value === undefined) return fallback
-  if (!allowed.includes(value as T)) throw new ConanError('INVALID_OPTION', `${name}: expected one of ${allowed.join(', ')}, got ${shown(value)}`)
-  return value as T
 }
 
 /**
@@ -406,8 +394,7 @@ export class Model {
         offsets[i + 1] = (offsets[i] as number) + item.ids.length
       }
       const pictures = joined(pending.flatMap((item) => item.pictures))
-      const merge = (this.directory.image?.merge ?? 1) ** 2
-      const imageTokens = pictures ? patchCount(pictures) / merge : 0
+      const imageTokens = pictures ? this.tokensOf(pictures) : 0
       const batch = {
         indices: pending.map(({ index }) => index),
         failed,
@@ -498,8 +485,14 @@ export class Model {
         'INVALID_INPUT',
         `input ${index}: expected ${placeholder} once for each of its ${pictures.length} images, got it ${parts.length - 1} times (it may not stand in a text)`,
       )
-    const merge = (this.directory.image?.merge ?? 1) ** 2
-    return parts.reduce((text, part, i) => `${text}${placeholder.repeat(patchCount(pictures[i - 1]!) / merge)}${part}`)
+    return parts.reduce((text, part, i) => `${text}${placeholder.repeat(this.tokensOf(pictures[i - 1]!))}${part}`)
+  }
+
+  /** Tokens that stand for pictures: one for each merge x merge of their patches. */
+  private tokensOf({ grids }: NativePictures): number {
+    let patches = 0
+    for (let i = 0; i < grids.length; i += 2) patches += grids[i]! * grids[i + 1]!
+    return patches / (this.directory.image?.merge ?? 1) ** 2
   }
 
   /** One forward pass, when those asked for before are done. */
@@ -526,13 +519,6 @@ export class Model {
       release()
     }
   }
-}
-
-/** Patches of all its pictures. */
-function patchCount({ grids }: NativePictures): number {
-  let count = 0
-  for (let i = 0; i < grids.length; i += 2) count += grids[i]! * grids[i + 1]!
-  return count
 }
 
 function joined(pictures: NativePictures[]): NativePictures | undefined {

@@ -5,8 +5,7 @@ import path from 'node:path'
 import type { NativeDense } from '../binding'
 import { ConanError, shown } from '../errors'
 import { type ImageSettings, readImageSettings } from '../media/processor'
-
-type Json = Record<string, unknown>
+import { type Json, readJson, readJsonIf } from './json'
 
 export type PoolingMode = 'cls' | 'lasttoken' | 'mean' | 'mean_sqrt_len_tokens' | 'max' | 'weightedmean'
 export type Similarity = 'cosine' | 'dot' | 'euclidean' | 'manhattan'
@@ -43,22 +42,6 @@ export interface ModelDirectory {
   /** How pictures are prepared; undefined: a model of text alone. */
   image: ImageSettings | undefined
 }
-
-function readJson(file: string): Json {
-  let text: string
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (error) {
-    throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
-  }
-  try {
-    return JSON.parse(text)
-  } catch (error) {
-    throw new ConanError('FILE_CORRUPT', `${file}: not valid JSON: ${(error as Error).message}`, { cause: error })
-  }
-}
-
-const readJsonIf = (file: string): Json => (existsSync(file) ? readJson(file) : {})
 
 function positiveInteger(value: unknown, file: string, key: string): number {
   if (!Number.isInteger(value) || (value as number) < 1)

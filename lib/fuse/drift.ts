@@ -2,9 +2,9 @@
 // geometry of task vectors, the direction of hidden states layer by layer, and retrieval before and after.
 import path from 'node:path'
 import { ConanError } from '../errors'
-import { loadModel } from '../model'
+import { loadModel, type Model } from '../model'
 import { runPlan } from './native'
-import { layerOf, openParent, type Parent } from './parents'
+import { floats, layerOf, openParent, type Parent, sizeOf } from './parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from './probe'
 
 export interface DriftOptions {
@@ -69,8 +69,6 @@ interface NativeGeometry {
   both: number[][]
 }
 
-const floats = ['float32', 'bfloat16', 'float16']
-
 /** The part of a model that a tensor belongs to. */
 export function moduleOf(tensor: string): string {
   const kinds: [RegExp, string][] = [
@@ -106,10 +104,8 @@ function combine(name: string, tensors: NativeGeometry[], parameters: (tensor: s
 }
 
 /** Cosines of hidden states at the tokens of the probe, per layer. */
-async function directions(a: string, b: string, pairs: ProbePair[], options: DriftOptions): Promise<{ tokens: number; directions: LayerDirection[] }> {
-  const load = { ...(options.dtype && { dtype: options.dtype }), ...(options.threads && { threads: options.threads }) }
-  await using first = await loadModel(a, load)
-  await using second = await loadModel(b, load)
+async function directions(first: Model, second: Model, pairs: ProbePair[], options: DriftOptions): Promise<{ tokens: number; directions: LayerDirection[] }> {
+  const [a, b] = [first.info.directory, second.info.directory]
   const texts = pairs.flatMap(({ query, positive }) => [query, positive])
   const embed = options.signal ? { signal: options.signal } : {}
   const other = second.hiddenStates(texts, embed)
@@ -175,7 +171,7 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
   const progress = (done: number, total: number) => options.onProgress?.({ done, total, what: 'tensors' })
   const geometry = await runPlan<NativeGeometry[]>('geometry', plan, { signal, onProgress: progress })
 
-  const sizes = new Map(shared.map(({ name, shape }) => [name, shape.reduce((x, y) => x * y, 1)]))
+  const sizes = new Map(shared.map(({ name, shape }) => [name, sizeOf(shape)]))
   const parameters = (tensor: string) => sizes.get(tensor) as number
   const grouped = (key: (tensor: string) => string | undefined) => {
     const groups = new Map<string, NativeGeometry[]>()
@@ -204,17 +200,16 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
     unshared: [...all].filter((name) => !sizes.has(name)),
   }
   if (pairs) {
-    const at = path.resolve
+    const load = { ...(options.dtype && { dtype: options.dtype }), ...(options.threads && { threads: options.threads }) }
+    await using first = await loadModel(path.resolve(a), load)
+    await using second = await loadModel(path.resolve(b), load)
     report.probe = []
     for (const modality of new Set(pairs.map((pair) => pair.modality))) {
       const own = pairs.filter((pair) => pair.modality === modality)
-      report.probe.push({ modality, pairs: own.length, ...(await directions(at(a), at(b), own, options)) })
+      report.probe.push({ modality, pairs: own.length, ...(await directions(first, second, own, options)) })
     }
-    report.retrieval = []
-    for (const name of [...new Set([a, b])]) {
-      await using model = await loadModel(at(name), { ...(options.dtype && { dtype: options.dtype }), ...(options.threads && { threads: options.threads }) })
-      report.retrieval.push({ model: name, scores: await retrieval(model, pairs, signal) })
-    }
+    report.retrieval = [{ model: a, scores: await retrieval(first, pairs, signal) }]
+    if (b !== a) report.retrieval.push({ model: b, scores: await retrieval(second, pairs, signal) })
   }
   return report
 }

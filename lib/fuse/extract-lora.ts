@@ -1,7 +1,9 @@
 // extractLora(): a LoRA adapter from the difference of two checkpoints.
-import { existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
+import { asFileError, requireFree } from '../files/output'
+import { positive } from '../options'
 import { runPlan } from './native'
 import { openParent } from './parents'
 
@@ -32,12 +34,6 @@ export interface ExtractLoraReport {
   leftOut: string[]
 }
 
-const positive = (value: unknown, name: string): number => {
-  if (!Number.isInteger(value) || (value as number) < 1)
-    throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
-  return value as number
-}
-
 /**
  * Factors what fine-tuning changed into low-rank matrices (randomised SVD), written as PEFT does.
  * @param tuned the fine-tuned model
@@ -49,11 +45,10 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
   if (energy !== undefined && options.rank !== undefined) throw new ConanError('INVALID_OPTION', 'rank and energy: expected one of them, got both')
   if (energy !== undefined && !(energy > 0 && energy <= 1))
     throw new ConanError('INVALID_OPTION', `energy: expected a share above 0 and up to 1, got ${shown(energy)}`)
-  const rank = positive(options.rank ?? 32, 'rank')
-  const maxRank = positive(options.maxRank ?? 256, 'maxRank')
+  const rank = positive(options.rank, 'rank', 32)
+  const maxRank = positive(options.maxRank, 'maxRank', 256)
   const out = path.resolve(options.out)
-  if (existsSync(out) && (!statSync(out).isDirectory() || readdirSync(out).length > 0))
-    throw new ConanError('OUTPUT_EXISTS', `${out}: expected no such directory or an empty one`)
+  requireFree(out)
   const [start, end] = [openParent(base, process.cwd()), openParent(tuned, process.cwd())]
   const candidates = [...start.tensors.values()].filter(({ name }) => end.tensors.has(name))
   const isModule = ({ name, shape }: { name: string; shape: number[] }) =>
@@ -113,7 +108,6 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
     }
   } catch (error) {
     rmSync(partial, { recursive: true, force: true })
-    if (error instanceof Error && 'syscall' in error) throw new ConanError('FILE_IO', error.message, { cause: error })
-    throw error
+    throw asFileError(error)
   }
 }

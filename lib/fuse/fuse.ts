@@ -5,8 +5,9 @@ import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileS
 import path from 'node:path'
 import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
+import { asFileError, requireFree } from '../files/output'
 import { runPlan } from './native'
-import { weightsFolder } from './parents'
+import { sizeOf, weightsFolder } from './parents'
 import { type Fate, type FusePlan, type PlannedTensor, planFusion } from './plan'
 import { type Recipe, readRecipe, readRecipeFile } from './recipe'
 
@@ -177,7 +178,7 @@ function manifestOf(recipe: Recipe, plan: FusePlan, results: NativeTensor[] | un
   const tensors = plan.tensors.map((tensor: PlannedTensor, i): ManifestTensor => {
     const result = results?.[i]
     const merged = tensor.action === 'merge'
-    const size = tensor.shape.reduce((a, b) => a * b, 1)
+    const size = sizeOf(tensor.shape)
     // The base stands first among the native parents of slerp.
     const offset = result && merged ? result.norms.length - tensor.parents.length : 0
     const several = merged && tensor.parents.length > 1 && 'base' in tensor.native
@@ -227,7 +228,7 @@ function manifestOf(recipe: Recipe, plan: FusePlan, results: NativeTensor[] | un
       }
     }),
     ...(entries > 0 && { signConflicts: conflicts / entries }),
-    parameters: plan.tensors.reduce((sum, { shape }) => sum + shape.reduce((a, b) => a * b, 1), 0),
+    parameters: plan.tensors.reduce((sum, { shape }) => sum + sizeOf(shape), 0),
     bytes: plan.totalBytes,
     files: plan.files.map(({ name, bytes }) => ({ name, bytes })),
     tensors,
@@ -263,8 +264,7 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
   if (!Number.isInteger(threads) || threads < 0) throw new ConanError('INVALID_OPTION', `threads: expected a whole number, got ${shown(threads)}`)
   const out = path.resolve(options.out)
   const plan = planFusion(read, recipeDirectory, bytesOf(options.outShardSize ?? '5GB'))
-  if (existsSync(out) && (!statSync(out).isDirectory() || readdirSync(out).length > 0))
-    throw new ConanError('OUTPUT_EXISTS', `${out}: expected no such directory or an empty one, found ${statSync(out).isDirectory() ? 'files in it' : 'a file'}`)
+  requireFree(out)
   requireSameModules(plan, read)
   if (options.dryRun) return { directory: out, manifest: manifestOf(read, plan, undefined), resumedTensors: 0 }
 
@@ -311,7 +311,6 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     renameSync(partial, out)
     return { directory: out, manifest, resumedTensors: results.resumed }
   } catch (error) {
-    if (error instanceof Error && 'syscall' in error) throw new ConanError('FILE_IO', error.message, { cause: error })
-    throw error
+    throw asFileError(error)
   }
 }

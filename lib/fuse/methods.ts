@@ -70,6 +70,16 @@ const probabilities: Method['check'] = ({ density, epsilon }) => {
 }
 
 const combination = (kind: string, rest: Omit<Method, 'algorithm' | 'options'>): Method => ({ algorithm: 'combination', options: { kind }, ...rest })
+/** `most`: how many models it takes beside the base. */
+const selective = (algorithm: Method['algorithm'], most: number, rest: Pick<Method, 'shared' | 'formula' | 'source'>): Method => ({
+  algorithm,
+  options: {},
+  base: 'required',
+  models: [1, most],
+  symmetric: most > 1,
+  perModel: {},
+  ...rest,
+})
 const spectral = (kind: string, shared: Record<string, Parameter>, formula: string, source: string): Method => ({
   algorithm: 'spectral',
   options: { kind },
@@ -221,61 +231,31 @@ export const methods: Record<string, Method> = {
   }),
 
   // entries chosen by a statistic
-  sce: {
-    algorithm: 'sce',
-    options: {},
-    base: 'required',
-    models: [1, any],
-    symmetric: true,
-    perModel: {},
+  sce: selective('sce', any, {
     shared: { select_topk: number(1, 0, 1) },
     formula: 'entries of largest variance across models; weights from mean(d^2); erase against the sign of sum(d)',
     source: 'Wan et al. 2024, arXiv:2408.07990',
-  },
-  arcee_fusion: {
-    algorithm: 'arcee_fusion',
-    options: {},
-    base: 'required',
-    models: [1, 1],
-    symmetric: false,
-    perModel: {},
+  }),
+  arcee_fusion: selective('arcee_fusion', 1, {
     shared: {},
     formula: 'x where |d| KL(softmax x || softmax base) >= median + 1.5 IQR, else base',
     source: 'Arcee AI, mergekit',
-  },
-  nearswap: {
-    algorithm: 'nearswap',
-    options: {},
-    base: 'required',
-    models: [1, 1],
-    symmetric: false,
-    perModel: {},
+  }),
+  nearswap: selective('nearswap', 1, {
     shared: { t: number() },
     formula: 'base + min(1, t / |d|) d',
     source: 'alchemonaut, mergekit',
-  },
-  ram: {
-    algorithm: 'ram',
-    options: {},
-    base: 'required',
-    models: [1, any],
-    symmetric: true,
-    perModel: {},
+  }),
+  ram: selective('ram', any, {
     shared: { epsilon: number(1e-5, 0) },
     formula: 'base + d where one model changed the entry (|d| > epsilon), + mean(d) over its changers where several did',
     source: 'arXiv:2601.13572',
-  },
-  ramplus_tl: {
-    algorithm: 'ram',
-    options: {},
-    base: 'required',
-    models: [1, any],
-    symmetric: true,
-    perModel: {},
+  }),
+  ramplus_tl: selective('ram', any, {
     shared: { epsilon: number(1e-5, 0), r: number(0.1), alpha: number(0.2, 0) },
     formula: 'as ram, what one model alone changed times 1 + r min(shared / own, alpha), per tensor',
     source: 'arXiv:2601.13572',
-  },
+  }),
 
   // singular vectors of task vectors
   tsv_m: spectral(

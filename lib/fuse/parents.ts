@@ -1,8 +1,9 @@
 // Opens the models a recipe names: directory, adapters, the tensors they hold, and how these lie in layers.
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { binding } from '../binding'
 import { asConanError, ConanError } from '../errors'
+import { readJson } from '../files/json'
 
 export interface CheckpointTensor {
   name: string
@@ -23,13 +24,9 @@ export interface Parent {
   config: Record<string, unknown>
 }
 
-function readJson(file: string): Record<string, unknown> {
-  try {
-    return JSON.parse(readFileSync(file, 'utf8'))
-  } catch (error) {
-    throw new ConanError('FILE_CORRUPT', `${file}: not valid JSON: ${(error as Error).message}`, { cause: error })
-  }
-}
+/** The types that can be merged. */
+export const floats = ['float32', 'bfloat16', 'float16']
+export const sizeOf = (shape: number[]): number => shape.reduce((a, b) => a * b, 1)
 
 /** Where the weights of a model directory are, relative to it. */
 export function weightsFolder(root: string): string {
@@ -39,9 +36,9 @@ export function weightsFolder(root: string): string {
   return modules.find((module) => String(module.type).split('.').pop() === 'Transformer')?.path ?? ''
 }
 
-export function checkpointTensors(directory: string, stem = 'model'): Map<string, CheckpointTensor> {
+function checkpointTensors(directory: string): Map<string, CheckpointTensor> {
   try {
-    const tensors: CheckpointTensor[] = JSON.parse(binding().checkpoint(directory, stem))
+    const tensors: CheckpointTensor[] = JSON.parse(binding().checkpoint(directory))
     return new Map(tensors.map((tensor) => [tensor.name, tensor]))
   } catch (error) {
     throw asConanError(error)

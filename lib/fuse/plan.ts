@@ -2,7 +2,7 @@
 // is made, and where every parent's tensor went. What has no place is an error that names it.
 import path from 'node:path'
 import { ConanError } from '../errors'
-import { layerCounts, layerOf, mainStack, openParent, type Parent, resolveModel } from './parents'
+import { floats, layerCounts, layerOf, mainStack, openParent, type Parent, resolveModel, sizeOf } from './parents'
 import { evaluateSetting, type Recipe, type RecipeGroup, type RecipeSlice, type RecipeSource } from './recipe'
 import { conflict, isVocabularyTensor, type OutputVocabulary, outputVocabulary, readVocabulary, rowsFor, type Vocabulary } from './vocabulary'
 
@@ -40,7 +40,7 @@ export interface FusePlan {
   parents: Parent[]
   tensors: PlannedTensor[]
   fates: Map<Parent, Map<string, Fate>>
-  /** The parents whose order in the native plan counts: sources by name. */
+  /** Whose config, tokenizer and processor files the output gets. */
   filesFrom: Parent
   vocabulary?: OutputVocabulary
   /** For sliced recipes: which layers of the first source make up the output. */
@@ -61,8 +61,7 @@ const bytesPer: Record<string, number> = {
   int16: 2,
   uint16: 2,
 }
-const floats = ['float32', 'bfloat16', 'float16']
-const sizeOf = (shape: number[]) => shape.reduce((a, b) => a * b, 1)
+const elementBytes = ({ dtype }: PlannedTensor) => bytesPer[dtype] ?? 1
 
 function matches(pattern: string, name: string): boolean {
   const parts = pattern.split('*').map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'))
@@ -133,8 +132,7 @@ class Planner {
     }
     if (tensors.length === 0) throw new ConanError('RECIPE_INVALID', 'expected a recipe that makes at least one tensor, every one is dropped')
     // Larger elements first: then every tensor lies aligned. Among them, the order in which the parents' files are read.
-    const ordered = tensors.map((tensor, at) => ({ tensor, at, size: bytesPer[tensor.dtype] ?? 1 })).sort((a, b) => b.size - a.size || a.at - b.at)
-    const sorted = ordered.map(({ tensor }) => tensor)
+    const sorted = tensors.sort((a, b) => elementBytes(b) - elementBytes(a))
     return {
       parents: this.parents,
       tensors: sorted,
@@ -496,9 +494,9 @@ function shards(tensors: PlannedTensor[], shardBytes: number): Pick<FusePlan, 'f
   const files: { name: string; tensors: number[]; bytes: number }[] = []
   let totalBytes = 0
   for (const [index, tensor] of tensors.entries()) {
-    const bytes = sizeOf(tensor.shape) * (bytesPer[tensor.dtype] ?? 1)
+    const bytes = sizeOf(tensor.shape) * elementBytes(tensor)
     const last = files.at(-1)
-    if (!last || (last.bytes + bytes > shardBytes && last.tensors.length > 0)) files.push({ name: '', tensors: [index], bytes })
+    if (!last || last.bytes + bytes > shardBytes) files.push({ name: '', tensors: [index], bytes })
     else {
       last.tensors.push(index)
       last.bytes += bytes

@@ -1,7 +1,7 @@
 // How a model wants its pictures: settings from the directory, in all spellings, and the sizes they lead to.
-import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
+import { type Json, readJsonIf } from '../files/json'
 
 export interface ImageSettings {
   patch: number
@@ -14,22 +14,11 @@ export interface ImageSettings {
   maxPixels: number
 }
 
-type Json = Record<string, unknown>
-
-function readJson(file: string): Json | undefined {
-  if (!existsSync(file)) return undefined
-  try {
-    return JSON.parse(readFileSync(file, 'utf8'))
-  } catch (error) {
-    throw new ConanError('FILE_CORRUPT', `${file}: not valid JSON: ${(error as Error).message}`, { cause: error })
-  }
-}
-
 /** preprocessor_config.json, or image_processor inside processor_config.json; what is absent is as in Qwen3-VL. */
 export function readImageSettings(directory: string, visionConfig: Json): ImageSettings {
-  const merged = readJson(path.join(directory, 'processor_config.json'))?.image_processor as Json | undefined
+  const merged = readJsonIf(path.join(directory, 'processor_config.json')).image_processor as Json | undefined
   const file = path.join(directory, merged ? 'processor_config.json' : 'preprocessor_config.json')
-  const config = merged ?? readJson(file) ?? {}
+  const config = merged ?? readJsonIf(file)
   const size = (config.size ?? {}) as Json
   const number = (value: unknown, key: string, fallback: number): number => {
     if (value === undefined || value === null) return fallback

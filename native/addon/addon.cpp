@@ -399,12 +399,12 @@ Napi::Value stop(const Napi::CallbackInfo& info) {
   return info.Env().Undefined();
 }
 
-/// checkpoint(directory, stem) -> JSON [{name, dtype, shape, file}], in the order of the files
+/// checkpoint(directory) -> JSON [{name, dtype, shape, file}], in the order of the files
 Napi::Value checkpoint(const Napi::CallbackInfo& info) {
   std::string json = "[";
   Failure failure;
   const bool ok = guarded(failure, [&] {
-    const Checkpoint read(info[0].ToString(), info[1].ToString());
+    const Checkpoint read(info[0].ToString());
     struct Row {
       size_t file;
       const void* data;

@@ -1,7 +1,5 @@
 #include "models/inspect.h"
 
-#include <algorithm>
-#include <iterator>
 #include <map>
 
 #include "base/error.h"
@@ -53,9 +51,7 @@ std::string inspect_directory(const std::string& directory) {
     if (std::optional<VisionConfig> vision = read_vision_config(json, path)) {
       WeightLoader tower_loader(checkpoint, none, probe_tensor(vision->tower), &problems);
       VisionTower(context, std::move(*vision), tower_loader, WeightFormat::f32);
-      std::vector<std::string> both, left = tower_loader.unused();
-      std::set_intersection(unused.begin(), unused.end(), left.begin(), left.end(), std::back_inserter(both));
-      unused = both;
+      unused = loader.unused_with(tower_loader);
     }
   } catch (const Error& error) {
     problems.push_back(error.what());

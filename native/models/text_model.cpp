@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <iterator>
 #include <map>
 
 #include "base/error.h"
@@ -60,10 +59,7 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
       fail("CONFIG_INVALID", config_path, ": \"out_hidden_size\": expected the language model's ", this->config().hidden, ", got ", vision->outputs);
     vision_loader_ = std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe_tensor(vision->tower));
     vision_ = std::make_unique<VisionTower>(*context_, std::move(*vision), *vision_loader_, format_);
-    const std::vector<std::string> left = vision_loader_->unused();  // sorted, as unused_ is
-    std::vector<std::string> both;
-    std::set_intersection(unused_.begin(), unused_.end(), left.begin(), left.end(), std::back_inserter(both));
-    unused_ = both;
+    unused_ = loader_->unused_with(*vision_loader_);
   }
   dimensions_ = this->config().hidden;
 

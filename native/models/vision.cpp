@@ -59,10 +59,9 @@ void VisionTower::check(const Pictures& pictures) const {
       fail("INVALID_INPUT", "a picture's grid of patches: expected multiples of ", m, ", got ", rows, " x ", columns);
 }
 
-/// x [N, hidden] -> [N / merge^2, outputs]
-Matrix VisionTower::merge(Context& context, const Merger& merger, const Matrix& x) const {
+/// x [N, hidden] -> y [N / merge^2, outputs]
+void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x, const Matrix& y) const {
   const int64_t unit = config_.merge * config_.merge, wide = x.cols * unit, rows = x.rows / unit;
-  Matrix y = context.scratch.matrix(rows, config_.outputs);
   Arena::Scope scope(context.scratch);
   Matrix together = contiguous(context, x.rows, x.cols);
   NormArgs norm;
@@ -94,7 +93,6 @@ Matrix VisionTower::merge(Context& context, const Merger& merger, const Matrix& 
   linear.activation = Activation::none;
   linear.y = y;
   context.ops.linear(context, linear);
-  return y;
 }
 
 VisionTower::Features VisionTower::forward(Context& context, const Pictures& pictures, const Transformer::Observer& observer) const {
@@ -155,18 +153,12 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
   input.batch.offsets = offsets.data();
   input.batch.sequences = int(pictures.grids.size());
   input.embeddings = x;
-  std::vector<int32_t> all(static_cast<size_t>(N / unit));
-  std::iota(all.begin(), all.end(), 0);
-  const auto keep = [&](const Merger& merger, const Matrix& states, const Matrix& to) {
-    Arena::Scope own(context.scratch);
-    context.ops.gather(context, {merge(context, merger, states), to, all.data()});
-  };
   const Matrix last = blocks_->forward(context, input, std::nullopt, [&](int64_t layer, const Matrix& states) {
     for (size_t i = 0; i < v.deepstack.size(); ++i)
-      if (v.deepstack[i] + 1 == layer) keep(deepstack_[i], states, features.deepstack[i]);
+      if (v.deepstack[i] + 1 == layer) merge(context, deepstack_[i], states, features.deepstack[i]);
     if (observer) observer(layer, states);
   });
-  keep(merger_, last, features.tokens);
+  merge(context, merger_, last, features.tokens);
   return features;
 }
 

@@ -42,7 +42,7 @@ class VisionTower {
     bool norm_after = false;  // over the patches put together, not over each
   };
   Merger load_merger(Context& context, WeightLoader& loader, WeightFormat format, const std::string& name, bool norm_after) const;
-  Matrix merge(Context& context, const Merger& merger, const Matrix& x) const;
+  void merge(Context& context, const Merger& merger, const Matrix& x, const Matrix& y) const;
 
   VisionConfig config_;
   std::unique_ptr<Weight> patch_;

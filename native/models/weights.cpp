@@ -123,4 +123,11 @@ std::vector<std::string> WeightLoader::unused() const {
   return out;
 }
 
+std::vector<std::string> WeightLoader::unused_with(const WeightLoader& other) const {
+  std::vector<std::string> both;
+  for (const std::string& name : unused())
+    if (!other.taken_.count(name)) both.push_back(name);
+  return both;
+}
+
 }  // namespace conan

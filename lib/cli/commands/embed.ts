@@ -9,7 +9,7 @@ import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
 import { NpyWriter } from '../../files/npy'
 import { type LoadOptions, loadModel } from '../../model'
-import { type Arguments, type Command, CommandError, integer, string } from '../command'
+import { type Arguments, type Command, CommandError, integer, interruptible, string } from '../command'
 import { progress } from '../progress'
 
 interface Item {
@@ -163,52 +163,50 @@ export const embed: Command = {
       threads: integer(args, 'threads'),
       adapters: (args.values.adapter as string[] | undefined) ?? [],
     })
-    const stop = new AbortController()
-    const interrupt = () => stop.abort()
-    process.once('SIGINT', interrupt)
     const bar = progress(args.values.json === true)
     const sink = out?.endsWith('.npy') ? npySink(out) : jsonlSink(out)
     try {
-      const ids: string[] = []
-      async function* inputs() {
-        for await (const { id, input } of items(args, texts)) {
-          ids.push(id)
-          yield input
+      await interruptible(async (signal) => {
+        const ids: string[] = []
+        async function* inputs() {
+          for await (const { id, input } of items(args, texts)) {
+            ids.push(id)
+            yield input
+          }
         }
-      }
-      const vectors = model.embedStream(inputs(), {
-        promptName: string(args, 'prompt-name'),
-        prompt: string(args, 'prompt'),
-        instruction: string(args, 'instruction'),
-        dimensions: integer(args, 'dimensions'),
-        force: args.values.force === true,
-        normalize: args.values['no-normalize'] !== true,
-        precision: args.values.precision as Precision | undefined,
-        truncate: args.values.truncate as 'error' | undefined,
-        batchSize: integer(args, 'batch-size'),
-        maxBatchTokens: integer(args, 'max-batch-tokens'),
-        onError: args.values['skip-errors'] === true ? 'skip' : 'throw',
-        signal: stop.signal,
-        onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),
+        const vectors = model.embedStream(inputs(), {
+          promptName: string(args, 'prompt-name'),
+          prompt: string(args, 'prompt'),
+          instruction: string(args, 'instruction'),
+          dimensions: integer(args, 'dimensions'),
+          force: args.values.force === true,
+          normalize: args.values['no-normalize'] !== true,
+          precision: args.values.precision as Precision | undefined,
+          truncate: args.values.truncate as 'error' | undefined,
+          batchSize: integer(args, 'batch-size'),
+          maxBatchTokens: integer(args, 'max-batch-tokens'),
+          onError: args.values['skip-errors'] === true ? 'skip' : 'throw',
+          signal,
+          onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),
+        })
+        for await (const { vector, error } of vectors) {
+          const id = ids.shift() as string
+          if (!error) await sink.write(id, vector)
+          else
+            console.error(
+              args.values.json === true
+                ? JSON.stringify({ skipped: id, error: { code: error.code, message: error.message } })
+                : `skipped ${id}: ${error.message}`,
+            )
+        }
+        await sink.finish()
       })
-      for await (const { vector, error } of vectors) {
-        const id = ids.shift() as string
-        if (!error) await sink.write(id, vector)
-        else
-          console.error(
-            args.values.json === true
-              ? JSON.stringify({ skipped: id, error: { code: error.code, message: error.message } })
-              : `skipped ${id}: ${error.message}`,
-          )
-      }
-      await sink.finish()
       return undefined
     } catch (error) {
       sink.abandon()
       throw error
     } finally {
       bar.stop()
-      process.off('SIGINT', interrupt)
       await model.dispose()
     }
   },

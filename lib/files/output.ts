@@ -1,0 +1,16 @@
+// Directories that are made whole: beside their name first, under it in the end.
+import { existsSync, readdirSync, statSync } from 'node:fs'
+import { ConanError } from '../errors'
+
+/** @throws ConanError OUTPUT_EXISTS where `directory` is taken; an empty one is not */
+export function requireFree(directory: string): void {
+  if (!existsSync(directory)) return
+  const isDirectory = statSync(directory).isDirectory()
+  if (!isDirectory || readdirSync(directory).length > 0)
+    throw new ConanError('OUTPUT_EXISTS', `${directory}: expected no such directory or an empty one, found ${isDirectory ? 'files in it' : 'a file'}`)
+}
+
+/** An error of the file system as FILE_IO; any other as it is. */
+export function asFileError(error: unknown): unknown {
+  return error instanceof Error && 'syscall' in error ? new ConanError('FILE_IO', error.message, { cause: error }) : error
+}

@@ -1,0 +1,15 @@
+// Checks of option values.
+import { ConanError, shown } from './errors'
+
+export function positive(value: unknown, name: string, fallback: number): number {
+  if (value === undefined) return fallback
+  if (!Number.isInteger(value) || (value as number) < 1)
+    throw new ConanError('INVALID_OPTION', `${name}: expected a positive whole number, got ${shown(value)}`)
+  return value as number
+}
+
+export function oneOf<T extends string>(value: unknown, name: string, allowed: readonly T[], fallback: T): T {
+  if (value === undefined) return fallback
+  if (!allowed.includes(value as T)) throw new ConanError('INVALID_OPTION', `${name}: expected one of ${allowed.join(', ')}, got ${shown(value)}`)
+  return value as T
+}
