@@ -30,6 +30,7 @@ export const errorKinds = {
   ADDON_MISSING: { meaning: 'the native addon is not there for this platform', http: 500, exit: 6 },
   BACKEND_UNSUPPORTED: { meaning: 'the backend lacks an operation that the model needs', http: 500, exit: 6 },
   DEVICE_UNAVAILABLE: { meaning: 'the device asked for cannot be used', http: 500, exit: 6 },
+  FFMPEG_MISSING: { meaning: 'ffmpeg is not there, and this file takes it', http: 500, exit: 6 },
   OUT_OF_MEMORY: { meaning: 'not enough memory', http: 503, exit: 7 },
   ABORTED: { meaning: 'the caller stopped it', http: 499, exit: 130 },
   DISPOSED: { meaning: 'the model was disposed', http: 503, exit: 1 },

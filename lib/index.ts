@@ -13,6 +13,8 @@ export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoef
 export { devices, type InspectReport, inspect } from './inspect'
 export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { ImageInput, RawImage } from './media/image'
+export type { ProcessorOptions } from './media/processor'
+export type { VideoFrames, VideoInput } from './media/video'
 export {
   type EmbedOptions,
   type EmbedResult,

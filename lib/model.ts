@@ -9,6 +9,8 @@ import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, readModelDirectory } from './files/model-directory'
 import { documentImage } from './media/document'
 import { imagePatches } from './media/image'
+import { type ImageSettings, type ProcessorOptions, type VideoSettings, withOptions } from './media/processor'
+import { secondsText, videoPatches } from './media/video'
 import { oneOf, positive } from './options'
 
 export interface LoadOptions {
@@ -25,6 +27,8 @@ export interface LoadOptions {
   adapters?: string | string[]
   /** Longest input in tokens, special tokens included; at most what the model allows. */
   maxTokens?: number
+  /** How images and videos are prepared, where that is not to be as the directory says. */
+  processor?: ProcessorOptions
 }
 
 export interface EmbedOptions extends PromptOptions {
@@ -47,6 +51,8 @@ export interface EmbedOptions extends PromptOptions {
    * its vector is zeros, and `errors` names it.
    */
   onError?: 'throw' | 'skip'
+  /** How images and videos are prepared, where that is not to be as the model was loaded. */
+  processor?: ProcessorOptions
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number | undefined; tokens: number }) => void
 }
@@ -57,9 +63,10 @@ export interface InputError {
 }
 
 export interface Usage {
-  /** Tokens computed, by modality; what frames an image counts as text. */
+  /** Tokens computed, by modality; what frames an image or a video counts as text. */
   text: number
   image: number
+  video: number
   /** Indices of the inputs that were shortened. */
   truncated: number[]
 }
@@ -96,7 +103,7 @@ export interface ModelInfo extends NativeModelInfo {
 const defaultBatchTokens = 4096
 /** Texts tokenised in one go: enough to keep the tokenizer's threads busy, few enough to stay ahead by one batch. */
 const tokenizeChunk = 128
-/** Images decoded in one go: enough to keep all threads busy, few enough that their pixels fit anywhere. */
+/** Images decoded in one go: enough to keep all threads busy, few enough that their pixels fit anywhere. A video counts as so many. */
 const imageChunk = 8
 
 interface Settings {
@@ -108,7 +115,15 @@ interface Settings {
   maxBatchTokens: number
   truncate: 'error' | TruncateSide
   skip: boolean
+  image: ImageSettings | undefined
+  video: VideoSettings | undefined
   signal: AbortSignal | undefined
+}
+
+/** An image or a video made ready: pictures for the tower, and for a video the times at which they stand. */
+interface Visual {
+  pictures: NativePictures
+  seconds?: number[]
 }
 
 interface Batch {
@@ -121,6 +136,7 @@ interface Batch {
   truncated: boolean[]
   pictures: NativePictures | undefined
   imageTokens: number
+  videoTokens: number
 }
 
 /**
@@ -138,7 +154,8 @@ export async function loadModel(directory: string, options: LoadOptions = {}): P
   const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
   if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)
-  const read = readModelDirectory(path.resolve(directory))
+  const found = readModelDirectory(path.resolve(directory))
+  const read = { ...found, ...withOptions(found.image, found.video, options.processor) }
   const native = binding()
   let handle: NativeModel
   try {
@@ -181,9 +198,16 @@ export class Model {
   readonly info: ModelInfo
   private handle: NativeModel | undefined
   private readonly render: ReturnType<typeof promptRenderer>
+  /**
+   * Whether the tokenizer adds its special tokens: to plain text, and to a rendered template where a processor of transformers
+   * would let it, which is a model with media whose template does not begin with the token itself.
+   */
+  private readonly special: boolean
   private readonly modalities: readonly Modality[]
   /** The token that stands for a merged patch of an image. */
   private readonly placeholder: string | undefined
+  /** The same for videos, and what stands around each picture of one. */
+  private readonly videoPlaceholder: { token: string; start: string; end: string } | undefined
   /** Settles when the last forward pass asked for is done. */
   private turn: Promise<unknown> = Promise.resolve()
 
@@ -197,8 +221,18 @@ export class Model {
     this.handle = handle
     this.info = info
     this.render = promptRenderer(directory)
-    this.modalities = directory.image ? ['text', 'image', 'document'] : ['text']
+    const { bos_token } = directory.tokenizerConfig as { bos_token?: string | { content: string } }
+    const bos = (typeof bos_token === 'object' ? bos_token?.content : bos_token) || undefined
+    const begins = () => bos !== undefined && this.render({ text: 'a', videos: 0, images: 0 }, '').startsWith(bos)
+    this.special = directory.chat === undefined || (directory.image !== undefined && !begins())
+    this.modalities = directory.image ? ['text', 'image', 'video', 'document'] : ['text']
     this.placeholder = info.imageToken === null ? undefined : tokenizer.textOf(info.imageToken)
+    const video = info.videoToken === null ? undefined : tokenizer.textOf(info.videoToken)
+    const { start, end } = directory.visionTokens
+    this.videoPlaceholder =
+      video === undefined
+        ? undefined
+        : { token: video, start: tokenizer.textOf(start) ?? '<|vision_start|>', end: tokenizer.textOf(end) ?? '<|vision_end|>' }
   }
 
   /** Whether inputs of this kind can be embedded. */
@@ -216,7 +250,7 @@ export class Model {
     const list = Array.isArray(inputs) ? inputs : [inputs]
     const contents = list.map((input, i) => contentOf(input, i, this.modalities))
     const vectors = allocate(settings.precision, contents.length, settings.dimensions)
-    const usage: Usage = { text: 0, image: 0, truncated: [] }
+    const usage: Usage = { text: 0, image: 0, video: 0, truncated: [] }
     const errors: InputError[] = []
     let done = 0
     for await (const { batch, values } of this.pipeline(contents, settings, (batch) => this.vectorsOf(batch, settings))) {
@@ -224,10 +258,11 @@ export class Model {
         store(values.subarray(i * settings.dimensions, (i + 1) * settings.dimensions), settings.dimensions, settings.precision, vectors, index)
       errors.push(...batch.failed)
       done += batch.indices.length + batch.failed.length
-      usage.text += batch.ids.length - batch.imageTokens
+      usage.text += batch.ids.length - batch.imageTokens - batch.videoTokens
       usage.image += batch.imageTokens
+      usage.video += batch.videoTokens
       for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.indices[i] as number)
-      options.onProgress?.({ done, total: contents.length, tokens: usage.text + usage.image })
+      options.onProgress?.({ done, total: contents.length, tokens: usage.text + usage.image + usage.video })
     }
     return { vectors, dimensions: settings.dimensions, usage, errors }
   }
@@ -356,6 +391,7 @@ export class Model {
       maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', defaultBatchTokens),
       skip: oneOf(options.onError, 'onError', ['throw', 'skip'] as const, 'throw') === 'skip',
       truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
+      ...withOptions(this.directory.image, this.directory.video, options.processor),
       signal: options.signal,
     }
   }
@@ -383,7 +419,7 @@ export class Model {
   }
 
   private async *batches(contents: Iterable<Content> | AsyncIterable<Content>, settings: Settings): AsyncGenerator<Batch, undefined> {
-    const pending: { index: number; ids: number[]; truncated: boolean; pictures: NativePictures[] }[] = []
+    const pending: { index: number; ids: number[]; truncated: boolean; visuals: Visual[] }[] = []
     let failed: InputError[] = []
     let tokens = 0
     const cut = (): Batch => {
@@ -393,16 +429,17 @@ export class Model {
         ids.set(item.ids, offsets[i])
         offsets[i + 1] = (offsets[i] as number) + item.ids.length
       }
-      const pictures = joined(pending.flatMap((item) => item.pictures))
-      const imageTokens = pictures ? this.tokensOf(pictures) : 0
+      const visuals = pending.flatMap((item) => item.visuals)
+      const tokensOf = (some: Visual[]) => some.reduce((sum, { pictures }) => sum + this.tokensOf(pictures), 0)
       const batch = {
         indices: pending.map(({ index }) => index),
         failed,
         ids,
         offsets,
         truncated: pending.map((item) => item.truncated),
-        pictures,
-        imageTokens,
+        pictures: joined(visuals.map(({ pictures }) => pictures)),
+        imageTokens: tokensOf(visuals.filter(({ seconds }) => !seconds)),
+        videoTokens: tokensOf(visuals.filter(({ seconds }) => seconds)),
       }
       failed = []
       pending.length = 0
@@ -417,26 +454,26 @@ export class Model {
       const read = await Promise.all(
         chunk.map(async (content, i) => {
           try {
-            const pictures = await this.picturesOf(content, first + i)
-            return { pictures, rendered: this.withPlaceholders(content, pictures, settings.prompt, first + i) }
+            const visuals = await this.visualsOf(content, settings, first + i)
+            return { visuals, rendered: this.withPlaceholders(content, visuals, settings.prompt, first + i) }
           } catch (error) {
             if (!settings.skip) throw error
-            return { pictures: [], rendered: '', error: asConanError(error) }
+            return { visuals: [], rendered: '', error: asConanError(error) }
           }
         }),
       )
       const texts = read.map(({ rendered }) => rendered)
-      const encoded = await this.tokenizer.encode(texts, settings.truncate === 'start' ? 'start' : 'end', this.directory.chat === undefined)
+      const encoded = await this.tokenizer.encode(texts, settings.truncate === 'start' ? 'start' : 'end', this.special)
       for (const [i, { ids, truncated }] of encoded.entries()) {
         const index = first + i
-        const { pictures, error = this.faultOf(ids, truncated, pictures.length > 0 || settings.truncate === 'error', index) } = read[i]!
+        const { visuals, error = this.faultOf(ids, truncated, visuals.length > 0 || settings.truncate === 'error', index) } = read[i]!
         if (error) {
           if (!settings.skip) throw error
           failed.push({ index, error })
           continue
         }
         if (pending.length && (tokens + ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
-        pending.push({ index, ids, truncated, pictures })
+        pending.push({ index, ids, truncated, visuals })
         tokens += ids.length
       }
     }
@@ -461,31 +498,47 @@ export class Model {
     return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, pictures))
   }
 
-  /** The decoded images of an input. */
-  private async picturesOf({ images, document }: Content, index: number): Promise<NativePictures[]> {
-    const settings = this.directory.image
-    if (!settings) return []
+  /** The decoded videos and images of an input, in the order in which they stand in a prompt. */
+  private async visualsOf({ videos, images, document }: Content, { image, video }: Settings, index: number): Promise<Visual[]> {
+    if (!image || !video) return []
     try {
+      const visuals: Visual[] = []
+      for (const each of videos) visuals.push(await videoPatches(each, video)) // one at a time: a video alone fills many cores' memory
       const page = document && (await documentImage(document.file, document.page, document.dpi))
-      return await Promise.all([...images, ...(page === undefined ? [] : [page])].map((image) => imagePatches(image, settings)))
+      const all = [...images, ...(page === undefined ? [] : [page])]
+      return [...visuals, ...(await Promise.all(all.map(async (each) => ({ pictures: await imagePatches(each, image) }))))]
     } catch (error) {
       const known = asConanError(error)
       throw new ConanError(known.code, `input ${index}: ${known.message}`, { cause: error })
     }
   }
 
-  /** The rendered input, with as many placeholder tokens for each image as it has merged patches. */
-  private withPlaceholders(content: Content, pictures: NativePictures[], prompt: string, index: number): string {
-    const rendered = this.render({ text: content.text, images: pictures.length }, prompt)
-    const { placeholder } = this
-    if (placeholder === undefined) return rendered
-    const parts = rendered.split(placeholder)
-    if (parts.length !== pictures.length + 1)
-      throw new ConanError(
-        'INVALID_INPUT',
-        `input ${index}: expected ${placeholder} once for each of its ${pictures.length} images, got it ${parts.length - 1} times (it may not stand in a text)`,
-      )
-    return parts.reduce((text, part, i) => `${text}${placeholder.repeat(this.tokensOf(pictures[i - 1]!))}${part}`)
+  /**
+   * The rendered input, with as many placeholder tokens for each picture as it has merged patches. A video's placeholder becomes
+   * a time and a framed picture for each two frames, inside the frame that the template has put around it (transformers 5).
+   */
+  private withPlaceholders(content: Content, visuals: Visual[], prompt: string, index: number): string {
+    const images = visuals.filter(({ seconds }) => !seconds)
+    const videos = visuals.filter(({ seconds }) => seconds)
+    const rendered = this.render({ text: content.text, videos: videos.length, images: images.length }, prompt)
+    const { placeholder, videoPlaceholder: video } = this
+    const expand = (text: string, token: string, what: string, some: Visual[], expanded: (visual: Visual) => string): string => {
+      const parts = text.split(token)
+      if (parts.length !== some.length + 1)
+        throw new ConanError(
+          'INVALID_INPUT',
+          `input ${index}: expected ${token} once for each of its ${some.length} ${what}, got it ${parts.length - 1} times (it may not stand in a text)`,
+        )
+      return parts.reduce((before, part, i) => `${before}${expanded(some[i - 1]!)}${part}`)
+    }
+    let text = rendered
+    if (placeholder !== undefined) text = expand(text, placeholder, 'images', images, ({ pictures }) => placeholder.repeat(this.tokensOf(pictures)))
+    if (video)
+      text = expand(text, video.token, 'videos', videos, ({ pictures, seconds }) => {
+        const tokens = video.token.repeat(this.tokensOf(pictures) / seconds!.length)
+        return seconds!.map((time) => `<${secondsText(time)} seconds>${video.start}${tokens}${video.end}`).join('')
+      })
+    return text
   }
 
   /** Tokens that stand for pictures: one for each merge x merge of their patches. */
@@ -540,7 +593,7 @@ async function* chunks(items: Iterable<Content> | AsyncIterable<Content>): Async
   let images = 0
   for await (const item of items) {
     chunk.push(item)
-    images += item.images.length + (item.document ? 1 : 0)
+    images += item.images.length + (item.document ? 1 : 0) + imageChunk * item.videos.length
     if (chunk.length === tokenizeChunk || images >= imageChunk) {
       yield chunk
       chunk = []

@@ -1,10 +1,13 @@
 // What embed takes, brought to one form.
 import { ConanError, shown } from '../errors'
 import type { ImageInput } from '../media/image'
+import type { VideoInput } from '../media/video'
 
 export interface MediaInput {
   text?: string
-  /** One image or several, in order; they stand before the text. */
+  /** One video or several, in order; they stand before everything else. */
+  video?: VideoInput | VideoInput[]
+  /** One image or several, in order; they stand after the videos. */
   image?: ImageInput | ImageInput[]
   /** A page of a PDF file, or a picture of a page: after the images, before the text. */
   document?: ImageInput
@@ -22,23 +25,29 @@ export const modalities: readonly Modality[] = ['text', 'image', 'video', 'docum
 
 export interface Content {
   text: string | undefined
+  videos: VideoInput[]
   images: ImageInput[]
   document?: { file: ImageInput; page: number | undefined; dpi: number | undefined }
 }
 
 /** `supported`: what the model takes. */
 export function contentOf(input: unknown, index: number, supported: readonly Modality[]): Content {
-  if (typeof input === 'string') return { text: input, images: [] }
+  if (typeof input === 'string') return { text: input, videos: [], images: [] }
   if (typeof input === 'object' && input !== null && !Array.isArray(input)) {
     const keys = Object.keys(input)
     const unsupported = keys.filter((key) => (modalities as readonly string[]).includes(key) && !(supported as readonly string[]).includes(key))
     if (unsupported.length) throw new ConanError('INVALID_INPUT', `input ${index}: this model embeds ${supported.join(' and ')}, got ${unsupported.join(', ')}`)
-    const { text, image, document, page, dpi } = input as Omit<MediaInput, 'text'> & { text?: unknown }
-    const images = image === undefined ? [] : Array.isArray(image) ? image : [image]
+    const { text, video, image, document, page, dpi } = input as Omit<MediaInput, 'text'> & { text?: unknown }
+    const videos = listOf(video)
+    const images = listOf(image)
     const known: string[] = [...supported, ...(document === undefined ? [] : ['page', 'dpi'])]
-    const whole = typeof text === 'string' || (text === undefined && (images.length > 0 || document !== undefined))
+    const whole = typeof text === 'string' || (text === undefined && (videos.length + images.length > 0 || document !== undefined))
     if (whole && keys.every((key) => known.includes(key)))
-      return { text: text as string | undefined, images, ...(document !== undefined && { document: { file: document, page, dpi } }) }
+      return { text: text as string | undefined, videos, images, ...(document !== undefined && { document: { file: document, page, dpi } }) }
   }
   throw new ConanError('INVALID_INPUT', `input ${index}: expected a string or { ${supported.join(', ')} }, got ${shown(input)}`)
+}
+
+function listOf<T>(value: T | T[] | undefined): T[] {
+  return value === undefined ? [] : Array.isArray(value) ? value : [value]
 }

@@ -40,15 +40,23 @@ function instructionPrompt(model: ModelDirectory, instruction: string): string {
   return `Instruct: ${instruction}\nQuery: `
 }
 
-/** A function from the parts of an input to what the tokenizer gets; an image is one placeholder token there. */
-export function promptRenderer(model: ModelDirectory): (content: { text: string | undefined; images: number }, prompt: string) => string {
+/** The parts of an input as a chat template sees them: how many of each kind. */
+export interface Parts {
+  text: string | undefined
+  videos: number
+  images: number
+}
+
+/** A function from the parts of an input to what the tokenizer gets; a video or an image is one placeholder token there. */
+export function promptRenderer(model: ModelDirectory): (content: Parts, prompt: string) => string {
   const { chat } = model
   if (!chat) return ({ text }, prompt) => prompt + (text ?? '')
   const template = new Template(chat.template)
   const part = (text: string) => ({ type: 'text', text })
-  return ({ text, images }, prompt) => {
-    const words = text || (images ? undefined : chat.emptyText)
-    const parts = [...Array.from({ length: images }, () => ({ type: 'image' })), ...(words === undefined ? [] : [part(words)])]
+  const media = (type: string, count: number) => Array.from({ length: count }, () => ({ type }))
+  return ({ text, videos, images }, prompt) => {
+    const words = text || (videos + images ? undefined : chat.emptyText)
+    const parts = [...media('video', videos), ...media('image', images), ...(words === undefined ? [] : [part(words)])]
     const messages = [{ role: 'user', content: chat.format === 'flat' ? (words ?? '') : parts }] as { role: string; content: unknown }[]
     if (prompt) messages.unshift({ role: 'system', content: chat.format === 'flat' ? prompt : [part(prompt)] })
     return template.render({ ...chat.variables, messages })

@@ -4,7 +4,7 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { NativeDense } from '../binding'
 import { ConanError, shown } from '../errors'
-import { type ImageSettings, readImageSettings } from '../media/processor'
+import { type ImageSettings, readImageSettings, readVideoSettings, type VideoSettings } from '../media/processor'
 import { type Json, readJson, readJsonIf } from './json'
 
 export type PoolingMode = 'cls' | 'lasttoken' | 'mean' | 'mean_sqrt_len_tokens' | 'max' | 'weightedmean'
@@ -41,6 +41,9 @@ export interface ModelDirectory {
   tokenizerConfig: Json
   /** How pictures are prepared; undefined: a model of text alone. */
   image: ImageSettings | undefined
+  video: VideoSettings | undefined
+  /** Token ids around a picture of a video. */
+  visionTokens: { start: number; end: number }
 }
 
 function positiveInteger(value: unknown, file: string, key: string): number {
@@ -173,5 +176,7 @@ export function readModelDirectory(root: string): ModelDirectory {
     tokenizerFile,
     tokenizerConfig,
     image: vision ? readImageSettings(directory, config.vision_config as Json) : undefined,
+    video: vision ? readVideoSettings(directory, config.vision_config as Json) : undefined,
+    visionTokens: { start: Number(config.vision_start_token_id ?? 151652), end: Number(config.vision_end_token_id ?? 151653) },
   }
 }

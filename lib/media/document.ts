@@ -1,13 +1,18 @@
-// Documents: pages of PDF files as pictures, rendered by PDFium.
-import { readFileSync } from 'node:fs'
+// Documents: pages of PDF files as pictures, rendered by PDFium on a thread of its own.
+import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import type { PDFiumDocument, PDFiumLibrary } from '@hyzyla/pdfium'
+import { Worker } from 'node:worker_threads'
+import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
+import { positive } from '../options'
 import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
+import type { PdfAnswer, PdfRequest } from './pdf-worker'
 
 export interface PageOptions {
   /** Resolution of the rendering; default 144. */
   dpi?: number
+  /** Pixels of a rendered page at most: a larger one is rendered at a lower resolution. Default 2^25. */
+  maxPixels?: number
   /** Pages, counted from 1: one, a list, or a range [first, last]; default all. */
   pages?: number | number[] | { first?: number; last?: number }
   password?: string
@@ -19,40 +24,75 @@ export interface DocumentPage {
   image: RawImage
 }
 
-let library: Promise<PDFiumLibrary> | undefined
+/** The thread that renders, started when the first document comes; it keeps no process alive. */
+class Renderer {
+  private readonly worker: Worker
+  private readonly pending = new Map<number, { resolve: (value: never) => void; reject: (error: Error) => void }>()
+  private next = 0
 
-/** PDFium is loaded when the first document comes. */
-async function pdfium(): Promise<PDFiumLibrary> {
-  library ??= import('@hyzyla/pdfium').then(({ PDFiumLibrary }) => PDFiumLibrary.init())
-  return library
+  constructor() {
+    this.worker = new Worker(path.join(packageRoot(), 'dist', 'pdf-worker.js'))
+    this.worker.unref()
+    this.worker.on('message', ({ id, value, error }: PdfAnswer) => {
+      const { resolve, reject } = this.pending.get(id)!
+      this.pending.delete(id)
+      if (this.pending.size === 0) this.worker.unref()
+      if (error === undefined) resolve(value as never)
+      else reject(new Error(error))
+    })
+    const fail = (error: Error) => {
+      renderer = undefined // the next document starts another
+      for (const { reject } of this.pending.values()) reject(error)
+      this.pending.clear()
+    }
+    this.worker.on('error', fail)
+    this.worker.on('exit', (code) => fail(new Error(`the rendering thread ended with code ${code}`)))
+  }
+
+  ask<T>(request: PdfRequest extends infer R ? Omit<R & { id: number }, 'id'> : never): Promise<T> {
+    const id = this.next++
+    if (this.pending.size === 0) this.worker.ref()
+    return new Promise((resolve, reject) => {
+      this.pending.set(id, { resolve, reject })
+      this.worker.postMessage({ ...request, id })
+    })
+  }
 }
+
+let renderer: Renderer | undefined
 
 const isPdf = (bytes: Uint8Array) => Buffer.from(bytes.subarray(0, 1024)).includes('%PDF-')
 
 /** A page of more pixels than this is rendered smaller: a plan on A0 says no more to a model. */
 const maxPagePixels = 1 << 25
 
-async function open(bytes: Uint8Array, name: string, password: string | undefined): Promise<PDFiumDocument> {
+interface OpenDocument {
+  pageCount: number
+  render(page: number, dpi: number, maxPixels: number): Promise<RawImage>
+  close(): Promise<void>
+}
+
+async function open(bytes: Uint8Array, name: string, password: string | undefined): Promise<OpenDocument> {
+  renderer ??= new Renderer()
+  const own = renderer
   try {
-    return await (await pdfium()).loadDocument(bytes, password)
+    const { document, pageCount } = await own.ask<{ document: number; pageCount: number }>({ open: { bytes, password } })
+    return {
+      pageCount,
+      async render(page, dpi, maxPixels) {
+        try {
+          return { ...(await own.ask<Omit<RawImage, 'channels'>>({ render: { document, page, dpi, maxPixels } })), channels: 4 }
+        } catch (error) {
+          throw new ConanError('INVALID_INPUT', `${name}: page ${page} cannot be rendered: ${(error as Error).message}`, { cause: error })
+        }
+      },
+      close: () => own.ask({ close: { document } }),
+    }
   } catch (error) {
     const message = (error as Error).message
     throw new ConanError('INVALID_INPUT', `${name}: ${/password/i.test(message) ? 'needs a password, or another one' : `cannot be opened: ${message}`}`, {
       cause: error,
     })
-  }
-}
-
-async function render(document: PDFiumDocument, page: number, name: string, dpi: number): Promise<RawImage> {
-  try {
-    const opened = document.getPage(page - 1)
-    const { originalWidth, originalHeight } = opened.getOriginalSize()
-    const wanted = dpi / 72
-    const scale = Math.min(wanted, Math.sqrt(maxPagePixels / Math.max(1, originalWidth * originalHeight)))
-    const { data, width, height } = await opened.render({ scale, render: 'bitmap' })
-    return { data, width, height, channels: 4 }
-  } catch (error) {
-    throw new ConanError('INVALID_INPUT', `${name}: page ${page} cannot be rendered: ${(error as Error).message}`, { cause: error })
   }
 }
 
@@ -83,8 +123,9 @@ function checkedDpi(dpi: number | undefined): number {
  */
 export async function* documentPages(input: string | URL | Uint8Array, options: PageOptions = {}): AsyncGenerator<DocumentPage> {
   const { bytes: given, name } = source(input, 'document')
-  const bytes = typeof given === 'string' ? readFileSync(given) : given
+  const bytes = typeof given === 'string' ? await readFile(given) : given
   const dpi = checkedDpi(options.dpi)
+  const maxPixels = positive(options.maxPixels, 'maxPixels', maxPagePixels)
   if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected a document, got no bytes`)
   if (!isPdf(bytes)) {
     if (typeof given === 'string' && path.extname(given).toLowerCase() === '.pdf')
@@ -95,10 +136,10 @@ export async function* documentPages(input: string | URL | Uint8Array, options: 
   }
   const document = await open(bytes, name, options.password)
   try {
-    const pageCount = document.getPageCount()
-    for (const page of pagesOf(options.pages, pageCount, name)) yield { page, pageCount, image: await render(document, page, name, dpi) }
+    const { pageCount } = document
+    for (const page of pagesOf(options.pages, pageCount, name)) yield { page, pageCount, image: await document.render(page, dpi, maxPixels) }
   } finally {
-    document.destroy()
+    await document.close()
   }
 }
 

@@ -30,8 +30,8 @@ export function isRaw(input: unknown): input is RawImage {
   return typeof input === 'object' && input !== null && 'data' in input && 'width' in input
 }
 
-/** Bytes or the path of an existing file, and how errors call it. `what`: image, document. */
-export function source(input: ImageInput, what = 'image'): { bytes: string | Uint8Array; name: string } {
+/** Bytes or the path of an existing file, and how errors call it. `what`: image, document, video, audio. */
+export function source(input: unknown, what = 'image'): { bytes: string | Uint8Array; name: string } {
   if (input instanceof Uint8Array) return { bytes: input, name: `${what} of ${input.length} bytes` }
   let text = input instanceof URL ? input.href : (input as string)
   if (typeof text !== 'string' || text === '')
@@ -91,12 +91,13 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
 /** One picture for the vision tower. */
 export async function imagePatches(input: ImageInput, settings: ImageSettings): Promise<NativePictures> {
   const { rgb, width, height } = await decodeImage(input)
-  const to = smartResize(width, height, settings)
   const { patch, temporalPatch, merge, mean, deviation } = settings
   try {
+    const to = smartResize(width, height, settings)
     const patches = await binding().patches([rgb], width, height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation })
     return { patches, grids: Int32Array.of(to.height / patch, to.width / patch) }
   } catch (error) {
-    throw asConanError(error)
+    const known = asConanError(error)
+    throw new ConanError(known.code, `image: ${known.message}`, { cause: error })
   }
 }

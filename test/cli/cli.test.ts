@@ -182,3 +182,30 @@ test('fuse, drift and extract-lora', () => {
   assert.ok(existsSync(path.join(`${out}3`, 'coefficient-search.json')))
   assert.equal(run(['fuse', recipe, '--out', `${out}4`, '--search', probe, '--trade-off', 'x=y']).status, 2)
 })
+
+test('embed: media by flag and in JSON lines; every page of a document is an input', async () => {
+  const model = path.join(fixtures, 'vision', 'qwen3_vl')
+  const media = (...names: string[]) => path.join(fixtures, ...names)
+  const [video, image, pdf] = [media('vision', 'video', 'five.webp'), media('vision', 'images', 'rgb.png'), media('document', 'colours.pdf')]
+  const flags = run(['embed', model, '--video', video, '--image', image, '--document', pdf, '--fps', '5', '--max-frames', '6'])
+  assert.equal(flags.status, 0, flags.stderr)
+  const ids = [video, image, ...[1, 2, 3].map((page) => `${pdf}#page=${page}`)]
+  assert.deepEqual(
+    flags.lines().map(({ id }) => id),
+    ids,
+  )
+  const directory = temporary()
+  const rows = [
+    { video: path.relative(directory, video) },
+    { image: [path.relative(directory, image)] },
+    ...[1, 2, 3].map((page) => ({ document: path.relative(directory, pdf), page })),
+  ]
+  writeFileSync(path.join(directory, 'rows.jsonl'), rows.map((row) => JSON.stringify(row)).join('\n'))
+  const lines = run(['embed', model, '-i', path.join(directory, 'rows.jsonl'), '--fps', '5', '--max-frames', '6']).lines()
+  assert.deepEqual(
+    lines.map(({ embedding }) => embedding),
+    flags.lines().map(({ embedding }) => embedding),
+  )
+  writeFileSync(path.join(directory, 'bad.jsonl'), '{"video": 5}')
+  assert.match(run(['embed', model, '-i', path.join(directory, 'bad.jsonl')]).stderr, /line 1: expected the name of a file, got 5/)
+})

@@ -137,7 +137,7 @@ test('bad images are named', async () => {
   await fails(write('bomb.png', bomb), 'INVALID_INPUT', /bomb\.png: cannot be decoded: .*pixel/)
   assert.ok(process.memoryUsage().rss - before < 300e6)
   await assert.rejects(model.embed({ image: file('rgb.png'), text: 'a <extra0> b' }), /expected <extra0> once for each of its 1 images, got it 2 times/)
-  await assert.rejects(model.embed({ audio: 'x.wav' } as never), /this model embeds text and image and document, got audio/)
+  await assert.rejects(model.embed({ audio: 'x.wav' } as never), /this model embeds text and image and video and document, got audio/)
   await assert.rejects(model.embed({ image: Array.from({ length: 40 }, () => file('rgb.png')) }), { code: 'INPUT_TOO_LONG' })
 })
 

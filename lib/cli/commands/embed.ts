@@ -1,4 +1,4 @@
-// conan-embed embed: texts from arguments, files or stdin; vectors as JSON lines or .npy.
+// conan-embed embed: inputs from arguments, files or stdin; vectors as JSON lines or .npy.
 
 import { once } from 'node:events'
 import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
@@ -8,9 +8,14 @@ import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
 import { NpyWriter } from '../../files/npy'
+import { documentPages } from '../../media/document'
 import { type LoadOptions, loadModel } from '../../model'
-import { type Arguments, type Command, CommandError, integer, interruptible, string } from '../command'
+import { type Arguments, type Command, CommandError, integer, interruptible, number, string } from '../command'
 import { progress } from '../progress'
+
+/** Members of a JSON line that name files, and those that say what of a file is meant. */
+const mediaKinds = ['video', 'image', 'document'] as const
+const mediaSettings = ['page', 'dpi'] as const
 
 interface Item {
   id: string
@@ -38,31 +43,34 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
       throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
     }
     const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
-    const { [field]: text, image, document, page, dpi } = row
-    const images = image === undefined ? [] : [image].flat()
-    const files = document === undefined ? images : [...images, document]
-    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && files.length === 0) || !files.every((name) => typeof name === 'string'))
-      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", "image" or "document", got ${shown(value)}`)
+    const { [field]: text, id, ...rest } = row
     // Paths are relative to the file that names them.
-    const place = (name: string) => (/^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name))
-    const media = {
-      ...(images.length > 0 && { image: (images as string[]).map(place) }),
-      ...(document !== undefined && {
-        document: place(document as string),
-        ...(page !== undefined && { page: page as number }),
-        ...(dpi !== undefined && { dpi: dpi as number }),
-      }),
+    const place = (name: unknown) => {
+      if (typeof name !== 'string') throw new ConanError('INVALID_INPUT', `${where}: expected the name of a file, got ${shown(name)}`)
+      return /^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name)
     }
-    const input = files.length ? { ...media, ...(text !== undefined && { text }) } : (text as string)
-    yield { id: String(row.id ?? number - 1), input }
+    const input: Record<string, unknown> = {}
+    for (const kind of mediaKinds)
+      if (rest[kind] !== undefined) input[kind] = Array.isArray(rest[kind]) ? (rest[kind] as unknown[]).map(place) : place(rest[kind])
+    const hasMedia = Object.keys(input).length > 0
+    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
+      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`)
+    for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
+    if (text !== undefined) input.text = text
+    yield { id: String(id ?? number - 1), input: hasMedia ? (input as EmbedInput) : (text as string) }
   }
 }
 
 async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
   for (const [i, input] of texts.entries()) yield { id: String(i), input }
-  const images = (args.values.image as string[] | undefined) ?? []
-  for (const image of images) yield { id: image, input: { image } }
-  const sources = (args.values.input as string[] | undefined) ?? (texts.length + images.length ? [] : ['-'])
+  let named = texts.length
+  for (const kind of mediaKinds)
+    for (const file of (args.values[kind] as string[] | undefined) ?? []) {
+      named++
+      if (kind !== 'document') yield { id: file, input: { [kind]: file } as EmbedInput }
+      else for await (const { page, pageCount, image } of documentPages(file)) yield { id: pageCount > 1 ? `${file}#page=${page}` : file, input: { image } }
+    }
+  const sources = (args.values.input as string[] | undefined) ?? (named ? [] : ['-'])
   for (const source of sources) yield* readItems(source, args.values.jsonl === true, string(args, 'field') ?? 'text')
 }
 
@@ -120,16 +128,23 @@ function jsonlSink(file: string | undefined): Sink {
 }
 
 export const embed: Command = {
-  summary: 'embeds texts, images and pages with a model',
+  summary: 'embeds texts, images, videos and pages with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
     input: {
       type: 'string',
       short: 'i',
       multiple: true,
-      help: 'FILE    lines of text, or .jsonl with strings or {id, text, image, document, page}; "-" is stdin (the default without TEXT)',
+      help: 'FILE    lines of text, or .jsonl with strings or {id, text, video, image, document, page}; "-" is stdin (the default without TEXT)',
     },
+    video: { type: 'string', multiple: true, help: 'FILE    a video; may be repeated' },
     image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
+    document: { type: 'string', multiple: true, help: 'FILE a document: each of its pages is an input; may be repeated' },
+    'min-pixels': { type: 'string', help: 'N  pixels of an image after resizing at least' },
+    'max-pixels': { type: 'string', help: 'N  ... at most' },
+    'total-pixels': { type: 'string', help: 'N  pixels of all frames of a video at most' },
+    fps: { type: 'string', help: 'N         frames taken per second of a video' },
+    'max-frames': { type: 'string', help: 'N  frames taken of a video at most' },
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
     jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
     field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
@@ -162,6 +177,13 @@ export const embed: Command = {
       dtype,
       threads: integer(args, 'threads'),
       adapters: (args.values.adapter as string[] | undefined) ?? [],
+      processor: {
+        minPixels: integer(args, 'min-pixels'),
+        maxPixels: integer(args, 'max-pixels'),
+        totalPixels: integer(args, 'total-pixels'),
+        fps: number(args, 'fps'),
+        maxFrames: integer(args, 'max-frames'),
+      },
     })
     const bar = progress(args.values.json === true)
     const sink = out?.endsWith('.npy') ? npySink(out) : jsonlSink(out)
