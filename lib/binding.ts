@@ -41,6 +41,27 @@ export interface NativePictures {
   grids: Int32Array
 }
 
+/** Clips of a batch in the order of their placeholder tokens; must not change while the call runs. */
+export interface NativeSounds {
+  /** Log-mel frames [frames, bins], clip after clip. */
+  features: Float32Array
+  /** Frames of each clip. */
+  frames: Int32Array
+}
+
+/** What a batch holds beside text. */
+export interface NativeMedia {
+  pictures?: NativePictures | undefined
+  sounds?: NativeSounds | undefined
+}
+
+export interface NativeMelLayout {
+  rate: number
+  window: number
+  hop: number
+  bins: number
+}
+
 export interface NativePatchLayout {
   toWidth: number
   toHeight: number
@@ -60,6 +81,9 @@ export interface NativeModelInfo {
   /** Token ids that stand for pictures; null where the model is of text alone. */
   imageToken: number | null
   videoToken: number | null
+  /** Token id that stands for a feature of a sound, and mel bins of its frames; null where the model takes no sound. */
+  audioToken: number | null
+  melBins: number | null
   dimensions: number
   dtype: string
   checkpointDtype: string
@@ -81,11 +105,15 @@ export interface CpuReport {
 export interface NativeBinding {
   load(options: NativeLoadOptions): Promise<NativeModel>
   /** Sequence b is ids[offsets[b] .. offsets[b + 1]). Resolves to [B * dimensions], row-major. */
-  embed(model: NativeModel, ids: Int32Array, offsets: Int32Array, normalize: boolean, dimensions: number, pictures?: NativePictures): Promise<Float32Array>
+  embed(model: NativeModel, ids: Int32Array, offsets: Int32Array, normalize: boolean, dimensions: number, media?: NativeMedia): Promise<Float32Array>
   /** Hidden states [T * hidden] before the first layer, after each, and after the final norm. For tests. */
-  hiddenStates(model: NativeModel, ids: Int32Array, offsets: Int32Array, pictures?: NativePictures): Promise<Float32Array[]>
+  hiddenStates(model: NativeModel, ids: Int32Array, offsets: Int32Array, media?: NativeMedia): Promise<Float32Array[]>
   /** Of the vision tower: patches before the first block, after each, then tokens, then deepstack features. For tests. */
-  visionStates(model: NativeModel, pictures: NativePictures): Promise<Float32Array[]>
+  visionStates(model: NativeModel, media: NativeMedia): Promise<Float32Array[]>
+  /** Of the encoder of sound: before the first block, after each, then its features, then projected. For tests. */
+  audioStates(model: NativeModel, media: NativeMedia): Promise<Float32Array[]>
+  /** Tokens that stand for clips of so many frames. */
+  audioTokens(model: NativeModel, frames: Int32Array): Int32Array
   cancel(model: NativeModel): void
   dispose(model: NativeModel): void
   modelInfo(model: NativeModel): NativeModelInfo
@@ -94,6 +122,10 @@ export interface NativeBinding {
   cpu(): CpuReport
   /** RGB frames [height, width, 3], resampled and cut into patches; fewer frames than temporalPatch: the last is repeated. */
   patches(frames: Uint8Array[], width: number, height: number, layout: NativePatchLayout): Promise<Float32Array>
+  /** [ceil(n * to / from)], see native/media/audio.h. */
+  resample(samples: Float32Array, from: number, to: number): Promise<Float32Array>
+  /** [frames, bins], see native/media/audio.h. */
+  logMel(samples: Float32Array, layout: NativeMelLayout): Promise<Float32Array>
   cancelToken(): NativeCancelToken
   /** Long work that was given this token ends with ABORTED. */
   stop(token: NativeCancelToken): void

@@ -1,16 +1,14 @@
 // loadModel and Model: a directory in, vectors out.
 import path from 'node:path'
-import { binding, type NativeModel, type NativeModelInfo, type NativePictures } from './binding'
+import { binding, type NativeMedia, type NativeModel, type NativeModelInfo } from './binding'
 import { type Content, contentOf, type EmbedInput, type Modality } from './embed/inputs'
+import { joined, MediaReader, type Medium, placeholdersOf } from './embed/media'
 import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, readModelDirectory } from './files/model-directory'
-import { documentImage } from './media/document'
-import { imagePatches } from './media/image'
-import { type ImageSettings, type ProcessorOptions, type VideoSettings, withOptions } from './media/processor'
-import { secondsText, videoPatches } from './media/video'
+import { type MediaSettings, type ProcessorOptions, withOptions } from './media/processor'
 import { oneOf, positive } from './options'
 
 export interface LoadOptions {
@@ -63,10 +61,11 @@ export interface InputError {
 }
 
 export interface Usage {
-  /** Tokens computed, by modality; what frames an image or a video counts as text. */
+  /** Tokens computed, by modality; what frames media counts as text. */
   text: number
   image: number
   video: number
+  audio: number
   /** Indices of the inputs that were shortened. */
   truncated: number[]
 }
@@ -103,10 +102,10 @@ export interface ModelInfo extends NativeModelInfo {
 const defaultBatchTokens = 4096
 /** Texts tokenised in one go: enough to keep the tokenizer's threads busy, few enough to stay ahead by one batch. */
 const tokenizeChunk = 128
-/** Images decoded in one go: enough to keep all threads busy, few enough that their pixels fit anywhere. A video counts as so many. */
+/** Images and sounds decoded in one go: enough to keep all threads busy, few enough that they fit anywhere. A video counts as so many. */
 const imageChunk = 8
 
-interface Settings {
+interface Settings extends MediaSettings {
   prompt: string
   dimensions: number
   normalize: boolean
@@ -115,15 +114,7 @@ interface Settings {
   maxBatchTokens: number
   truncate: 'error' | TruncateSide
   skip: boolean
-  image: ImageSettings | undefined
-  video: VideoSettings | undefined
   signal: AbortSignal | undefined
-}
-
-/** An image or a video made ready: pictures for the tower, and for a video the times at which they stand. */
-interface Visual {
-  pictures: NativePictures
-  seconds?: number[]
 }
 
 interface Batch {
@@ -134,9 +125,9 @@ interface Batch {
   ids: Int32Array
   offsets: Int32Array
   truncated: boolean[]
-  pictures: NativePictures | undefined
-  imageTokens: number
-  videoTokens: number
+  media: NativeMedia | undefined
+  /** Tokens that stand for media, by kind. */
+  tokens: Record<Medium['kind'], number>
 }
 
 /**
@@ -155,7 +146,7 @@ export async function loadModel(directory: string, options: LoadOptions = {}): P
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
   if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)
   const found = readModelDirectory(path.resolve(directory))
-  const read = { ...found, ...withOptions(found.image, found.video, options.processor) }
+  const read = { ...found, ...withOptions(found, options.processor) }
   const native = binding()
   let handle: NativeModel
   try {
@@ -204,10 +195,7 @@ export class Model {
    */
   private readonly special: boolean
   private readonly modalities: readonly Modality[]
-  /** The token that stands for a merged patch of an image. */
-  private readonly placeholder: string | undefined
-  /** The same for videos, and what stands around each picture of one. */
-  private readonly videoPlaceholder: { token: string; start: string; end: string } | undefined
+  private readonly media: MediaReader
   /** Settles when the last forward pass asked for is done. */
   private turn: Promise<unknown> = Promise.resolve()
 
@@ -220,19 +208,15 @@ export class Model {
   ) {
     this.handle = handle
     this.info = info
-    this.render = promptRenderer(directory)
+    const placeholders = placeholdersOf(info, directory, tokenizer)
+    this.render = promptRenderer(directory, placeholders)
     const { bos_token } = directory.tokenizerConfig as { bos_token?: string | { content: string } }
     const bos = (typeof bos_token === 'object' ? bos_token?.content : bos_token) || undefined
-    const begins = () => bos !== undefined && this.render({ text: 'a', videos: 0, images: 0 }, '').startsWith(bos)
+    const begins = () => bos !== undefined && this.render({ text: 'a', videos: 0, images: 0, audios: 0 }, '').startsWith(bos)
     this.special = directory.chat === undefined || (directory.image !== undefined && !begins())
-    this.modalities = directory.image ? ['text', 'image', 'video', 'document'] : ['text']
-    this.placeholder = info.imageToken === null ? undefined : tokenizer.textOf(info.imageToken)
-    const video = info.videoToken === null ? undefined : tokenizer.textOf(info.videoToken)
-    const { start, end } = directory.visionTokens
-    this.videoPlaceholder =
-      video === undefined
-        ? undefined
-        : { token: video, start: tokenizer.textOf(start) ?? '<|vision_start|>', end: tokenizer.textOf(end) ?? '<|vision_end|>' }
+    this.modalities = ['text', ...(directory.image ? (['image', 'video', 'document'] as const) : []), ...(directory.audio ? (['audio'] as const) : [])]
+    const audioTokens = (frames: number) => binding().audioTokens(this.checkAlive(undefined), Int32Array.of(frames))[0] as number
+    this.media = new MediaReader(placeholders, audioTokens, info.maxTokens, info.melBins ?? 1)
   }
 
   /** Whether inputs of this kind can be embedded. */
@@ -250,19 +234,23 @@ export class Model {
     const list = Array.isArray(inputs) ? inputs : [inputs]
     const contents = list.map((input, i) => contentOf(input, i, this.modalities))
     const vectors = allocate(settings.precision, contents.length, settings.dimensions)
-    const usage: Usage = { text: 0, image: 0, video: 0, truncated: [] }
+    const usage: Usage = { text: 0, image: 0, video: 0, audio: 0, truncated: [] }
     const errors: InputError[] = []
     let done = 0
+    let tokens = 0
     for await (const { batch, values } of this.pipeline(contents, settings, (batch) => this.vectorsOf(batch, settings))) {
       for (const [i, index] of batch.indices.entries())
         store(values.subarray(i * settings.dimensions, (i + 1) * settings.dimensions), settings.dimensions, settings.precision, vectors, index)
       errors.push(...batch.failed)
       done += batch.indices.length + batch.failed.length
-      usage.text += batch.ids.length - batch.imageTokens - batch.videoTokens
-      usage.image += batch.imageTokens
-      usage.video += batch.videoTokens
+      tokens += batch.ids.length
+      usage.text += batch.ids.length
+      for (const [kind, count] of Object.entries(batch.tokens) as [Medium['kind'], number][]) {
+        usage[kind] += count
+        usage.text -= count
+      }
       for (const [i, cut] of batch.truncated.entries()) if (cut) usage.truncated.push(batch.indices[i] as number)
-      options.onProgress?.({ done, total: contents.length, tokens: usage.text + usage.image + usage.video })
+      options.onProgress?.({ done, total: contents.length, tokens })
     }
     return { vectors, dimensions: settings.dimensions, usage, errors }
   }
@@ -276,7 +264,7 @@ export class Model {
   async *hiddenStates(inputs: EmbedInput[], options: EmbedOptions = {}): AsyncGenerator<{ first: number; offsets: Int32Array; layers: Float32Array[] }> {
     const settings = { ...this.settings(options), skip: false }
     const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
-    const states = ({ ids, offsets, pictures }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets, pictures))
+    const states = ({ ids, offsets, media }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets, media))
     for await (const { batch, values } of this.pipeline(contents, settings, states))
       yield { first: batch.indices[0] as number, offsets: batch.offsets, layers: values }
   }
@@ -391,7 +379,7 @@ export class Model {
       maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', defaultBatchTokens),
       skip: oneOf(options.onError, 'onError', ['throw', 'skip'] as const, 'throw') === 'skip',
       truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
-      ...withOptions(this.directory.image, this.directory.video, options.processor),
+      ...withOptions(this.directory, options.processor),
       signal: options.signal,
     }
   }
@@ -419,7 +407,7 @@ export class Model {
   }
 
   private async *batches(contents: Iterable<Content> | AsyncIterable<Content>, settings: Settings): AsyncGenerator<Batch, undefined> {
-    const pending: { index: number; ids: number[]; truncated: boolean; visuals: Visual[] }[] = []
+    const pending: { index: number; ids: number[]; truncated: boolean; media: Medium[] }[] = []
     let failed: InputError[] = []
     let tokens = 0
     const cut = (): Batch => {
@@ -429,17 +417,16 @@ export class Model {
         ids.set(item.ids, offsets[i])
         offsets[i + 1] = (offsets[i] as number) + item.ids.length
       }
-      const visuals = pending.flatMap((item) => item.visuals)
-      const tokensOf = (some: Visual[]) => some.reduce((sum, { pictures }) => sum + this.tokensOf(pictures), 0)
+      const media = pending.flatMap((item) => item.media)
+      const tokensOf = (kind: Medium['kind']) => media.reduce((sum, medium) => sum + (medium.kind === kind ? medium.tokens : 0), 0)
       const batch = {
         indices: pending.map(({ index }) => index),
         failed,
         ids,
         offsets,
         truncated: pending.map((item) => item.truncated),
-        pictures: joined(visuals.map(({ pictures }) => pictures)),
-        imageTokens: tokensOf(visuals.filter(({ seconds }) => !seconds)),
-        videoTokens: tokensOf(visuals.filter(({ seconds }) => seconds)),
+        media: joined(media, this.info.melBins ?? 1),
+        tokens: { image: tokensOf('image'), video: tokensOf('video'), audio: tokensOf('audio') },
       }
       failed = []
       pending.length = 0
@@ -454,11 +441,13 @@ export class Model {
       const read = await Promise.all(
         chunk.map(async (content, i) => {
           try {
-            const visuals = await this.visualsOf(content, settings, first + i)
-            return { visuals, rendered: this.withPlaceholders(content, visuals, settings.prompt, first + i) }
+            const media = await this.media.read(content, settings, first + i)
+            const of = (kind: Medium['kind']) => media.filter((medium) => medium.kind === kind).length
+            const parts = { text: content.text, videos: of('video'), images: of('image'), audios: of('audio') }
+            return { media, rendered: this.media.expand(this.render(parts, settings.prompt), media, first + i) }
           } catch (error) {
             if (!settings.skip) throw error
-            return { visuals: [], rendered: '', error: asConanError(error) }
+            return { media: [], rendered: '', error: asConanError(error) }
           }
         }),
       )
@@ -466,14 +455,14 @@ export class Model {
       const encoded = await this.tokenizer.encode(texts, settings.truncate === 'start' ? 'start' : 'end', this.special)
       for (const [i, { ids, truncated }] of encoded.entries()) {
         const index = first + i
-        const { visuals, error = this.faultOf(ids, truncated, visuals.length > 0 || settings.truncate === 'error', index) } = read[i]!
+        const { media, error = this.faultOf(ids, truncated, media.length > 0 || settings.truncate === 'error', index) } = read[i]!
         if (error) {
           if (!settings.skip) throw error
           failed.push({ index, error })
           continue
         }
         if (pending.length && (tokens + ids.length > settings.maxBatchTokens || pending.length >= settings.batchSize)) yield cut()
-        pending.push({ index, ids, truncated, visuals })
+        pending.push({ index, ids, truncated, media })
         tokens += ids.length
       }
     }
@@ -493,59 +482,9 @@ export class Model {
     return this.handle
   }
 
-  private async vectorsOf({ ids, offsets, pictures }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
+  private async vectorsOf({ ids, offsets, media }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
     if (ids.length === 0) return new Float32Array(0) // nothing but inputs that were left out
-    return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, pictures))
-  }
-
-  /** The decoded videos and images of an input, in the order in which they stand in a prompt. */
-  private async visualsOf({ videos, images, document }: Content, { image, video }: Settings, index: number): Promise<Visual[]> {
-    if (!image || !video) return []
-    try {
-      const visuals: Visual[] = []
-      for (const each of videos) visuals.push(await videoPatches(each, video)) // one at a time: a video alone fills many cores' memory
-      const page = document && (await documentImage(document.file, document.page, document.dpi))
-      const all = [...images, ...(page === undefined ? [] : [page])]
-      return [...visuals, ...(await Promise.all(all.map(async (each) => ({ pictures: await imagePatches(each, image) }))))]
-    } catch (error) {
-      const known = asConanError(error)
-      throw new ConanError(known.code, `input ${index}: ${known.message}`, { cause: error })
-    }
-  }
-
-  /**
-   * The rendered input, with as many placeholder tokens for each picture as it has merged patches. A video's placeholder becomes
-   * a time and a framed picture for each two frames, inside the frame that the template has put around it (transformers 5).
-   */
-  private withPlaceholders(content: Content, visuals: Visual[], prompt: string, index: number): string {
-    const images = visuals.filter(({ seconds }) => !seconds)
-    const videos = visuals.filter(({ seconds }) => seconds)
-    const rendered = this.render({ text: content.text, videos: videos.length, images: images.length }, prompt)
-    const { placeholder, videoPlaceholder: video } = this
-    const expand = (text: string, token: string, what: string, some: Visual[], expanded: (visual: Visual) => string): string => {
-      const parts = text.split(token)
-      if (parts.length !== some.length + 1)
-        throw new ConanError(
-          'INVALID_INPUT',
-          `input ${index}: expected ${token} once for each of its ${some.length} ${what}, got it ${parts.length - 1} times (it may not stand in a text)`,
-        )
-      return parts.reduce((before, part, i) => `${before}${expanded(some[i - 1]!)}${part}`)
-    }
-    let text = rendered
-    if (placeholder !== undefined) text = expand(text, placeholder, 'images', images, ({ pictures }) => placeholder.repeat(this.tokensOf(pictures)))
-    if (video)
-      text = expand(text, video.token, 'videos', videos, ({ pictures, seconds }) => {
-        const tokens = video.token.repeat(this.tokensOf(pictures) / seconds!.length)
-        return seconds!.map((time) => `<${secondsText(time)} seconds>${video.start}${tokens}${video.end}`).join('')
-      })
-    return text
-  }
-
-  /** Tokens that stand for pictures: one for each merge x merge of their patches. */
-  private tokensOf({ grids }: NativePictures): number {
-    let patches = 0
-    for (let i = 0; i < grids.length; i += 2) patches += grids[i]! * grids[i + 1]!
-    return patches / (this.directory.image?.merge ?? 1) ** 2
+    return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, media))
   }
 
   /** One forward pass, when those asked for before are done. */
@@ -574,26 +513,12 @@ export class Model {
   }
 }
 
-function joined(pictures: NativePictures[]): NativePictures | undefined {
-  if (pictures.length < 2) return pictures[0]
-  const patches = new Float32Array(pictures.reduce((sum, each) => sum + each.patches.length, 0))
-  const grids = new Int32Array(pictures.reduce((sum, each) => sum + each.grids.length, 0))
-  let [p, g] = [0, 0]
-  for (const each of pictures) {
-    patches.set(each.patches, p)
-    grids.set(each.grids, g)
-    p += each.patches.length
-    g += each.grids.length
-  }
-  return { patches, grids }
-}
-
 async function* chunks(items: Iterable<Content> | AsyncIterable<Content>): AsyncGenerator<Content[]> {
   let chunk: Content[] = []
   let images = 0
   for await (const item of items) {
     chunk.push(item)
-    images += item.images.length + (item.document ? 1 : 0) + imageChunk * item.videos.length
+    images += item.images.length + item.audios.length + (item.document ? 1 : 0) + imageChunk * item.videos.length
     if (chunk.length === tokenizeChunk || images >= imageChunk) {
       yield chunk
       chunk = []

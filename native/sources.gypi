@@ -10,6 +10,7 @@
       "native/cpu/reference.cpp",
       "native/cpu/backend.cpp",
       "native/cpu/kernels_portable.cpp",
+      "native/media/audio.cpp",
       "native/media/image.cpp",
       "native/merge/kernels.cpp",
       "native/merge/kernels_portable.cpp",
@@ -32,6 +33,10 @@
       "native/models/arch/bert.cpp",
       "native/models/arch/modernbert.cpp",
       "native/models/vision.cpp",
+      "native/models/projector.cpp",
+      "native/models/audio/encoder.cpp",
+      "native/models/audio/whisper.cpp",
+      "native/models/audio/qwen3_omni.cpp",
       "native/models/arch/decoder.cpp",
       "native/models/arch/qwen3_vl.cpp"
     ],

@@ -3,13 +3,14 @@
 import { realpathSync } from 'node:fs'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
+import { attachAudio } from './commands/attach-audio'
 import { drift } from './commands/drift'
 import { embed } from './commands/embed'
 import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 
-const commands: Record<string, Command> = { embed, fuse, drift, 'extract-lora': extractLora, inspect }
+const commands: Record<string, Command> = { embed, fuse, drift, 'extract-lora': extractLora, 'attach-audio': attachAudio, inspect }
 
 const usage = `conan-embed <verb> [arguments]
 

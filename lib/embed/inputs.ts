@@ -1,5 +1,6 @@
 // What embed takes, brought to one form.
 import { ConanError, shown } from '../errors'
+import type { AudioInput, AudioPart } from '../media/audio'
 import type { ImageInput } from '../media/image'
 import type { VideoInput } from '../media/video'
 
@@ -15,6 +16,11 @@ export interface MediaInput {
   page?: number
   /** Resolution at which the page is rendered; default 144. */
   dpi?: number
+  /** One sound or several, in order; after videos, images and pages, before the text. */
+  audio?: AudioInput | AudioInput[]
+  /** Which part of the sound, in seconds; default all of it. */
+  start?: number
+  duration?: number
 }
 
 /** A string is text, never a path. An object gives one vector, whatever parts it has. */
@@ -28,22 +34,32 @@ export interface Content {
   videos: VideoInput[]
   images: ImageInput[]
   document?: { file: ImageInput; page: number | undefined; dpi: number | undefined }
+  audios: AudioInput[]
+  part: AudioPart
 }
 
 /** `supported`: what the model takes. */
 export function contentOf(input: unknown, index: number, supported: readonly Modality[]): Content {
-  if (typeof input === 'string') return { text: input, videos: [], images: [] }
+  if (typeof input === 'string') return { text: input, videos: [], images: [], audios: [], part: {} }
   if (typeof input === 'object' && input !== null && !Array.isArray(input)) {
     const keys = Object.keys(input)
     const unsupported = keys.filter((key) => (modalities as readonly string[]).includes(key) && !(supported as readonly string[]).includes(key))
     if (unsupported.length) throw new ConanError('INVALID_INPUT', `input ${index}: this model embeds ${supported.join(' and ')}, got ${unsupported.join(', ')}`)
-    const { text, video, image, document, page, dpi } = input as Omit<MediaInput, 'text'> & { text?: unknown }
+    const { text, video, image, document, page, dpi, audio, start, duration } = input as Omit<MediaInput, 'text'> & { text?: unknown }
     const videos = listOf(video)
     const images = listOf(image)
-    const known: string[] = [...supported, ...(document === undefined ? [] : ['page', 'dpi'])]
-    const whole = typeof text === 'string' || (text === undefined && (videos.length + images.length > 0 || document !== undefined))
+    const audios = listOf(audio)
+    const known: string[] = [...supported, ...(document === undefined ? [] : ['page', 'dpi']), ...(audios.length ? ['start', 'duration'] : [])]
+    const whole = typeof text === 'string' || (text === undefined && (videos.length + images.length + audios.length > 0 || document !== undefined))
     if (whole && keys.every((key) => known.includes(key)))
-      return { text: text as string | undefined, videos, images, ...(document !== undefined && { document: { file: document, page, dpi } }) }
+      return {
+        text: text as string | undefined,
+        videos,
+        images,
+        ...(document !== undefined && { document: { file: document, page, dpi } }),
+        audios,
+        part: { ...(start !== undefined && { start }), ...(duration !== undefined && { duration }) },
+      }
   }
   throw new ConanError('INVALID_INPUT', `input ${index}: expected a string or { ${supported.join(', ')} }, got ${shown(input)}`)
 }

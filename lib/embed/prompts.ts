@@ -40,25 +40,49 @@ function instructionPrompt(model: ModelDirectory, instruction: string): string {
   return `Instruct: ${instruction}\nQuery: `
 }
 
-/** The parts of an input as a chat template sees them: how many of each kind. */
+/** A token that stands for a medium, and what frames it. */
+interface Place {
+  token: string
+  start: string
+  end: string
+}
+
+export type Placeholders = Record<'image' | 'video' | 'audio', Place | undefined>
+
+/** The parts of an input as a prompt has them: how many of each kind. */
 export interface Parts {
   text: string | undefined
   videos: number
   images: number
+  audios: number
 }
 
-/** A function from the parts of an input to what the tokenizer gets; a video or an image is one placeholder token there. */
-export function promptRenderer(model: ModelDirectory): (content: Parts, prompt: string) => string {
+/**
+ * A function from the parts of an input to what the tokenizer gets; a video, an image or a sound is one placeholder token there.
+ * Without a chat template media stand framed after the prompt, before the text.
+ */
+export function promptRenderer(model: ModelDirectory, placeholders: Placeholders): (content: Parts, prompt: string) => string {
   const { chat } = model
-  if (!chat) return ({ text }, prompt) => prompt + (text ?? '')
+  const kinds = (parts: Parts): (keyof Placeholders)[] => [...repeated('video' as const, parts.videos), ...repeated('image' as const, parts.images), ...repeated('audio' as const, parts.audios)]
+  if (!chat) {
+    const framed = (kind: keyof Placeholders) => {
+      const { start, token, end } = placeholders[kind] as Place
+      return start + token + end
+    }
+    return (parts, prompt) => prompt + kinds(parts).map(framed).join('') + (parts.text ?? '')
+  }
   const template = new Template(chat.template)
   const part = (text: string) => ({ type: 'text', text })
-  const media = (type: string, count: number) => Array.from({ length: count }, () => ({ type }))
-  return ({ text, videos, images }, prompt) => {
-    const words = text || (videos + images ? undefined : chat.emptyText)
-    const parts = [...media('video', videos), ...media('image', images), ...(words === undefined ? [] : [part(words)])]
+  return (given, prompt) => {
+    const media = kinds(given).map((type) => ({ type }))
+    const words = given.text || (media.length ? undefined : chat.emptyText)
+    const parts = [...media, ...(words === undefined ? [] : [part(words)])]
     const messages = [{ role: 'user', content: chat.format === 'flat' ? (words ?? '') : parts }] as { role: string; content: unknown }[]
     if (prompt) messages.unshift({ role: 'system', content: chat.format === 'flat' ? prompt : [part(prompt)] })
     return template.render({ ...chat.variables, messages })
   }
+}
+
+function repeated<T>(value: T, count: number): T[] {
+  return Array.from({ length: count }, () => value)
 }

@@ -4,7 +4,7 @@ import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { NativeDense } from '../binding'
 import { ConanError, shown } from '../errors'
-import { type ImageSettings, readImageSettings, readVideoSettings, type VideoSettings } from '../media/processor'
+import { type AudioSettings, type ImageSettings, readAudioSettings, readImageSettings, readVideoSettings, type VideoSettings } from '../media/processor'
 import { type Json, readJson, readJsonIf } from './json'
 
 export type PoolingMode = 'cls' | 'lasttoken' | 'mean' | 'mean_sqrt_len_tokens' | 'max' | 'weightedmean'
@@ -42,8 +42,9 @@ export interface ModelDirectory {
   /** How pictures are prepared; undefined: a model of text alone. */
   image: ImageSettings | undefined
   video: VideoSettings | undefined
-  /** Token ids around a picture of a video. */
-  visionTokens: { start: number; end: number }
+  audio: AudioSettings | undefined
+  /** Ids of the tokens around a picture and around a sound. */
+  mediaTokens: Record<'vision' | 'audio', { start: number; end: number }>
 }
 
 function positiveInteger(value: unknown, file: string, key: string): number {
@@ -158,8 +159,9 @@ export function readModelDirectory(root: string): ModelDirectory {
     )
   // As sentence-transformers takes a directory without modules: last token for causal language models, else mean.
   const architecture = String((config.architectures as string[] | undefined)?.[0] ?? '')
-  const vision = config.model_type === 'qwen3_vl' && typeof config.vision_config === 'object'
-  const causal = (architecture.endsWith('ForCausalLM') || vision) && config.is_causal !== false
+  const vision = typeof config.vision_config === 'object' && config.vision_config !== null
+  const recipe = config.model_type === 'qwen3_vl' // embedded as Qwen3-VL-Embedding's own code does it
+  const causal = (architecture.endsWith('ForCausalLM') || recipe) && config.is_causal !== false
   return {
     directory,
     pooling: pooling?.mode ?? (causal ? 'lasttoken' : 'mean'),
@@ -172,11 +174,15 @@ export function readModelDirectory(root: string): ModelDirectory {
     truncateDim: (sentenceTransformers.truncate_dim ?? undefined) as number | undefined,
     similarity: (sentenceTransformers.similarity_fn_name ?? 'cosine') as Similarity,
     matryoshka: readMatryoshka(config, sentenceTransformers),
-    chat: readChat(directory, tokenizerConfig, sentence, vision && modules === undefined),
+    chat: readChat(directory, tokenizerConfig, sentence, recipe && modules === undefined),
     tokenizerFile,
     tokenizerConfig,
     image: vision ? readImageSettings(directory, config.vision_config as Json) : undefined,
     video: vision ? readVideoSettings(directory, config.vision_config as Json) : undefined,
-    visionTokens: { start: Number(config.vision_start_token_id ?? 151652), end: Number(config.vision_end_token_id ?? 151653) },
+    audio: typeof config.audio_config === 'object' && config.audio_config !== null ? readAudioSettings(directory, config.audio_config as Json) : undefined,
+    mediaTokens: {
+      vision: { start: Number(config.vision_start_token_id ?? 151652), end: Number(config.vision_end_token_id ?? 151653) },
+      audio: { start: Number(config.audio_start_token_id ?? -1), end: Number(config.audio_end_token_id ?? -1) },
+    },
   }
 }

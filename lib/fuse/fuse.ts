@@ -83,7 +83,7 @@ export interface FuseReport {
 
 const units: Record<string, number> = { '': 1, B: 1, K: 1e3, KB: 1e3, M: 1e6, MB: 1e6, G: 1e9, GB: 1e9, T: 1e12, TB: 1e12 }
 
-function bytesOf(size: number | string): number {
+export function bytesOf(size: number | string): number {
   const found = /^(\d+(?:\.\d+)?)\s*([KMGT]?B?)$/i.exec(String(size))
   const bytes = found ? Number(found[1]) * units[found[2]!.toUpperCase()]! : Number.NaN
   if (!(bytes >= 1)) throw new ConanError('INVALID_OPTION', `outShardSize: expected bytes, such as 5000000000 or "5GB", got ${shown(size)}`)
@@ -97,7 +97,8 @@ function isModelFile(file: string): boolean {
   return !/^(\.|README\.md$|onnx$|openvino$|fusion-manifest\.json$|training_args|adapter_)/.test(name)
 }
 
-function copyFiles(from: string, to: string, subject: string, weights: string): void {
+/** Everything of a model directory but the weights of its transformer. */
+export function copyFiles(from: string, to: string, subject: string, weights: string): void {
   cpSync(from, to, {
     recursive: true,
     dereference: true,
@@ -137,6 +138,13 @@ function requireSameModules(plan: FusePlan, recipe: Recipe): void {
           `${parent.name}: weights of module ${name}: expected the same as in ${plan.filesFrom.name}, got others; say conan.files_from`,
         )
   }
+}
+
+/** model.safetensors.index.json, where there are several files. */
+export function writeIndex({ files, tensors, totalBytes }: { files: FusePlan['files']; tensors: { name: string }[]; totalBytes: number }, directory: string): void {
+  if (files.length < 2) return
+  const weightMap = Object.fromEntries(files.flatMap((file) => file.tensors.map((i) => [tensors[i]!.name, file.name])))
+  writeFileSync(path.join(directory, 'model.safetensors.index.json'), `${JSON.stringify({ metadata: { total_size: totalBytes }, weight_map: weightMap }, null, 2)}\n`)
 }
 
 function writeConfig(plan: FusePlan, file: string): void {
@@ -292,11 +300,7 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
         const file = path.join(directory, name)
         if (!keep.has(file) && file !== weightsDirectory) rmSync(file, { recursive: true })
       }
-    if (plan.files.length > 1) {
-      const weightMap = Object.fromEntries(plan.files.flatMap(({ name, tensors }) => tensors.map((i) => [plan.tensors[i]!.name, name])))
-      const index = { metadata: { total_size: plan.totalBytes }, weight_map: weightMap }
-      writeFileSync(path.join(weightsDirectory, 'model.safetensors.index.json'), `${JSON.stringify(index, null, 2)}\n`)
-    }
+    writeIndex(plan, weightsDirectory)
     copyFiles(plan.filesFrom.root, partial, plan.filesFrom.name, weights)
     if (plan.vocabulary) {
       for (const name of readdirSync(plan.vocabulary.owner.directory))

@@ -36,7 +36,7 @@ export function weightsFolder(root: string): string {
   return modules.find((module) => String(module.type).split('.').pop() === 'Transformer')?.path ?? ''
 }
 
-function checkpointTensors(directory: string): Map<string, CheckpointTensor> {
+export function checkpointTensors(directory: string): Map<string, CheckpointTensor> {
   try {
     const tensors: CheckpointTensor[] = JSON.parse(binding().checkpoint(directory))
     return new Map(tensors.map((tensor) => [tensor.name, tensor]))

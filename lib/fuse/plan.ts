@@ -61,7 +61,7 @@ const bytesPer: Record<string, number> = {
   int16: 2,
   uint16: 2,
 }
-const elementBytes = ({ dtype }: PlannedTensor) => bytesPer[dtype] ?? 1
+export const elementBytes = ({ dtype }: { dtype: string }) => bytesPer[dtype] ?? 1
 
 function matches(pattern: string, name: string): boolean {
   const parts = pattern.split('*').map((part) => part.replace(/[.+?^${}()|[\]\\]/g, '\\$&'))
@@ -490,7 +490,8 @@ class Planner {
   }
 }
 
-function shards(tensors: PlannedTensor[], shardBytes: number): Pick<FusePlan, 'files' | 'totalBytes'> {
+/** The files that tensors are written to, in order: as many as fit into each. */
+export function shards(tensors: Pick<PlannedTensor, 'shape' | 'dtype'>[], shardBytes: number): Pick<FusePlan, 'files' | 'totalBytes'> {
   const files: { name: string; tensors: number[]; bytes: number }[] = []
   let totalBytes = 0
   for (const [index, tensor] of tensors.entries()) {

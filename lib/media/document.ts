@@ -1,12 +1,11 @@
 // Documents: pages of PDF files as pictures, rendered by PDFium on a thread of its own.
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
-import { Worker } from 'node:worker_threads'
-import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
 import { positive } from '../options'
 import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
-import type { PdfAnswer, PdfRequest } from './pdf-worker'
+import type { PdfRequest } from './pdf-worker'
+import { Thread } from './thread'
 
 export interface PageOptions {
   /** Resolution of the rendering; default 144. */
@@ -24,42 +23,7 @@ export interface DocumentPage {
   image: RawImage
 }
 
-/** The thread that renders, started when the first document comes; it keeps no process alive. */
-class Renderer {
-  private readonly worker: Worker
-  private readonly pending = new Map<number, { resolve: (value: never) => void; reject: (error: Error) => void }>()
-  private next = 0
-
-  constructor() {
-    this.worker = new Worker(path.join(packageRoot(), 'dist', 'pdf-worker.js'))
-    this.worker.unref()
-    this.worker.on('message', ({ id, value, error }: PdfAnswer) => {
-      const { resolve, reject } = this.pending.get(id)!
-      this.pending.delete(id)
-      if (this.pending.size === 0) this.worker.unref()
-      if (error === undefined) resolve(value as never)
-      else reject(new Error(error))
-    })
-    const fail = (error: Error) => {
-      renderer = undefined // the next document starts another
-      for (const { reject } of this.pending.values()) reject(error)
-      this.pending.clear()
-    }
-    this.worker.on('error', fail)
-    this.worker.on('exit', (code) => fail(new Error(`the rendering thread ended with code ${code}`)))
-  }
-
-  ask<T>(request: PdfRequest extends infer R ? Omit<R & { id: number }, 'id'> : never): Promise<T> {
-    const id = this.next++
-    if (this.pending.size === 0) this.worker.ref()
-    return new Promise((resolve, reject) => {
-      this.pending.set(id, { resolve, reject })
-      this.worker.postMessage({ ...request, id })
-    })
-  }
-}
-
-let renderer: Renderer | undefined
+const renderer = new Thread<PdfRequest>('pdf-worker.js')
 
 const isPdf = (bytes: Uint8Array) => Buffer.from(bytes.subarray(0, 1024)).includes('%PDF-')
 
@@ -73,20 +37,18 @@ interface OpenDocument {
 }
 
 async function open(bytes: Uint8Array, name: string, password: string | undefined): Promise<OpenDocument> {
-  renderer ??= new Renderer()
-  const own = renderer
   try {
-    const { document, pageCount } = await own.ask<{ document: number; pageCount: number }>({ open: { bytes, password } })
+    const { document, pageCount } = await renderer.ask<{ document: number; pageCount: number }>({ open: { bytes, password } })
     return {
       pageCount,
       async render(page, dpi, maxPixels) {
         try {
-          return { ...(await own.ask<Omit<RawImage, 'channels'>>({ render: { document, page, dpi, maxPixels } })), channels: 4 }
+          return { ...(await renderer.ask<Omit<RawImage, 'channels'>>({ render: { document, page, dpi, maxPixels } })), channels: 4 }
         } catch (error) {
           throw new ConanError('INVALID_INPUT', `${name}: page ${page} cannot be rendered: ${(error as Error).message}`, { cause: error })
         }
       },
-      close: () => own.ask({ close: { document } }),
+      close: () => renderer.ask({ close: { document } }),
     }
   } catch (error) {
     const message = (error as Error).message

@@ -1,6 +1,9 @@
 // Videos in any container, through the ffmpeg program of the system: what times its frames have, and the frames themselves over a
 // pipe. It is never linked or shipped, so its licence stays its own.
 import { type ChildProcessByStdio, spawn } from 'node:child_process'
+import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import os from 'node:os'
+import path from 'node:path'
 import type { Readable } from 'node:stream'
 import { ConanError } from '../errors'
 import type { RawImage } from './image'
@@ -200,5 +203,42 @@ function byteReader(chunks: AsyncGenerator<Buffer>) {
         if (!(await more())) return undefined
       }
     },
+  }
+}
+
+/** ffmpeg needs a file it can seek in: bytes get one for as long as they are looked at. */
+export async function fileOf(source: string | Uint8Array): Promise<{ file: string; close(): Promise<void> }> {
+  if (typeof source === 'string') return { file: source, close: async () => {} }
+  const place = await mkdtemp(path.join(os.tmpdir(), 'conan-media-'))
+  const close = () => rm(place, { recursive: true, force: true })
+  const file = path.join(place, 'media')
+  try {
+    await writeFile(file, source)
+  } catch (error) {
+    await close()
+    throw new ConanError('FILE_IO', `${file}: cannot be written: ${(error as Error).message}`, { cause: error })
+  }
+  return { file, close }
+}
+
+/**
+ * The first audio stream of a file as a WAV stream of 32-bit floats.
+ *
+ * @throws ConanError FFMPEG_MISSING, INVALID_INPUT (no audio, damaged)
+ */
+export async function* audioStream(file: string, name: string): AsyncGenerator<Uint8Array> {
+  await version(name)
+  const { child, outcome } = start([...input(file), '-map', '0:a:0', '-c:a', 'pcm_f32le', '-f', 'wav', '-'], name)
+  let ended = false
+  try {
+    yield* outputOf(child)
+    ended = true
+  } finally {
+    if (!ended) child.kill('SIGKILL')
+  }
+  try {
+    await outcome()
+  } catch (error) {
+    throw /matches no streams/.test((error as Error).message) ? new ConanError('INVALID_INPUT', `${name}: expected an audio stream, found none`, { cause: error }) : error
   }
 }

@@ -24,6 +24,16 @@ export interface VideoSettings extends ImageSettings {
   maxFrameTokens: number | undefined
 }
 
+export interface AudioSettings {
+  /** Samples per second, and the window and step of the spectrum in samples. */
+  rate: number
+  window: number
+  hop: number
+  bins: number
+  /** Samples to which shorter clips are padded with silence; undefined: a clip stays as long as it is. */
+  paddedSamples: number | undefined
+}
+
 /** What a caller may want otherwise than the model's directory says. */
 export interface ProcessorOptions {
   /** Pixels of an image after resizing, at least and at most. */
@@ -36,12 +46,14 @@ export interface ProcessorOptions {
   /** Pixels of all frames of a video together, at least and at most. */
   minTotalPixels?: number
   totalPixels?: number
+  /** Sounds shorter than this are followed by silence up to it, as Whisper's own preprocessing does up to 30 seconds. Default: none. */
+  padSeconds?: number
 }
 
 /** One processor's part of a directory: a file of its own, or a member of processor_config.json (transformers 5). */
 class SettingsReader {
   readonly config: Json
-  private readonly file: string
+  readonly file: string
 
   constructor(directory: string, member: string, own: string) {
     const merged = readJsonIf(path.join(directory, 'processor_config.json'))[member] as Json | undefined
@@ -103,21 +115,37 @@ export function readVideoSettings(directory: string, visionConfig: Json): VideoS
   }
 }
 
+export interface MediaSettings {
+  image: ImageSettings | undefined
+  video: VideoSettings | undefined
+  audio: AudioSettings | undefined
+}
+
+/** audio_preprocessor_config.json, or feature_extractor inside processor_config.json: the keys of Whisper's feature extractor. */
+export function readAudioSettings(directory: string, audioConfig: Json): AudioSettings {
+  const reader = new SettingsReader(directory, 'feature_extractor', 'audio_preprocessor_config.json')
+  const bins = reader.number('feature_size', reader.number('num_mel_bins', 80, audioConfig.num_mel_bins))
+  if (audioConfig.num_mel_bins !== undefined && bins !== audioConfig.num_mel_bins)
+    throw new ConanError('CONFIG_INVALID', `${reader.file}: "feature_size": expected the encoder's ${audioConfig.num_mel_bins} mel bins, got ${bins}`)
+  return { rate: reader.number('sampling_rate', 16000), window: reader.number('n_fft', 400), hop: reader.number('hop_length', 160), bins, paddedSamples: undefined }
+}
+
 /** The caller's wishes on top of the directory's settings. */
-export function withOptions<I extends ImageSettings | undefined, V extends VideoSettings | undefined>(
-  image: I,
-  video: V,
-  options: ProcessorOptions = {},
-): { image: I; video: V } {
-  const known = ['minPixels', 'maxPixels', 'fps', 'minFrames', 'maxFrames', 'minTotalPixels', 'totalPixels']
+export function withOptions({ image, video, audio }: MediaSettings, options: ProcessorOptions = {}): MediaSettings {
+  const known = ['minPixels', 'maxPixels', 'fps', 'minFrames', 'maxFrames', 'minTotalPixels', 'totalPixels', 'padSeconds']
   for (const key of Object.keys(options))
     if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `processor: expected ${known.join(', ')}, got ${shown(key)}`)
   const count = (key: keyof ProcessorOptions, fallback: number) => positive(options[key], `processor.${key}`, fallback)
-  const { fps } = options
-  if (fps !== undefined && !(fps > 0 && Number.isFinite(fps))) throw new ConanError('INVALID_OPTION', `processor.fps: expected a positive number, got ${shown(fps)}`)
+  const real = (key: 'fps' | 'padSeconds') => {
+    const value = options[key]
+    if (value !== undefined && !(value > 0 && Number.isFinite(value)))
+      throw new ConanError('INVALID_OPTION', `processor.${key}: expected a positive number, got ${shown(value)}`)
+    return value
+  }
   const ordered = (low: number, high: number, what: string) => {
     if (low > high) throw new ConanError('INVALID_OPTION', `processor: expected at most as many ${what} at least as at most, got ${low} and ${high}`)
   }
+  const [fps, padSeconds] = [real('fps'), real('padSeconds')]
   const own = image && { ...image, minPixels: count('minPixels', image.minPixels), maxPixels: count('maxPixels', image.maxPixels) }
   const clip = video && {
     ...video,
@@ -132,7 +160,7 @@ export function withOptions<I extends ImageSettings | undefined, V extends Video
     ordered(clip.minFrames, clip.maxFrames, 'frames')
     ordered(clip.minPixels, clip.maxPixels, 'pixels of a video')
   }
-  return { image: own, video: clip }
+  return { image: own, video: clip, audio: audio && { ...audio, ...(padSeconds !== undefined && { paddedSamples: Math.round(padSeconds * audio.rate) }) } }
 }
 
 /** Python's round: halves go to the even number. */

@@ -1,12 +1,9 @@
 // Videos: which frames are taken, at what times they stand, and the patches made of them two by two. Animated GIF and WebP are
 // decoded by sharp, everything else by ffmpeg (or WebCodecs, see webcodecs.ts), frame by frame, so that memory stays bounded.
 import { closeSync, openSync, readSync } from 'node:fs'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
-import os from 'node:os'
-import path from 'node:path'
 import { binding, type NativePictures } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
-import { type PacketTimes, videoFrames, videoTimes } from './ffmpeg'
+import { fileOf, type PacketTimes, videoFrames, videoTimes } from './ffmpeg'
 import { decodeImage, type ImageInput, type RawImage, source } from './image'
 import { roundHalfEven, smartResizeVideo, type VideoSettings } from './processor'
 import { webcodecsFrames, webcodecsReads, webcodecsTimes } from './webcodecs'
@@ -140,14 +137,8 @@ export async function openVideo(input: VideoInput): Promise<Footage & { name: st
   const isPicture = /^(GIF8|RIFF....WEBP|\x89PNG)/s.test(head.toString('latin1'))
   if (isPicture && head[0] !== 0x89) return { ...(await animation(bytes, name)), name }
 
-  // ffmpeg needs a file it can seek in: bytes get one for as long as they are looked at.
-  const place = typeof bytes === 'string' ? undefined : await mkdtemp(path.join(os.tmpdir(), 'conan-video-'))
-  const file = typeof bytes === 'string' ? bytes : path.join(place as string, 'video')
-  const close = async () => {
-    if (place) await rm(place, { recursive: true, force: true })
-  }
+  const { file, close } = await fileOf(bytes)
   try {
-    if (typeof bytes !== 'string') await writeFile(file, bytes)
     return { ...(await containerFootage(file, head, name)), name, close }
   } catch (error) {
     await close()

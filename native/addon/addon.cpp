@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/safetensors.h"
 #include "base/thread_pool.h"
+#include "media/audio.h"
 #include "media/image.h"
 #include "merge/fuse.h"
 #include "merge/geometry.h"
@@ -79,6 +80,12 @@ class Task : public Napi::AsyncWorker {
   Failure failure_;
   bool failed_ = false;
 };
+
+Napi::Value floats(Napi::Env env, const std::vector<float>& values) {
+  Napi::Float32Array out = Napi::Float32Array::New(env, values.size());
+  std::copy(values.begin(), values.end(), out.Data());
+  return out;
+}
 
 // ---- models
 
@@ -185,32 +192,62 @@ struct BatchCopy {
   TokenBatch view() const { return {ids.data(), offsets.data(), int(offsets.size()) - 1}; }
 };
 
-/// {patches: Float32Array, grids: Int32Array [2 * pictures]} or undefined; the patches stay the caller's while work runs.
-struct PicturesOf {
-  Pictures pictures;
-  std::shared_ptr<Napi::Reference<Napi::Value>> kept;
+/// A typed array's values, kept alive by the array they come from.
+template <class Array>
+Array typed(const Napi::Object& js, const char* key, napi_typedarray_type type, const char* expected) {
+  const Napi::Value value = js.Get(key);
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type)
+    throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
+  return value.As<Array>();
+}
 
-  PicturesOf(const Napi::CallbackInfo& info, size_t argument, const TextModel& model) {
+/// {pictures?: {patches: Float32Array, grids: Int32Array [2 * pictures]}, sounds?: {features: Float32Array, frames: Int32Array}} or
+/// undefined; patches and features stay the caller's while work runs.
+struct MediaOf {
+  Media media;
+
+  MediaOf(const Napi::CallbackInfo& info, size_t argument, const TextModel& model) {
     if (!info[argument].IsObject()) return;
-    Napi::Object js = info[argument].As<Napi::Object>();
-    Napi::Value patches = js.Get("patches"), grids = js.Get("grids");
-    if (!patches.IsTypedArray() || patches.As<Napi::TypedArray>().TypedArrayType() != napi_float32_array || !grids.IsTypedArray() ||
-        grids.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array)
-      throw Failure{"INVALID_INPUT", "expected {patches: Float32Array, grids: Int32Array}"}.to_js(info.Env());
-    const Napi::Int32Array sizes = grids.As<Napi::Int32Array>();
-    for (size_t i = 0; i + 1 < sizes.ElementLength(); i += 2) pictures.grids.emplace_back(sizes[i], sizes[i + 1]);
-    const Napi::Float32Array values = patches.As<Napi::Float32Array>();
-    pictures.patches = values.Data();
-    const int64_t width = model.vision() ? model.vision()->config().patch_values() : 0;
-    if (pictures.grids.empty() || int64_t(values.ElementLength()) != pictures.patch_count() * width)
-      throw Failure{"INVALID_INPUT",
-                    text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", values.ElementLength(), " values")}
-          .to_js(info.Env());
-    kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(patches, 1));
+    const Napi::Object js = info[argument].As<Napi::Object>();
+    if (js.Get("pictures").IsObject()) read_pictures(js.Get("pictures").As<Napi::Object>(), model);
+    if (js.Get("sounds").IsObject()) read_sounds(js.Get("sounds").As<Napi::Object>(), model);
+    kept_ = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(js, 1));
   }
+  void release() { kept_.reset(); }
+
+ private:
+  void read_pictures(const Napi::Object& js, const TextModel& model) {
+    const char* expected = "pictures: expected {patches: Float32Array, grids: Int32Array}";
+    const auto patches = typed<Napi::Float32Array>(js, "patches", napi_float32_array, expected);
+    const auto grids = typed<Napi::Int32Array>(js, "grids", napi_int32_array, expected);
+    Pictures& pictures = media.pictures;
+    for (size_t i = 0; i + 1 < grids.ElementLength(); i += 2) pictures.grids.emplace_back(grids[i], grids[i + 1]);
+    pictures.patches = patches.Data();
+    const int64_t width = model.vision() ? model.vision()->config().patch_values() : 0;
+    if (pictures.grids.empty() || int64_t(patches.ElementLength()) != pictures.patch_count() * width)
+      throw Failure{"INVALID_INPUT",
+                    text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", patches.ElementLength(), " values")}
+          .to_js(js.Env());
+  }
+  void read_sounds(const Napi::Object& js, const TextModel& model) {
+    const char* expected = "sounds: expected {features: Float32Array, frames: Int32Array}";
+    const auto features = typed<Napi::Float32Array>(js, "features", napi_float32_array, expected);
+    const auto frames = typed<Napi::Int32Array>(js, "frames", napi_int32_array, expected);
+    Sounds& sounds = media.sounds;
+    sounds.frames.assign(frames.Data(), frames.Data() + frames.ElementLength());
+    sounds.features = features.Data();
+    const int64_t bins = model.audio() ? model.audio()->bins() : 0;
+    const bool positive = std::all_of(sounds.frames.begin(), sounds.frames.end(), [](int32_t n) { return n > 0; });
+    if (sounds.frames.empty() || !positive || int64_t(features.ElementLength()) != sounds.frame_count() * bins)
+      throw Failure{"INVALID_INPUT",
+                    text("sounds: expected ", sounds.frame_count(), " frames of ", bins, " values, got ", features.ElementLength(), " values")}
+          .to_js(js.Env());
+  }
+
+  std::shared_ptr<Napi::Reference<Napi::Value>> kept_;
 };
 
-/// embed(handle, ids, offsets, normalize, dimensions, pictures?) -> Promise<Float32Array [B * dimensions]>
+/// embed(handle, ids, offsets, normalize, dimensions, media?) -> Promise<Float32Array [B * dimensions]>
 Napi::Value embed(const Napi::CallbackInfo& info) {
   Handle* handle = handle_of(info);
   std::shared_ptr<TextModel> model = handle->model;
@@ -219,50 +256,61 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
   const int64_t dimensions = info[4].ToNumber().Int64Value();
   if (dimensions < 1 || dimensions > model->dimensions())
     throw Failure{"INVALID_OPTION", text("dimensions: expected 1 to ", model->dimensions(), ", got ", dimensions)}.to_js(info.Env());
-  auto pictures = std::make_shared<PicturesOf>(info, 5, *model);
+  auto media = std::make_shared<MediaOf>(info, 5, *model);
   auto vectors = std::make_shared<std::vector<float>>(size_t(batch->view().sequences * dimensions));
   return Task::run(
-      info.Env(), [=] { model->embed(batch->view(), pictures->pictures, normalize, dimensions, vectors->data()); },
+      info.Env(), [=] { model->embed(batch->view(), media->media, normalize, dimensions, vectors->data()); },
       [=](Napi::Env env) -> Napi::Value {
-        pictures->kept.reset();
-        Napi::Float32Array out = Napi::Float32Array::New(env, vectors->size());
-        std::copy(vectors->begin(), vectors->end(), out.Data());
-        return out;
+        media->release();
+        return floats(env, *vectors);
       });
 }
 
 using States = std::vector<std::vector<float>>;
 
-/// Runs `work`, which keeps `pictures` alive, and resolves to an array of Float32Array.
-Napi::Value resolve_states(Napi::Env env, std::shared_ptr<PicturesOf> pictures, std::function<States()> work) {
+/// Runs `work`, which keeps `media` alive, and resolves to an array of Float32Array.
+Napi::Value resolve_states(Napi::Env env, std::shared_ptr<MediaOf> media, std::function<States()> work) {
   auto states = std::make_shared<States>();
   return Task::run(
       env, [=] { *states = work(); },
       [=](Napi::Env env) -> Napi::Value {
-        pictures->kept.reset();
+        media->release();
         Napi::Array out = Napi::Array::New(env, states->size());
-        for (size_t i = 0; i < states->size(); ++i) {
-          Napi::Float32Array layer = Napi::Float32Array::New(env, (*states)[i].size());
-          std::copy((*states)[i].begin(), (*states)[i].end(), layer.Data());
-          out.Set(uint32_t(i), layer);
-        }
+        for (size_t i = 0; i < states->size(); ++i) out.Set(uint32_t(i), floats(env, (*states)[i]));
         return out;
       });
 }
 
-/// hiddenStates(handle, ids, offsets, pictures?) -> Promise<Float32Array[]>
+/// hiddenStates(handle, ids, offsets, media?) -> Promise<Float32Array[]>
 Napi::Value hidden_states(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
   auto batch = std::make_shared<BatchCopy>(info);
-  auto pictures = std::make_shared<PicturesOf>(info, 3, *model);
-  return resolve_states(info.Env(), pictures, [=] { return model->hidden_states(batch->view(), pictures->pictures); });
+  auto media = std::make_shared<MediaOf>(info, 3, *model);
+  return resolve_states(info.Env(), media, [=] { return model->hidden_states(batch->view(), media->media); });
 }
 
-/// visionStates(handle, pictures) -> Promise<Float32Array[]>, for tests
+/// visionStates(handle, media) -> Promise<Float32Array[]>, for tests
 Napi::Value vision_states(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
-  auto pictures = std::make_shared<PicturesOf>(info, 1, *model);
-  return resolve_states(info.Env(), pictures, [=] { return model->vision_states(pictures->pictures); });
+  auto media = std::make_shared<MediaOf>(info, 1, *model);
+  return resolve_states(info.Env(), media, [=] { return model->vision_states(media->media.pictures); });
+}
+
+/// audioStates(handle, media) -> Promise<Float32Array[]>, for tests
+Napi::Value audio_states(const Napi::CallbackInfo& info) {
+  std::shared_ptr<TextModel> model = handle_of(info)->model;
+  auto media = std::make_shared<MediaOf>(info, 1, *model);
+  return resolve_states(info.Env(), media, [=] { return model->audio_states(media->media.sounds); });
+}
+
+/// audioTokens(handle, frames: Int32Array) -> Int32Array
+Napi::Value audio_tokens(const Napi::CallbackInfo& info) {
+  const AudioEncoder* audio = handle_of(info)->model->audio();
+  if (!audio) throw Failure{"INVALID_INPUT", "expected a model that takes sound"}.to_js(info.Env());
+  const Napi::Int32Array frames = info[1].As<Napi::Int32Array>();
+  Napi::Int32Array out = Napi::Int32Array::New(info.Env(), frames.ElementLength());
+  for (size_t i = 0; i < frames.ElementLength(); ++i) out[i] = int32_t(audio->tokens(frames[i]));
+  return out;
 }
 
 /// cancel(handle): a running embed() ends with ABORTED
@@ -291,6 +339,9 @@ Napi::Value model_info(const Napi::CallbackInfo& info) {
   const VisionTower* vision = model.vision();
   out.Set("imageToken", vision ? Napi::Value(Napi::Number::New(info.Env(), vision->config().image_token)) : info.Env().Null());
   out.Set("videoToken", vision ? Napi::Value(Napi::Number::New(info.Env(), vision->config().video_token)) : info.Env().Null());
+  const AudioEncoder* audio = model.audio();
+  out.Set("audioToken", audio ? Napi::Value(Napi::Number::New(info.Env(), model.audio_token())) : info.Env().Null());
+  out.Set("melBins", audio ? Napi::Value(Napi::Number::New(info.Env(), double(audio->bins()))) : info.Env().Null());
   out.Set("dimensions", double(model.dimensions()));
   out.Set("dtype", weight_format_name(model.format()));
   out.Set("checkpointDtype", dtype_name(model.checkpoint_dtype()));
@@ -368,10 +419,32 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
       },
       [=](Napi::Env env) -> Napi::Value {
         kept->Reset();
-        Napi::Float32Array values = Napi::Float32Array::New(env, out->size());
-        std::copy(out->begin(), out->end(), values.Data());
-        return values;
+        return floats(env, *out);
       });
+}
+
+/// resample(samples: Float32Array, from, to) -> Promise<Float32Array>; the samples must not change while it runs
+Napi::Value resample(const Napi::CallbackInfo& info) {
+  const Napi::Float32Array samples = info[0].As<Napi::Float32Array>();
+  const int64_t from = info[1].ToNumber().Int64Value(), to = info[2].ToNumber().Int64Value();
+  auto kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(samples, 1));
+  auto out = std::make_shared<std::vector<float>>();
+  const float* data = samples.Data();
+  const auto n = int64_t(samples.ElementLength());
+  return Task::run(info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
+}
+
+/// logMel(samples: Float32Array, {rate, window, hop, bins}) -> Promise<Float32Array [frames, bins]>; the samples must not change
+Napi::Value log_mel(const Napi::CallbackInfo& info) {
+  const Napi::Float32Array samples = info[0].As<Napi::Float32Array>();
+  const Napi::Object js = info[1].As<Napi::Object>();
+  auto number = [&](const char* key) { return js.Get(key).ToNumber().Int64Value(); };
+  const media::MelLayout layout{number("rate"), number("window"), number("hop"), number("bins")};
+  auto kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(samples, 1));
+  const float* data = samples.Data();
+  const auto n = int64_t(samples.ElementLength());
+  auto out = std::make_shared<std::vector<float>>(size_t(media::mel_frames(n, layout) * layout.bins));
+  return Task::run(info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
 }
 
 // ---- fusing
@@ -461,6 +534,10 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"embed", embed},
                                                                                           {"hiddenStates", hidden_states},
                                                                                           {"visionStates", vision_states},
+                                                                                          {"audioStates", audio_states},
+                                                                                          {"audioTokens", audio_tokens},
+                                                                                          {"resample", resample},
+                                                                                          {"logMel", log_mel},
                                                                                           {"patches", patches},
                                                                                           {"cancel", cancel},
                                                                                           {"dispose", dispose},

@@ -20,6 +20,26 @@
 
 namespace conan::merge {
 
+namespace {
+
+/// Fresh weights: uniform in (-bound, bound), every element by its own number (splitmix64 of Steele, Lea & Flood 2014).
+void fill_uniform(Job& job) {
+  const double bound = job.number("bound", 0);
+  uint64_t key = job.seed * 0x9e3779b97f4a7c15u;
+  for (const char c : job.name) key = (key ^ uint8_t(c)) * 0x100000001b3u;
+  job.divide(false);
+  job.produce([&](Block& block, Workspace&) {
+    for (int64_t i = 0; i < block.n; ++i) {
+      uint64_t z = key + uint64_t(block.first + i) * 0x9e3779b97f4a7c15u;
+      z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+      z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+      block.out[i] = bound * (double((z ^ (z >> 31)) >> 11) * 0x1p-52 - 1);
+    }
+  });
+}
+
+}  // namespace
+
 void merge(Job& job, const std::string& algorithm) {
   static const std::pair<const char*, void (*)(Job&)> table[] = {
       {"task_vectors", merge_task_vectors}, {"combination", merge_combination}, {"sce", merge_sce},
@@ -30,6 +50,7 @@ void merge(Job& job, const std::string& algorithm) {
     job.copy(*job.parents.at(0).source);
     return;
   }
+  if (algorithm == "uniform") return fill_uniform(job);
   if (algorithm == "identical") {  // what cannot be averaged: token ids, positions
     const Source& first = *job.parents.at(0).source;
     for (const Parent& parent : job.parents)

@@ -73,6 +73,7 @@ struct TransformerConfig {
   Activation activation = Activation::gelu_erf;
   bool gated = false;
   bool qkv_bias = true, output_bias = true, mlp_bias = true;
+  bool key_bias = true;  // with qkv_bias: keys may have none (Whisper)
   float attention_scale = 0;
   float embedding_scale = 1;
   int position_offset = 0;  // learned positions start here; with pad_id >= 0 they count non-pad tokens (RoBERTa)

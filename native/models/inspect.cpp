@@ -1,8 +1,11 @@
 #include "models/inspect.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
+#include "models/audio/encoder.h"
+#include "models/projector.h"
 #include "models/vision.h"
 #include "ops/backend.h"
 
@@ -43,15 +46,22 @@ std::string inspect_directory(const std::string& directory) {
                  ",\"headDim\":", config.head_dim, ",\"intermediate\":", config.intermediate, ",\"vocabulary\":", config.vocab_size,
                  ",\"maxPositions\":", config.max_positions, "}");
     std::vector<std::unique_ptr<Adapter>> none;
-    WeightLoader loader(checkpoint, none, probe_tensor(config), &problems);
-    prefix = loader.prefix();
+    const auto with_loader = [&](const std::string& probe, const auto& load) {
+      WeightLoader loader(checkpoint, none, probe, &problems);
+      load(loader);
+      unused.erase(std::remove_if(unused.begin(), unused.end(), [&](const std::string& name) { return loader.taken().count(name); }), unused.end());
+    };
     Context context(cpu_backend(), 1);
-    Transformer(context, std::move(config), loader, WeightFormat::f32, std::nullopt);
-    unused = loader.unused();
-    if (std::optional<VisionConfig> vision = read_vision_config(json, path)) {
-      WeightLoader tower_loader(checkpoint, none, probe_tensor(vision->tower), &problems);
-      VisionTower(context, std::move(*vision), tower_loader, WeightFormat::f32);
-      unused = loader.unused_with(tower_loader);
+    with_loader(probe_tensor(config), [&](WeightLoader& loader) {
+      prefix = loader.prefix();
+      Transformer(context, std::move(config), loader, WeightFormat::f32, std::nullopt);
+    });
+    if (std::optional<VisionConfig> vision = read_vision_config(json, path))
+      with_loader(probe_tensor(vision->tower), [&](WeightLoader& loader) { VisionTower(context, std::move(*vision), loader, WeightFormat::f32); });
+    if (const std::optional<AudioConfig> audio = read_audio_config(json, path)) {
+      with_loader(audio->probe, [&](WeightLoader& loader) { load_audio_encoder(context, *audio, loader, WeightFormat::f32); });
+      const ConfigReader projector(json["audio_projector_config"], path + ": audio_projector_config");
+      with_loader(Projector::kProbe, [&](WeightLoader& loader) { Projector(context, projector, loader, WeightFormat::f32); });
     }
   } catch (const Error& error) {
     problems.push_back(error.what());

@@ -51,16 +51,18 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
   context_->cancelled = &cancelled_;
   std::optional<Pooling> one_row;
   if (pooling_ == Pooling::cls || pooling_ == Pooling::last) one_row = pooling_;
-  loader_ = std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe_tensor(transformer));
-  transformer_ = std::make_unique<Transformer>(*context_, std::move(transformer), *loader_, format_, one_row);
-  unused_ = loader_->unused();
+  WeightLoader& loader = open_loader(probe_tensor(transformer));
+  transformer_ = std::make_unique<Transformer>(*context_, std::move(transformer), loader, format_, one_row);
   if (std::optional<VisionConfig> vision = read_vision_config(config, config_path)) {
     if (vision->outputs != this->config().hidden)
       fail("CONFIG_INVALID", config_path, ": \"out_hidden_size\": expected the language model's ", this->config().hidden, ", got ", vision->outputs);
-    vision_loader_ = std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe_tensor(vision->tower));
-    vision_ = std::make_unique<VisionTower>(*context_, std::move(*vision), *vision_loader_, format_);
-    unused_ = loader_->unused_with(*vision_loader_);
+    WeightLoader& tower_loader = open_loader(probe_tensor(vision->tower));
+    vision_ = std::make_unique<VisionTower>(*context_, std::move(*vision), tower_loader, format_);
   }
+  load_audio(config, config_path);
+  for (const auto& adapter : adapters_) adapter->require_all_used();
+  for (const std::string& name : checkpoint_->names())
+    if (std::none_of(loaders_.begin(), loaders_.end(), [&](const auto& part) { return part->taken().count(name); })) unused_.push_back(name);
   dimensions_ = this->config().hidden;
 
   std::vector<std::unique_ptr<Adapter>> none;
@@ -78,67 +80,100 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
   }
 }
 
+WeightLoader& TextModel::open_loader(const std::string& probe) {
+  loaders_.push_back(std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe));
+  return *loaders_.back();
+}
+
+void TextModel::load_audio(const Json& config, const std::string& path) {
+  const std::optional<AudioConfig> audio = read_audio_config(config, path);
+  if (!audio) return;
+  audio_token_ = audio->token;
+  audio_ = load_audio_encoder(*context_, *audio, open_loader(audio->probe), format_);
+  const ConfigReader projector(config["audio_projector_config"], path + ": audio_projector_config");
+  projector_ = std::make_unique<Projector>(*context_, projector, open_loader(Projector::kProbe), format_);
+  if (projector_->inputs() != audio_->outputs())
+    fail("CONFIG_INVALID", projector.subject(), ": \"input_size\": expected the encoder's ", audio_->outputs(), ", got ", projector_->inputs());
+  if (projector_->outputs() != this->config().hidden)
+    fail("CONFIG_INVALID", projector.subject(), ": \"output_size\": expected the language model's ", this->config().hidden, ", got ",
+         projector_->outputs());
+}
+
 size_t TextModel::memory_bytes() const {
   size_t total = transformer_->weight_bytes() + context_->scratch_bytes() + (vision_ ? vision_->weight_bytes() : 0);
+  if (audio_) total += audio_->weight_bytes() + projector_->weight_bytes();
   for (const Dense& dense : dense_) total += dense.weight->bytes;
   return total;
 }
 
-/// Positions of M-RoPE: text counts on along all axes; a picture stays at one time, spreads over rows and columns, and text
-/// goes on after its longer side.
-TransformerInput TextModel::input_of(const TokenBatch& batch, const Pictures& pictures) {
+/// Where media stand in a batch, and positions of M-RoPE: text and sound count on along all axes; a picture stays at one time, spreads
+/// over rows and columns, and what follows goes on after its longer side.
+TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media) {
   TransformerInput input;
   input.batch = batch;
-  if (!vision_) {
-    if (!pictures.grids.empty()) fail("INVALID_INPUT", "expected no pictures: this model embeds text");
-    return input;
-  }
-  const VisionConfig& v = vision_->config();
-  vision_->check(pictures);
+  const auto& [pictures, sounds] = media;
+  if (!vision_ && !pictures.grids.empty()) fail("INVALID_INPUT", "expected no pictures: this model takes none");
+  if (!audio_ && !sounds.frames.empty()) fail("INVALID_INPUT", "expected no sounds: this model takes none");
+  if (!vision_ && !audio_) return input;
+  if (vision_) vision_->check(pictures);
   const int64_t T = batch.tokens();
-  std::vector<int32_t> positions(size_t(3 * T));
-  size_t next = 0;
+  std::vector<int32_t> positions(size_t(3 * T)), seen, heard;
+  size_t picture = 0, sound = 0;
   for (int b = 0; b < batch.sequences; ++b) {
     int32_t at = 0;
     for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1];) {
       const int32_t id = batch.ids[t];
-      if (id != v.image_token && id != v.video_token) {
-        for (int64_t axis = 0; axis < 3; ++axis) positions[size_t(axis * T + t)] = at;
-        ++at, ++t;
+      int32_t end = t + 1;
+      const bool is_picture = vision_ && (id == vision_->config().image_token || id == vision_->config().video_token), is_sound = audio_ && id == audio_token_;
+      while ((is_picture || is_sound) && end < batch.offsets[b + 1] && batch.ids[end] == id) ++end;
+      if (!is_picture) {
+        if (is_sound) {
+          if (sound == sounds.frames.size()) fail("INVALID_INPUT", "input ", b, ": its tokens stand for more sounds than the ", sound, " there are");
+          if (const int64_t tokens = audio_->tokens(sounds.frames[sound]); end - t != tokens)
+            fail("INVALID_INPUT", "input ", b, ": expected ", tokens, " tokens for a sound of ", sounds.frames[sound], " frames, got ", end - t);
+          ++sound;
+        }
+        for (; t < end; ++t, ++at) {
+          if (is_sound) heard.push_back(t);
+          for (int64_t axis = 0; axis < 3; ++axis) positions[size_t(axis * T + t)] = at;
+        }
         continue;
       }
-      int32_t end = t;
-      while (end < batch.offsets[b + 1] && batch.ids[end] == id) ++end;
-      if (next == pictures.grids.size()) fail("INVALID_INPUT", "input ", b, ": its tokens stand for more pictures than the ", next, " there are");
-      const int64_t rows = pictures.grids[next].first / v.merge, columns = pictures.grids[next].second / v.merge;
+      if (picture == pictures.grids.size())
+        fail("INVALID_INPUT", "input ", b, ": its tokens stand for more pictures than the ", picture, " there are");
+      const auto [grid_rows, grid_columns] = pictures.grids[picture];
+      const int64_t rows = grid_rows / vision_->config().merge, columns = grid_columns / vision_->config().merge;
       if (end - t != rows * columns)
-        fail("INVALID_INPUT", "input ", b, ": expected ", rows * columns, " tokens for a picture of ", pictures.grids[next].first, " x ",
-             pictures.grids[next].second, " patches, got ", end - t);
+        fail("INVALID_INPUT", "input ", b, ": expected ", rows * columns, " tokens for a picture of ", grid_rows, " x ", grid_columns, " patches, got ",
+             end - t);
       for (int64_t i = 0; t < end; ++t, ++i) {
-        input.replaced.rows.push_back(t);
+        seen.push_back(t);
         positions[size_t(t)] = at;
         positions[size_t(T + t)] = at + int32_t(i / columns);
         positions[size_t(2 * T + t)] = at + int32_t(i % columns);
       }
       at += int32_t(std::max(rows, columns));
-      ++next;
+      ++picture;
     }
   }
-  if (next != pictures.grids.size()) fail("INVALID_INPUT", "expected tokens for ", pictures.grids.size(), " pictures, found them for ", next);
-  if (pictures.grids.empty()) return input;  // equal along all axes: as any text
-  input.positions = std::move(positions);
+  if (picture != pictures.grids.size()) fail("INVALID_INPUT", "expected tokens for ", pictures.grids.size(), " pictures, found them for ", picture);
+  if (sound != sounds.frames.size()) fail("INVALID_INPUT", "expected tokens for ", sounds.frames.size(), " sounds, found them for ", sound);
+  if (!heard.empty()) input.replaced.push_back({std::move(heard), projector_->forward(*context_, audio_->forward(*context_, sounds))});
+  if (seen.empty()) return input;  // positions equal along all axes: as any text
+  const std::vector<RopeConfig>& ropes = config().ropes;
+  if (std::any_of(ropes.begin(), ropes.end(), [](const RopeConfig& rope) { return !rope.axis.empty(); })) input.positions = std::move(positions);
   VisionTower::Features features = vision_->forward(*context_, pictures);
-  input.replaced.values = features.tokens;
-  for (const Matrix& values : features.deepstack) input.added.push_back({input.replaced.rows, values});
+  for (const Matrix& values : features.deepstack) input.added.push_back({seen, values});
+  input.replaced.push_back({std::move(seen), features.tokens});
   return input;
 }
 
-void TextModel::embed(const TokenBatch& batch, const Pictures& pictures, bool normalize, int64_t dimensions, float* out) {
+void TextModel::embed(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions, float* out) {
   std::lock_guard<std::mutex> lock(running_);
   cancelled_ = false;
   Context& context = *context_;
   Arena::Scope scope(context.scratch);
-  Matrix x = transformer_->forward(context, input_of(batch, pictures), pooling_);
+  Matrix x = transformer_->forward(context, input_of(batch, media), pooling_);
   for (const Dense& dense : dense_) {
     LinearArgs args;
     args.x = x;
@@ -159,13 +194,13 @@ void TextModel::embed(const TokenBatch& batch, const Pictures& pictures, bool no
   }
 }
 
-std::vector<std::vector<float>> TextModel::hidden_states(const TokenBatch& batch, const Pictures& pictures) {
+std::vector<std::vector<float>> TextModel::hidden_states(const TokenBatch& batch, const Media& media) {
   std::lock_guard<std::mutex> lock(running_);
   cancelled_ = false;
   Arena::Scope scope(context_->scratch);
   std::vector<std::vector<float>> out;
   const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
-  keep(transformer_->forward(*context_, input_of(batch, pictures), std::nullopt, [&](int64_t, const Matrix& x) { keep(x); }));
+  keep(transformer_->forward(*context_, input_of(batch, media), std::nullopt, [&](int64_t, const Matrix& x) { keep(x); }));
   return out;
 }
 
@@ -178,6 +213,18 @@ std::vector<std::vector<float>> TextModel::vision_states(const Pictures& picture
   const VisionTower::Features features = vision_->forward(*context_, pictures, [&](int64_t, const Matrix& x) { keep(x); });
   keep(features.tokens);
   for (const Matrix& values : features.deepstack) keep(values);
+  return out;
+}
+
+std::vector<std::vector<float>> TextModel::audio_states(const Sounds& sounds) {
+  if (!audio_) fail("INVALID_INPUT", "expected a model with an encoder of sound");
+  std::lock_guard<std::mutex> lock(running_);
+  Arena::Scope scope(context_->scratch);
+  std::vector<std::vector<float>> out;
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  const Matrix features = audio_->forward(*context_, sounds, [&](int64_t, const Matrix& x) { keep(x); });
+  keep(features);
+  keep(projector_->forward(*context_, features));
   return out;
 }
 

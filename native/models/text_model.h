@@ -1,5 +1,5 @@
-// A model directory made ready to embed: the transformer (and the vision tower before it, where there is one), then pooling,
-// dense layers and normalisation as sentence-transformers' modules list them.
+// A model directory made ready to embed: the transformer (and before it the vision tower, the encoder of sound and its projector, where
+// there are any), then pooling, dense layers and normalisation as sentence-transformers' modules list them.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "models/audio/encoder.h"
+#include "models/projector.h"
 #include "models/transformer.h"
 #include "models/vision.h"
 
@@ -29,6 +31,13 @@ struct ModelOptions {
   std::vector<DenseOptions> dense;
 };
 
+/// What a batch holds beside text. Every run of image or video tokens belongs to the next of the pictures, and has a token for each
+/// merge x merge of its patches; every run of audio tokens belongs to the next of the sounds, and has a token for each of its features.
+struct Media {
+  Pictures pictures;
+  Sounds sounds;
+};
+
 class TextModel {
  public:
   explicit TextModel(const ModelOptions& options);
@@ -42,18 +51,20 @@ class TextModel {
   const std::vector<std::string>& unused_tensors() const { return unused_; }
   size_t memory_bytes() const;
 
-  /// Null where the model is of text alone.
+  /// Null where the model takes no pictures, or no sound.
   const VisionTower* vision() const { return vision_.get(); }
+  const AudioEncoder* audio() const { return audio_.get(); }
+  int32_t audio_token() const { return audio_token_; }
 
-  /// Takes the place of the tokens that stand for pictures: every run of image or video tokens of the batch belongs to the
-  /// next of `pictures`, and has a token for each merge x merge of its patches.
   /// One vector per sequence into out [B, dimensions]: the first `dimensions` channels, to length 1 if `normalize`.
-  void embed(const TokenBatch& batch, const Pictures& pictures, bool normalize, int64_t dimensions, float* out);
+  void embed(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions, float* out);
 
   /// Hidden states [T, hidden] before the first layer (0), after each, and (layers + 1) after the final norm. For tests.
-  std::vector<std::vector<float>> hidden_states(const TokenBatch& batch, const Pictures& pictures);
+  std::vector<std::vector<float>> hidden_states(const TokenBatch& batch, const Media& media);
   /// Of the vision tower: the patches [N, hidden] before the first block and after each, then tokens, then deepstack. For tests.
   std::vector<std::vector<float>> vision_states(const Pictures& pictures);
+  /// Of the encoder of sound: before the first block and after each, then its features, then projected. For tests.
+  std::vector<std::vector<float>> audio_states(const Sounds& sounds);
 
   /// Makes a running embed() end with ABORTED at the next layer. Holds until the next call of embed().
   void cancel() { cancelled_ = true; }
@@ -64,11 +75,15 @@ class TextModel {
   std::unique_ptr<Context> context_;
   std::unique_ptr<Checkpoint> checkpoint_;  // the embedding tables stay mapped
   std::vector<std::unique_ptr<Adapter>> adapters_;
-  std::unique_ptr<WeightLoader> loader_;
-  std::unique_ptr<WeightLoader> vision_loader_;
+  std::vector<std::unique_ptr<WeightLoader>> loaders_;  // one for each part of the model
   std::unique_ptr<VisionTower> vision_;
+  std::unique_ptr<AudioEncoder> audio_;
+  std::unique_ptr<Projector> projector_;
+  int32_t audio_token_ = -1;
   std::unique_ptr<Transformer> transformer_;
-  TransformerInput input_of(const TokenBatch& batch, const Pictures& pictures);
+  WeightLoader& open_loader(const std::string& probe);
+  void load_audio(const Json& config, const std::string& path);
+  TransformerInput input_of(const TokenBatch& batch, const Media& media);
   struct Dense {
     std::unique_ptr<Weight> weight;
     std::vector<float> bias;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -112,7 +113,10 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
       layer.qkv = loader.pack(context, qkv, {Q, KV, KV}, c.hidden, format);
     }
     if (c.qkv_bias)
-      for (int i = 0; i < 3; ++i) append_bias(layer.qkv_bias, qkv[size_t(i)], i ? KV : Q);
+      for (int i = 0; i < 3; ++i) {
+        if (i == 1 && !c.key_bias) layer.qkv_bias.resize(size_t(Q + KV));
+        else append_bias(layer.qkv_bias, qkv[size_t(i)], i ? KV : Q);
+      }
   }
   if (!n.q_norm.empty()) {
     layer.q_norm = loader.take_values(at_layer(n.q_norm, index) + ".weight", {c.head_dim}, c.norm_weight_offset);
@@ -314,6 +318,27 @@ void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t 
 }
 }  // namespace
 
+/// Values that replace embeddings, plus the learned positions and type that every row gets beside its token's embedding (BERT).
+std::vector<RowValues> Transformer::with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const {
+  if (!position_embedding_.data) return replaced;
+  std::vector<RowValues> out;
+  for (const RowValues& given : replaced) {
+    const Matrix sum = context.scratch.matrix(given.values.rows, config_.hidden);
+    std::vector<int32_t> places, all(given.rows.size());
+    for (const int32_t row : given.rows) places.push_back(table_rows[size_t(row)]);
+    std::iota(all.begin(), all.end(), 0);
+    EmbedArgs args;
+    args.ids = places.data();
+    args.table = &position_embedding_;
+    args.type_row = or_null(type_row_);
+    args.y = sum;
+    context.ops.embed(context, args);
+    context.ops.scatter(context, {given.values, sum, all.data(), true});
+    out.push_back({given.rows, sum});
+  }
+  return out;
+}
+
 Matrix Transformer::forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer) const {
   const TokenBatch& batch = input.batch;
   check(batch);
@@ -344,6 +369,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   pass.attended = context.scratch.matrix(T, Q);
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
+  const std::vector<RowValues> replaced = with_positions(context, input.replaced, table_rows);
 
   ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
     const Matrix x = pass.x.slice(first, count);
@@ -357,7 +383,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       args.y = x;
       ops.embed(own, args);
     }
-    put_rows(own, input.replaced, pass.x, first, count, false);
+    for (const RowValues& rows : replaced) put_rows(own, rows, pass.x, first, count, false);
     if (embedding_norm_) normalize(own, embedding_norm_, x, x);
     project(own, 0, pass, first, count);
   });

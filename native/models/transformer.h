@@ -29,7 +29,7 @@ struct RowValues {
 struct TransformerInput {
   TokenBatch batch;
   Matrix embeddings;               // [T, hidden] where there are no ids
-  RowValues replaced;              // embeddings of tokens that stand for an image
+  std::vector<RowValues> replaced;  // embeddings of tokens that stand for pictures or sounds
   std::vector<RowValues> added;    // to the states after layer 0, 1, ... (DeepStack)
   std::vector<int32_t> positions;  // [axes][T], where rotary positions have several axes and differ between them
 };
@@ -80,6 +80,7 @@ class Transformer {
   void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const;
   const RopeTable& rope_table(int rope, int64_t positions) const;
   RopeTable rope_rows(const RopeConfig& config, const TransformerInput& input) const;
+  std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;
 
   TransformerConfig config_;
   std::optional<Pooling> one_row_;

@@ -8,15 +8,6 @@
 
 namespace conan {
 
-namespace {
-
-/// Rows that lie one behind the other, so that several can be read as one longer row.
-Matrix contiguous(Context& context, int64_t rows, int64_t cols) {
-  return {static_cast<float*>(context.scratch.take(size_t(rows * cols) * sizeof(float))), rows, cols, cols};
-}
-
-}  // namespace
-
 VisionTower::VisionTower(Context& context, VisionConfig config, WeightLoader& loader, WeightFormat format) : config_(std::move(config)) {
   const VisionConfig& v = config_;
   const int64_t C = v.tower.hidden;
@@ -63,7 +54,7 @@ void VisionTower::check(const Pictures& pictures) const {
 void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x, const Matrix& y) const {
   const int64_t unit = config_.merge * config_.merge, wide = x.cols * unit, rows = x.rows / unit;
   Arena::Scope scope(context.scratch);
-  Matrix together = contiguous(context, x.rows, x.cols);
+  Matrix together = context.scratch.contiguous(x.rows, x.cols);
   NormArgs norm;
   norm.eps = config_.tower.norm_eps;
   norm.weight = merger.norm_weight.data();

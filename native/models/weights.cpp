@@ -112,8 +112,6 @@ void WeightLoader::require_all_used(const std::string& layers) const {
     if (!problems_) throw Error("TENSOR_UNUSED", problem);
     problems_->push_back(problem);
   }
-  if (problems_) return;
-  for (const auto& adapter : adapters_) adapter->require_all_used();
 }
 
 std::vector<std::string> WeightLoader::unused() const {
@@ -121,13 +119,6 @@ std::vector<std::string> WeightLoader::unused() const {
   for (const std::string& name : checkpoint_.names())
     if (!taken_.count(name)) out.push_back(name);
   return out;
-}
-
-std::vector<std::string> WeightLoader::unused_with(const WeightLoader& other) const {
-  std::vector<std::string> both;
-  for (const std::string& name : unused())
-    if (!other.taken_.count(name)) both.push_back(name);
-  return both;
 }
 
 }  // namespace conan

@@ -41,8 +41,7 @@ class WeightLoader {
   /// Fails if a tensor whose name starts with prefix + `layers` was not taken: the config does not describe this model.
   void require_all_used(const std::string& layers) const;
   std::vector<std::string> unused() const;  // sorted
-  /// What neither this loader nor `other`, of the same checkpoint, took.
-  std::vector<std::string> unused_with(const WeightLoader& other) const;
+  const std::set<std::string>& taken() const { return taken_; }
   const std::string& prefix() const { return prefix_; }
 
  private:

@@ -177,6 +177,8 @@ class Arena {
   void* take(size_t bytes);
   /// [rows, cols] with a padded stride.
   Matrix matrix(int64_t rows, int64_t cols);
+  /// Rows that lie one behind the other, so that several can be read as one longer row.
+  Matrix contiguous(int64_t rows, int64_t cols);
   size_t bytes() const;
 
   /// Gives back everything taken after it was made.

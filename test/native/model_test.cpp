@@ -37,18 +37,18 @@ void pictures(const std::string& directory) {
     const int64_t width = model.vision()->config().patch_values(), d = model.dimensions();
     const std::vector<float> values = random_floats(size_t(patches * width), 3);
     std::vector<float> together(size_t(3 * d)), alone(static_cast<size_t>(d));
-    model.embed({ids.data(), offsets.data(), 3}, {values.data(), grids}, true, d, together.data());
+    model.embed({ids.data(), offsets.data(), 3}, {{values.data(), grids}, {}}, true, d, together.data());
     model.vision_states({values.data(), grids});
     int64_t first = 0;
     for (size_t i = 0; i < grids.size(); ++i) {
       const int32_t own[] = {0, offsets[i + 1] - offsets[i]};
-      model.embed({ids.data() + offsets[i], own, 1}, {values.data() + first * width, {grids[i]}}, true, d, alone.data());
+      model.embed({ids.data() + offsets[i], own, 1}, {{values.data() + first * width, {grids[i]}}, {}}, true, d, alone.data());
       check(std::equal(alone.begin(), alone.end(), together.begin() + int64_t(i) * d),
             text(directory, " ", dtype, ": picture ", i, " alone differs"));
       first += int64_t(grids[i].first) * grids[i].second;
     }
     check_error("INVALID_INPUT", "a picture without tokens", [&] {
-      model.embed({ids.data(), offsets.data(), 1}, {values.data(), grids}, true, d, together.data());
+      model.embed({ids.data(), offsets.data(), 1}, {{values.data(), grids}, {}}, true, d, together.data());
     });
     check_error("INVALID_INPUT", "tokens without a picture", [&] { model.embed({ids.data(), offsets.data(), 1}, {}, true, d, together.data()); });
   }

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict'
 import { copyFileSync, mkdirSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { binding, type NativePictures } from '../../lib/binding'
+import { binding, type NativeMedia, type NativePictures } from '../../lib/binding'
 import { inspect } from '../../lib/inspect'
 import { copyOf, editJson, editTensors, fixtures, floats, ints, readSafetensors, temporary, tolerance, worstCosine } from '../support'
 
@@ -17,13 +17,13 @@ const load = (dtype: string, threads = 2, pooling = 'lasttoken', from = director
   native.load({ directory: from, adapters: [], dtype, threads, pooling, dense: [] })
 
 /** Pictures [first, first + count) of the batch. */
-function part(first: number, count: number): NativePictures | undefined {
+function part(first: number, count: number): NativeMedia | undefined {
   if (count === 0) return undefined
   const sizes = Array.from({ length: pictures.grids.length / 2 }, (_, i) => pictures.grids[2 * i]! * pictures.grids[2 * i + 1]!)
   const width = pictures.patches.length / sizes.reduce((a, b) => a + b, 0)
   const begin = sizes.slice(0, first).reduce((a, b) => a + b, 0)
   const end = begin + sizes.slice(first, first + count).reduce((a, b) => a + b, 0)
-  return { patches: pictures.patches.slice(begin * width, end * width), grids: pictures.grids.slice(2 * first, 2 * (first + count)) }
+  return { pictures: { patches: pictures.patches.slice(begin * width, end * width), grids: pictures.grids.slice(2 * first, 2 * (first + count)) } }
 }
 
 /** The sequences of the golden batch with the pictures each of them holds. */
@@ -32,18 +32,18 @@ const items = [
   [1, 2, 0],
   [2, 2, 2],
   [3, 4, 1],
-].map(([b, first, count]) => ({ ids: ids.slice(offsets[b!], offsets[b! + 1]), pictures: part(first!, count!) }))
+].map(([b, first, count]) => ({ ids: ids.slice(offsets[b!], offsets[b! + 1]), media: part(first!, count!) }))
 
 for (const dtype of ['float32', 'bfloat16', 'int8'] as const)
   test(`states of the tower and of the language model, ${dtype}`, async () => {
     const model = await load(dtype)
-    const tower = await native.visionStates(model, pictures)
+    const tower = await native.visionStates(model, { pictures })
     assert.equal(tower.length, 4 + 2 + 3)
     for (const [i, state] of tower.entries()) {
       const cosine = worstCosine(state, floats(golden.get(`vision.${i}`)!), 32)
       assert.ok(cosine > tolerance[dtype].cosine, `tower ${i}: ${cosine}`)
     }
-    const states = await native.hiddenStates(model, ids, offsets, pictures)
+    const states = await native.hiddenStates(model, ids, offsets, { pictures })
     assert.equal(states.length, 5 + 2)
     for (const [i, state] of states.entries()) {
       const cosine = worstCosine(state, floats(golden.get(`hidden.${i}`)!), 32)
@@ -57,10 +57,10 @@ for (const dtype of ['float32', 'bfloat16', 'int8'])
   test(`a vector depends neither on what else is in the batch nor on threads, ${dtype}`, async () => {
     const model = await load(dtype)
     const single = await load(dtype, 1)
-    const together = await native.embed(model, ids, offsets, true, 32, pictures)
+    const together = await native.embed(model, ids, offsets, true, 32, { pictures })
     for (const [b, item] of items.entries())
       for (const other of [model, single]) {
-        const alone = await native.embed(other, item.ids, Int32Array.of(0, item.ids.length), true, 32, item.pictures)
+        const alone = await native.embed(other, item.ids, Int32Array.of(0, item.ids.length), true, 32, item.media)
         assert.deepEqual(alone, together.slice(b * 32, b * 32 + 32), `input ${b}`)
       }
     const final = floats(golden.get('hidden.6')!)
@@ -72,7 +72,7 @@ for (const dtype of ['float32', 'bfloat16', 'int8'])
 test('tokens and pictures that do not fit are errors', async () => {
   const model = await load('float32')
   const [two, text] = items as [(typeof items)[0], (typeof items)[0]]
-  const embed = (item: { ids: Int32Array }, given?: NativePictures) => native.embed(model, item.ids, Int32Array.of(0, item.ids.length), true, 32, given)
+  const embed = (item: { ids: Int32Array }, given?: NativeMedia) => native.embed(model, item.ids, Int32Array.of(0, item.ids.length), true, 32, given)
   const fails = async (work: () => Promise<unknown>, message: RegExp) => {
     await assert.rejects(
       async () => work(),
@@ -84,8 +84,8 @@ test('tokens and pictures that do not fit are errors', async () => {
   await fails(() => embed(two, part(0, 3)), /tokens for 3 pictures, found them for 2/)
   await fails(() => embed(two, part(1, 2)), /expected 6 tokens for a picture of 12 x 2|expected \d+ tokens for a picture/)
   await fails(() => embed(text, part(0, 1)), /found them for 0/)
-  await fails(() => embed(two, { ...pictures, grids: Int32Array.of(4, 6) }), /expected 24 patches of 96 values/)
-  await fails(() => embed(two, { patches: new Float32Array(5 * 96), grids: Int32Array.of(5, 1) }), /multiples of 2, got 5 x 1/)
+  await fails(() => embed(two, { pictures: { ...pictures, grids: Int32Array.of(4, 6) } }), /expected 24 patches of 96 values/)
+  await fails(() => embed(two, { pictures: { patches: new Float32Array(5 * 96), grids: Int32Array.of(5, 1) } }), /multiples of 2, got 5 x 1/)
   native.dispose(model)
   const plain = await native.load({ directory: path.join(fixtures, 'pico', 'qwen3'), adapters: [], dtype: 'float32', threads: 1, pooling: 'mean', dense: [] })
   await fails(() => native.embed(plain, text.ids, Int32Array.of(0, text.ids.length), true, 32, part(0, 1)), /expected \d+ patches of 0 values/)
@@ -102,7 +102,7 @@ test('both spellings of the config, and a directory that lacks something', async
     Object.assign(text, { rope_theta, rope_scaling: { rope_type: 'default', mrope_interleaved: true, mrope_section } })
   })
   const [a, b] = [await load('float32'), await load('float32', 2, 'lasttoken', old)]
-  assert.deepEqual(await native.embed(b, ids, offsets, true, 32, pictures), await native.embed(a, ids, offsets, true, 32, pictures))
+  assert.deepEqual(await native.embed(b, ids, offsets, true, 32, { pictures }), await native.embed(a, ids, offsets, true, 32, { pictures }))
   for (const model of [a, b]) native.dispose(model)
 
   assert.deepEqual(inspect(directory).problems, [])

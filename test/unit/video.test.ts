@@ -78,7 +78,7 @@ test('path, bytes, URLs and frames are one video', async () => {
 
 test('bytes of a container leave no file behind', ffmpeg, async () => {
   await using model = await loadModel(directory)
-  const left = () => readdirSync(os.tmpdir()).filter((name) => name.startsWith('conan-video-')).length
+  const left = () => readdirSync(os.tmpdir()).filter((name) => name.startsWith('conan-media-')).length
   const before = left()
   const { vectors } = await model.embed([{ video: readFileSync(file('ntsc.mp4')) }, { video: file('ntsc.mp4') }])
   assert.deepEqual(vectors.slice(0, 32), vectors.slice(32))

@@ -41,7 +41,8 @@ const Architecture arch_qwen3_vl = {{"qwen3_vl"}, read_language};
 
 std::optional<VisionConfig> read_vision_config(const Json& json, const std::string& subject) {
   ConfigReader config(json, subject);
-  if (config.string("model_type", "") != "qwen3_vl") return std::nullopt;
+  // A small model of text may be given the same tower: its config.json then has a vision_config too.
+  if (!json["vision_config"].is_object() && config.string("model_type", "") != "qwen3_vl") return std::nullopt;
   const ConfigReader vision = part(config, "vision_config");
   VisionConfig v;
   v.channels = vision.integer("in_channels", 3);

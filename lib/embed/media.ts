@@ -1,0 +1,137 @@
+// What stands beside text in an input: decoded and prepared for the towers, with the tokens that stand for it in a prompt.
+import type { NativeMedia, NativeModelInfo, NativePictures } from '../binding'
+import { asConanError, ConanError } from '../errors'
+import type { ModelDirectory } from '../files/model-directory'
+import { audioFeatures } from '../media/audio'
+import { documentImage } from '../media/document'
+import { imagePatches } from '../media/image'
+import type { AudioSettings, ImageSettings, MediaSettings, VideoSettings } from '../media/processor'
+import { secondsText, videoPatches } from '../media/video'
+import type { Content } from './inputs'
+import type { Placeholders } from './prompts'
+import type { Tokenizer } from './tokenizer'
+
+/** One image, video or sound made ready. */
+export interface Medium {
+  kind: 'image' | 'video' | 'audio'
+  /** How many tokens stand for it. */
+  tokens: number
+  /** What its placeholder token becomes in a rendered prompt. */
+  expanded: string
+  pictures?: NativePictures
+  features?: Float32Array
+}
+
+/** The tokens that stand for media in this model's prompts; undefined where it takes none of a kind. */
+export function placeholdersOf(info: NativeModelInfo, directory: ModelDirectory, tokenizer: Tokenizer): Placeholders {
+  const { vision, audio } = directory.mediaTokens
+  const around = (id: number | null, { start, end }: { start: number; end: number }) => {
+    const token = id === null ? undefined : tokenizer.textOf(id)
+    return token === undefined ? undefined : { token, start: tokenizer.textOf(start) ?? '', end: tokenizer.textOf(end) ?? '' }
+  }
+  return { image: around(info.imageToken, vision), video: around(info.videoToken, vision), audio: around(info.audioToken, audio) }
+}
+
+const plural = { image: 'images', video: 'videos', audio: 'sounds' }
+
+export class MediaReader {
+  constructor(
+    private readonly placeholders: Placeholders,
+    /** Tokens that stand for a clip of so many frames. */
+    private readonly audioTokens: (frames: number) => number,
+    private readonly maxTokens: number,
+    private readonly melBins: number,
+  ) {}
+
+  /**
+   * Videos, images and the page, sounds: in the order in which they stand in a prompt. Images are decoded together, videos and
+   * sounds one at a time, since one alone may fill much memory.
+   */
+  async read({ videos, images, document, audios, part }: Content, settings: MediaSettings, index: number): Promise<Medium[]> {
+    const { image, video, audio } = settings
+    try {
+      const media: Medium[] = []
+      if (video) for (const each of videos) media.push(this.video(await videoPatches(each, video), video))
+      if (image) {
+        const page = document && (await documentImage(document.file, document.page, document.dpi))
+        const all = [...images, ...(page === undefined ? [] : [page])]
+        media.push(...(await Promise.all(all.map(async (each) => this.image(await imagePatches(each, image), image)))))
+      }
+      if (audio) for (const each of audios) media.push(this.audio(await audioFeatures(each, part, audio, this.limitSeconds(audio))))
+      return media
+    } catch (error) {
+      const known = asConanError(error)
+      throw new ConanError(known.code, `input ${index}: ${known.message}`, { cause: error })
+    }
+  }
+
+  /** A rendered prompt with every placeholder token replaced by what stands for its medium. */
+  expand(rendered: string, media: Medium[], index: number): string {
+    let text = rendered
+    for (const kind of ['image', 'video', 'audio'] as const) {
+      const place = this.placeholders[kind]
+      if (!place) continue
+      const own = media.filter((medium) => medium.kind === kind)
+      const parts = text.split(place.token)
+      if (parts.length !== own.length + 1)
+        throw new ConanError(
+          'INVALID_INPUT',
+          `input ${index}: expected ${place.token} once for each of its ${own.length} ${plural[kind]}, got it ${parts.length - 1} times (it may not stand in a text)`,
+        )
+      text = parts.reduce((before, part, i) => `${before}${own[i - 1]!.expanded}${part}`)
+    }
+    return text
+  }
+
+  private image(pictures: NativePictures, settings: ImageSettings): Medium {
+    const tokens = tokensOf(pictures, settings)
+    return { kind: 'image', tokens, expanded: this.placeholders.image!.token.repeat(tokens), pictures }
+  }
+
+  /** A time and a framed picture for each two frames, inside the frame that the template has put around it (transformers 5). */
+  private video({ pictures, seconds }: { pictures: NativePictures; seconds: number[] }, settings: VideoSettings): Medium {
+    const tokens = tokensOf(pictures, settings)
+    const { token, start, end } = this.placeholders.video!
+    const picture = token.repeat(tokens / seconds.length)
+    return { kind: 'video', tokens, expanded: seconds.map((time) => `<${secondsText(time)} seconds>${start}${picture}${end}`).join(''), pictures }
+  }
+
+  private audio(features: Float32Array): Medium {
+    const tokens = this.audioTokens(features.length / this.melBins)
+    return { kind: 'audio', tokens, expanded: this.placeholders.audio!.token.repeat(tokens), features }
+  }
+
+  /** Sound of this length has more tokens than an input may have: there is no need to decode on. */
+  private limitSeconds({ rate, hop }: AudioSettings): number {
+    const seconds = 100
+    return (this.maxTokens / this.audioTokens((seconds * rate) / hop)) * seconds + 1
+  }
+}
+
+/** Tokens that stand for pictures: one for each merge x merge of their patches. */
+function tokensOf({ grids }: NativePictures, { merge }: ImageSettings): number {
+  let patches = 0
+  for (let i = 0; i < grids.length; i += 2) patches += grids[i]! * grids[i + 1]!
+  return patches / merge ** 2
+}
+
+/** Media of a batch, as the native side takes them. */
+export function joined(media: Medium[], melBins: number): NativeMedia | undefined {
+  const pictures = media.flatMap(({ pictures }) => pictures ?? [])
+  const features = media.flatMap(({ features }) => features ?? [])
+  if (pictures.length + features.length === 0) return undefined
+  return {
+    pictures: pictures.length ? { patches: concatenated(pictures.map(({ patches }) => patches)), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) } : undefined,
+    sounds: features.length ? { features: concatenated(features), frames: Int32Array.from(features, ({ length }) => length / melBins) } : undefined,
+  }
+}
+
+function concatenated(parts: Float32Array[]): Float32Array {
+  if (parts.length === 1) return parts[0] as Float32Array
+  const out = new Float32Array(parts.reduce((sum, { length }) => sum + length, 0))
+  parts.reduce((at, part) => {
+    out.set(part, at)
+    return at + part.length
+  }, 0)
+  return out
+}

@@ -1,0 +1,242 @@
+// Decoders of sound, run by audio-worker.ts: a file or its bytes in, one channel of float samples out. WAV is read here; MP3, Ogg
+// Vorbis, Ogg Opus and FLAC by WebAssembly decoders; everything else by ffmpeg. Piece by piece, so that memory is bounded by what is
+// kept.
+import { createReadStream } from 'node:fs'
+import { ConanError } from '../errors'
+import { audioStream, fileOf } from './ffmpeg'
+
+export interface SoundRequest {
+  /** A path, or the bytes of a file. */
+  source: string | Uint8Array
+  /** How errors call it. */
+  name: string
+  /** The part that is wanted, in seconds. */
+  start: number
+  duration: number | undefined
+  /** More than this without a wanted duration is an error, before it is decoded. */
+  limitSeconds: number
+}
+
+export interface Sound {
+  samples: Float32Array
+  samplingRate: number
+}
+
+interface Piece {
+  /** Samples of each channel, equally many. */
+  channels: Float32Array[]
+  samplingRate: number
+}
+
+const pieceBytes = 1 << 18
+
+async function* bytesOf(source: string | Uint8Array): AsyncGenerator<Uint8Array> {
+  if (typeof source === 'string') yield* createReadStream(source, { highWaterMark: pieceBytes })
+  else for (let at = 0; at < source.length; at += pieceBytes) yield source.subarray(at, at + pieceBytes)
+}
+
+/** As many bytes as are asked for, of a stream of pieces of any size. */
+class ByteQueue {
+  private pieces: Uint8Array[] = []
+  private held = 0
+
+  constructor(private readonly stream: AsyncIterator<Uint8Array>) {}
+
+  /** Fewer at the end of the stream. */
+  async take(count: number): Promise<Buffer> {
+    while (this.held < count) {
+      const { value, done } = await this.stream.next()
+      if (done) break
+      this.pieces.push(value)
+      this.held += value.length
+    }
+    const all = this.pieces.length === 1 ? (this.pieces[0] as Uint8Array) : Buffer.concat(this.pieces)
+    const taken = Math.min(count, this.held)
+    this.pieces = [all.subarray(taken)]
+    this.held -= taken
+    return Buffer.from(all.buffer, all.byteOffset, taken)
+  }
+
+  async skip(count: number): Promise<void> {
+    for (let left = count; left > 0; ) {
+      const taken = (await this.take(Math.min(left, pieceBytes))).length
+      if (taken === 0) return
+      left -= taken
+    }
+  }
+}
+
+const samplesOf: Record<string, { bytes: number; read: (data: Buffer, at: number) => number }> = {
+  'integer 8': { bytes: 1, read: (data, at) => (data[at]! - 128) / 128 },
+  'integer 16': { bytes: 2, read: (data, at) => data.readInt16LE(at) / 32768 },
+  'integer 24': { bytes: 3, read: (data, at) => data.readIntLE(at, 3) / 8388608 },
+  'integer 32': { bytes: 4, read: (data, at) => data.readInt32LE(at) / 2147483648 },
+  'float 32': { bytes: 4, read: (data, at) => data.readFloatLE(at) },
+  'float 64': { bytes: 8, read: (data, at) => data.readDoubleLE(at) },
+}
+
+/** RIFF, RF64 and BW64, with integers or floats, plain or extensible; a size that is not true (a pipe, a cut file) ends with the data. */
+async function* wav(stream: AsyncIterator<Uint8Array>, name: string): AsyncGenerator<Piece> {
+  const bytes = new ByteQueue(stream)
+  const wrong = (expected: string, got: string) => new ConanError('INVALID_INPUT', `${name}: WAV: expected ${expected}, got ${got}`)
+  await bytes.skip(12)
+  let format: { channels: number; samplingRate: number; sample: (typeof samplesOf)[string] } | undefined
+  for (;;) {
+    const header = await bytes.take(8)
+    if (header.length < 8) throw wrong('a data chunk', 'the end of the file')
+    const [id, size] = [header.toString('latin1', 0, 4), header.readUInt32LE(4)]
+    if (id === 'data') {
+      if (!format) throw wrong('a format before the data', 'none')
+      const { channels, samplingRate, sample } = format
+      const block = channels * sample.bytes
+      // 0 and the largest number stand for "until the end" in streams, and for "see ds64" in RF64.
+      let left = size === 0 || size >= 0xffffff00 ? Number.POSITIVE_INFINITY : size
+      while (left >= block) {
+        const data = await bytes.take(Math.min(left, Math.floor(pieceBytes / block) * block || block))
+        const frames = Math.floor(data.length / block)
+        if (frames === 0) return
+        const out = Array.from({ length: channels }, () => new Float32Array(frames))
+        for (let i = 0, at = 0; i < frames; i++) for (let c = 0; c < channels; c++, at += sample.bytes) out[c]![i] = sample.read(data, at)
+        yield { channels: out, samplingRate }
+        left -= data.length
+      }
+      return
+    }
+    if (id !== 'fmt ') {
+      await bytes.skip(size + (size % 2))
+      continue
+    }
+    const chunk = await bytes.take(size + (size % 2))
+    if (chunk.length < 16) throw wrong('a format of 16 bytes or more', `${chunk.length}`)
+    let tag = chunk.readUInt16LE(0)
+    const [channels, samplingRate, bits] = [chunk.readUInt16LE(2), chunk.readUInt32LE(4), chunk.readUInt16LE(14)]
+    if (tag === 0xfffe && chunk.length >= 26) tag = chunk.readUInt16LE(24) // extensible: the first bytes of its GUID
+    const kind = tag === 1 ? 'integer' : tag === 3 ? 'float' : undefined
+    const sample = samplesOf[`${kind} ${Math.ceil(bits / 8) * 8}`]
+    if (!sample) throw wrong('integers of 8 to 32 bits or floats of 32 or 64', `format ${tag} of ${bits} bits`)
+    if (channels < 1 || chunk.readUInt16LE(12) !== channels * sample.bytes) throw wrong('whole samples', `${channels} channels in ${chunk.readUInt16LE(12)} bytes`)
+    format = { channels, samplingRate, sample }
+  }
+}
+
+/** What the WebAssembly decoders have in common. */
+interface WasmDecoder {
+  ready: Promise<void>
+  decode(data: Uint8Array): Decoded | Promise<Decoded>
+  flush?(): Decoded | Promise<Decoded>
+  free(): void
+}
+interface Decoded {
+  channelData: Float32Array[]
+  samplesDecoded: number
+  sampleRate: number
+  errors: { message: string }[]
+}
+
+const wasmDecoders: Record<string, () => Promise<WasmDecoder>> = {
+  mp3: async () => new (await import('mpg123-decoder')).MPEGDecoder(),
+  vorbis: async () => new (await import('@wasm-audio-decoders/ogg-vorbis')).OggVorbisDecoder() as WasmDecoder,
+  opus: async () => new (await import('ogg-opus-decoder')).OggOpusDecoder({ forceStereo: false }) as WasmDecoder,
+  flac: async () => new (await import('@wasm-audio-decoders/flac')).FLACDecoder() as WasmDecoder,
+}
+
+async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: string): AsyncGenerator<Piece> {
+  const decoder = await wasmDecoders[kind]!()
+  await decoder.ready
+  let problem: string | undefined
+  let any = false
+  try {
+    for (let ended = false; !ended; ) {
+      const { value, done } = await stream.next()
+      ended = done === true
+      const made = ended ? await decoder.flush?.() : await decoder.decode(value)
+      problem ??= made?.errors[0]?.message
+      if (!made || made.samplesDecoded === 0) continue
+      any = true
+      yield { channels: made.channelData.map((channel) => channel.subarray(0, made.samplesDecoded)), samplingRate: made.sampleRate }
+    }
+  } finally {
+    decoder.free()
+  }
+  if (!any) throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded as ${kind}${problem === undefined ? '' : `: ${problem}`}`)
+}
+
+/** Whatever ffmpeg reads. */
+async function* anything(source: string | Uint8Array, name: string): AsyncGenerator<Piece> {
+  const { file, close } = await fileOf(source)
+  try {
+    yield* wav(audioStream(file, name), name)
+  } finally {
+    await close()
+  }
+}
+
+/** By its first bytes, never by its name. */
+function kindOf(head: Buffer): string | undefined {
+  const text = head.toString('latin1')
+  if (/^(RIFF|RF64|BW64)....WAVE/s.test(text)) return 'wav'
+  if (text.startsWith('fLaC')) return 'flac'
+  if (text.startsWith('OggS')) return text.includes('\x01vorbis') ? 'vorbis' : text.includes('OpusHead') ? 'opus' : text.includes('\x7fFLAC') ? 'flac' : undefined
+  // An MPEG frame of layer III; layer 0 would be AAC.
+  if (text.startsWith('ID3') || (head.length > 2 && head[0] === 0xff && (head[1]! & 0xe6) === 0xe2)) return 'mp3'
+  return undefined
+}
+
+/** Decodes a sound, mixes its channels by their mean, and keeps the part that is wanted. */
+export async function decodeSound({ source, name, start, duration, limitSeconds }: SoundRequest): Promise<Sound> {
+  const stream = bytesOf(source)
+  const first = (await stream.next()).value as Uint8Array | undefined
+  if (!first?.length) throw new ConanError('INVALID_INPUT', `${name}: expected a sound, got no bytes`)
+  const whole = (async function* () {
+    yield first
+    yield* stream
+  })()
+  const kind = kindOf(Buffer.from(first.buffer, first.byteOffset, Math.min(first.length, 96)))
+  let pieces: AsyncGenerator<Piece>
+  if (kind === 'wav') pieces = wav(whole, name)
+  else if (kind !== undefined) pieces = wasm(kind, whole, name)
+  else {
+    await whole.return()
+    pieces = anything(source, name)
+  }
+
+  const kept: Float32Array[] = []
+  let samplingRate = 0
+  let seen = 0 // samples before the piece
+  let length = 0
+  for await (const piece of pieces) {
+    if (samplingRate !== 0 && piece.samplingRate !== samplingRate)
+      throw new ConanError('INVALID_INPUT', `${name}: expected one sampling rate, got ${samplingRate} and ${piece.samplingRate}`)
+    samplingRate = piece.samplingRate
+    if (samplingRate < 1000 || samplingRate > 768000) throw new ConanError('INVALID_INPUT', `${name}: expected a sampling rate of 1000 to 768000, got ${samplingRate}`)
+    const frames = piece.channels[0]!.length
+    const from = Math.round(start * samplingRate)
+    const to = duration === undefined ? Number.POSITIVE_INFINITY : from + Math.round(duration * samplingRate)
+    const [a, b] = [Math.min(frames, Math.max(0, from - seen)), Math.min(frames, to - seen)]
+    if (b > a) kept.push(mixed(piece.channels, a, b))
+    length += Math.max(0, b - a)
+    seen += frames
+    if (seen >= to) break
+    if (length > limitSeconds * samplingRate)
+      throw new ConanError(
+        'INPUT_TOO_LONG',
+        `${name}: expected at most ${Math.floor(limitSeconds)} seconds of sound, which is what the model takes, got more (start and duration choose a part)`,
+      )
+  }
+  if (length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected samples${start > 0 ? ` after ${start} seconds` : ''}, found none`)
+  const samples = new Float32Array(length)
+  kept.reduce((at, part) => {
+    samples.set(part, at)
+    return at + part.length
+  }, 0)
+  return { samples, samplingRate }
+}
+
+/** Samples [from, to) of the mean of all channels. */
+export function mixed(channels: Float32Array[], from: number, to: number): Float32Array {
+  const out = channels[0]!.slice(from, to)
+  if (channels.length === 1) return out
+  for (const channel of channels.slice(1)) for (let i = 0; i < out.length; i++) out[i]! += channel[from + i]!
+  for (let i = 0; i < out.length; i++) out[i]! /= channels.length
+  return out
+}
