@@ -11,12 +11,11 @@ export { type FuseOptions, type FuseReport, type FusionManifest, fuse, type Mani
 export type { RetrievalScore } from './fuse/probe'
 export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoefficients } from './fuse/search'
 export { devices, type InspectReport, inspect } from './inspect'
-export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { AudioInput, AudioSamples } from './media/audio'
+export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { ImageInput, RawImage } from './media/image'
 export type { ProcessorOptions } from './media/processor'
 export type { VideoFrames, VideoInput } from './media/video'
-export { type AttachAudioOptions, type AttachAudioReport, attachAudio } from './omni/attach-audio'
 export {
   type EmbedOptions,
   type EmbedResult,
@@ -28,3 +27,4 @@ export {
   type StreamedVector,
   type Usage,
 } from './model'
+export { type AttachAudioOptions, type AttachAudioReport, attachAudio } from './omni/attach-audio'

@@ -121,7 +121,9 @@ export function joined(media: Medium[], melBins: number): NativeMedia | undefine
   const features = media.flatMap(({ features }) => features ?? [])
   if (pictures.length + features.length === 0) return undefined
   return {
-    pictures: pictures.length ? { patches: concatenated(pictures.map(({ patches }) => patches)), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) } : undefined,
+    pictures: pictures.length
+      ? { patches: concatenated(pictures.map(({ patches }) => patches)), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) }
+      : undefined,
     sounds: features.length ? { features: concatenated(features), frames: Int32Array.from(features, ({ length }) => length / melBins) } : undefined,
   }
 }

@@ -63,7 +63,11 @@ export interface Parts {
  */
 export function promptRenderer(model: ModelDirectory, placeholders: Placeholders): (content: Parts, prompt: string) => string {
   const { chat } = model
-  const kinds = (parts: Parts): (keyof Placeholders)[] => [...repeated('video' as const, parts.videos), ...repeated('image' as const, parts.images), ...repeated('audio' as const, parts.audios)]
+  const kinds = (parts: Parts): (keyof Placeholders)[] => [
+    ...repeated('video' as const, parts.videos),
+    ...repeated('image' as const, parts.images),
+    ...repeated('audio' as const, parts.audios),
+  ]
   if (!chat) {
     const framed = (kind: keyof Placeholders) => {
       const { start, token, end } = placeholders[kind] as Place

@@ -141,10 +141,16 @@ function requireSameModules(plan: FusePlan, recipe: Recipe): void {
 }
 
 /** model.safetensors.index.json, where there are several files. */
-export function writeIndex({ files, tensors, totalBytes }: { files: FusePlan['files']; tensors: { name: string }[]; totalBytes: number }, directory: string): void {
+export function writeIndex(
+  { files, tensors, totalBytes }: { files: FusePlan['files']; tensors: { name: string }[]; totalBytes: number },
+  directory: string,
+): void {
   if (files.length < 2) return
   const weightMap = Object.fromEntries(files.flatMap((file) => file.tensors.map((i) => [tensors[i]!.name, file.name])))
-  writeFileSync(path.join(directory, 'model.safetensors.index.json'), `${JSON.stringify({ metadata: { total_size: totalBytes }, weight_map: weightMap }, null, 2)}\n`)
+  writeFileSync(
+    path.join(directory, 'model.safetensors.index.json'),
+    `${JSON.stringify({ metadata: { total_size: totalBytes }, weight_map: weightMap }, null, 2)}\n`,
+  )
 }
 
 function writeConfig(plan: FusePlan, file: string): void {

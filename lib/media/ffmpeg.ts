@@ -52,7 +52,8 @@ function start(args: string[], what: string): { child: Child; outcome: () => Pro
     child,
     async outcome() {
       const code = await ended
-      if (failure) throw (failure as NodeJS.ErrnoException).code === 'ENOENT' ? missing(what, failure) : new ConanError('FILE_IO', `${what}: ffmpeg: ${failure.message}`)
+      if (failure)
+        throw (failure as NodeJS.ErrnoException).code === 'ENOENT' ? missing(what, failure) : new ConanError('FILE_IO', `${what}: ffmpeg: ${failure.message}`)
       if (code !== 0) throw new ConanError('INVALID_INPUT', `${what}: cannot be decoded: ${oneLine(said) || `ffmpeg ended with code ${code}`}`)
     },
   }
@@ -239,6 +240,8 @@ export async function* audioStream(file: string, name: string): AsyncGenerator<U
   try {
     await outcome()
   } catch (error) {
-    throw /matches no streams/.test((error as Error).message) ? new ConanError('INVALID_INPUT', `${name}: expected an audio stream, found none`, { cause: error }) : error
+    throw /matches no streams/.test((error as Error).message)
+      ? new ConanError('INVALID_INPUT', `${name}: expected an audio stream, found none`, { cause: error })
+      : error
   }
 }

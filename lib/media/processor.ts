@@ -127,7 +127,13 @@ export function readAudioSettings(directory: string, audioConfig: Json): AudioSe
   const bins = reader.number('feature_size', reader.number('num_mel_bins', 80, audioConfig.num_mel_bins))
   if (audioConfig.num_mel_bins !== undefined && bins !== audioConfig.num_mel_bins)
     throw new ConanError('CONFIG_INVALID', `${reader.file}: "feature_size": expected the encoder's ${audioConfig.num_mel_bins} mel bins, got ${bins}`)
-  return { rate: reader.number('sampling_rate', 16000), window: reader.number('n_fft', 400), hop: reader.number('hop_length', 160), bins, paddedSamples: undefined }
+  return {
+    rate: reader.number('sampling_rate', 16000),
+    window: reader.number('n_fft', 400),
+    hop: reader.number('hop_length', 160),
+    bins,
+    paddedSamples: undefined,
+  }
 }
 
 /** The caller's wishes on top of the directory's settings. */

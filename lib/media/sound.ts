@@ -114,7 +114,8 @@ async function* wav(stream: AsyncIterator<Uint8Array>, name: string): AsyncGener
     const kind = tag === 1 ? 'integer' : tag === 3 ? 'float' : undefined
     const sample = samplesOf[`${kind} ${Math.ceil(bits / 8) * 8}`]
     if (!sample) throw wrong('integers of 8 to 32 bits or floats of 32 or 64', `format ${tag} of ${bits} bits`)
-    if (channels < 1 || chunk.readUInt16LE(12) !== channels * sample.bytes) throw wrong('whole samples', `${channels} channels in ${chunk.readUInt16LE(12)} bytes`)
+    if (channels < 1 || chunk.readUInt16LE(12) !== channels * sample.bytes)
+      throw wrong('whole samples', `${channels} channels in ${chunk.readUInt16LE(12)} bytes`)
     format = { channels, samplingRate, sample }
   }
 }
@@ -176,7 +177,8 @@ function kindOf(head: Buffer): string | undefined {
   const text = head.toString('latin1')
   if (/^(RIFF|RF64|BW64)....WAVE/s.test(text)) return 'wav'
   if (text.startsWith('fLaC')) return 'flac'
-  if (text.startsWith('OggS')) return text.includes('\x01vorbis') ? 'vorbis' : text.includes('OpusHead') ? 'opus' : text.includes('\x7fFLAC') ? 'flac' : undefined
+  if (text.startsWith('OggS'))
+    return text.includes('\x01vorbis') ? 'vorbis' : text.includes('OpusHead') ? 'opus' : text.includes('\x7fFLAC') ? 'flac' : undefined
   // An MPEG frame of layer III; layer 0 would be AAC.
   if (text.startsWith('ID3') || (head.length > 2 && head[0] === 0xff && (head[1]! & 0xe6) === 0xe2)) return 'mp3'
   return undefined
@@ -208,7 +210,8 @@ export async function decodeSound({ source, name, start, duration, limitSeconds 
     if (samplingRate !== 0 && piece.samplingRate !== samplingRate)
       throw new ConanError('INVALID_INPUT', `${name}: expected one sampling rate, got ${samplingRate} and ${piece.samplingRate}`)
     samplingRate = piece.samplingRate
-    if (samplingRate < 1000 || samplingRate > 768000) throw new ConanError('INVALID_INPUT', `${name}: expected a sampling rate of 1000 to 768000, got ${samplingRate}`)
+    if (samplingRate < 1000 || samplingRate > 768000)
+      throw new ConanError('INVALID_INPUT', `${name}: expected a sampling rate of 1000 to 768000, got ${samplingRate}`)
     const frames = piece.channels[0]!.length
     const from = Math.round(start * samplingRate)
     const to = duration === undefined ? Number.POSITIVE_INFINITY : from + Math.round(duration * samplingRate)

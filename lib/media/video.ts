@@ -90,7 +90,12 @@ async function animation(bytes: string | Uint8Array, name: string): Promise<Foot
   try {
     const { pages = 1, delay, width, pageHeight, height } = await sharp(bytes, { animated: true }).metadata()
     const lengths = Array.from({ length: pages }, (_, i) => ((delay?.[i] ?? 0) > 10 ? (delay![i] as number) : 100) / 1000) // 10 ms and less mean "as usual" to viewers
-    const starts = lengths.map(((at) => (length) => (at += length) - length)(0))
+    const starts = lengths.map(
+      (
+        (at) => (length) =>
+          (at += length) - length
+      )(0),
+    )
     const { times, fps } = steadyTimes({ times: starts, lastDuration: lengths.at(-1) as number, tick: 1e-6 })
     const block = Math.max(1, Math.floor(blockPixels / (width * (pageHeight ?? height))))
     return {
@@ -171,7 +176,15 @@ export async function videoPatches(input: VideoInput, settings: VideoSettings): 
     let group: Uint8Array[] = []
     const flush = async () => {
       const { from, to } = size!
-      const made = await binding().patches(group, from.width, from.height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation })
+      const made = await binding().patches(group, from.width, from.height, {
+        toWidth: to.width,
+        toHeight: to.height,
+        patch,
+        temporalPatch,
+        merge,
+        mean,
+        deviation,
+      })
       if (filled === 0) patches = new Float32Array(made.length * groups)
       patches.set(made, filled)
       filled += made.length

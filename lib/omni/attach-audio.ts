@@ -78,7 +78,10 @@ const encoders: Record<string, { probe: string; outputs: string }> = {
 function named(parent: Parent, probe: string): string {
   const found = [...parent.tensors.keys()].filter((name) => name === probe || name.endsWith(`.${probe}`))
   if (found.length !== 1)
-    throw new ConanError('TENSOR_MISSING', `${parent.directory}: expected one tensor "${probe}" (any prefix), found ${found.length ? found.join(' and ') : 'none'}`)
+    throw new ConanError(
+      'TENSOR_MISSING',
+      `${parent.directory}: expected one tensor "${probe}" (any prefix), found ${found.length ? found.join(' and ') : 'none'}`,
+    )
   return (found[0] as string).slice(0, -probe.length)
 }
 
@@ -96,7 +99,15 @@ function extendTokenizer(file: string): { text: string; ids: Record<string, numb
     const there = known.get(content)
     ids[content] = there ?? next++
     if (there !== undefined) continue
-    tokenizer.added_tokens.push({ id: ids[content] as number, content, single_word: false, lstrip: false, rstrip: false, normalized: false, special: true } as never)
+    tokenizer.added_tokens.push({
+      id: ids[content] as number,
+      content,
+      single_word: false,
+      lstrip: false,
+      rstrip: false,
+      normalized: false,
+      special: true,
+    } as never)
     added.push(content)
   }
   return { text: `${JSON.stringify(tokenizer, null, 2)}\n`, ids, added }
@@ -108,10 +119,14 @@ export function templateWithAudio(template: string, where: string): string {
   const branch = /\{%(-?)\s*if\s+([\w.[\]'"]+?)(\.type|\['type'\]|\["type"\])\s*==\s*(['"])image\4/g
   const taught = template.replace(
     branch,
-    (whole, dash, part, type) => `{%${dash} if ${part}${type} == 'audio' %}${startToken}${featureToken}${endToken}{%${dash} el${whole.replace(/^\{%-?\s*/, '')}`,
+    (whole, dash, part, type) =>
+      `{%${dash} if ${part}${type} == 'audio' %}${startToken}${featureToken}${endToken}{%${dash} el${whole.replace(/^\{%-?\s*/, '')}`,
   )
   if (taught === template)
-    throw new ConanError('CONFIG_INVALID', `${where}: expected a chat template with a branch such as {% if content.type == 'image' %}, found none; teach it ${featureToken} by hand`)
+    throw new ConanError(
+      'CONFIG_INVALID',
+      `${where}: expected a chat template with a branch such as {% if content.type == 'image' %}, found none; teach it ${featureToken} by hand`,
+    )
   return taught
 }
 
@@ -139,7 +154,10 @@ export async function attachAudio(model: string, encoder: string, options: Attac
   const modelType = String(audioConfig.model_type)
   const kind = Object.hasOwn(encoders, modelType) ? encoders[modelType]! : undefined
   if (!kind)
-    throw new ConanError('UNSUPPORTED_ARCHITECTURE', `${tower.directory}: "model_type": expected one of ${Object.keys(encoders).join(', ')}, got ${shown(audioConfig.model_type)}`)
+    throw new ConanError(
+      'UNSUPPORTED_ARCHITECTURE',
+      `${tower.directory}: "model_type": expected one of ${Object.keys(encoders).join(', ')}, got ${shown(audioConfig.model_type)}`,
+    )
   const text = textConfig(backbone.config)
   const outputs = positive(audioConfig[kind.outputs], kind.outputs, 0)
   const hidden = positive(text.hidden_size, 'hidden_size', 0)
@@ -152,7 +170,14 @@ export async function attachAudio(model: string, encoder: string, options: Attac
   const tokenizer = extendTokenizer(tokenizerFile)
   const oldRows = Number(text.vocab_size)
   const rows = Math.max(oldRows, ...Object.values(tokenizer.ids).map((id) => id + 1))
-  const copy = (name: string, { shape, dtype }: { shape: number[]; dtype: string }, ref: unknown): Planned => ({ name, shape, dtype, algorithm: 'copy', options: {}, parents: [ref] })
+  const copy = (name: string, { shape, dtype }: { shape: number[]; dtype: string }, ref: unknown): Planned => ({
+    name,
+    shape,
+    dtype,
+    algorithm: 'copy',
+    options: {},
+    parents: [ref],
+  })
   const tensors: Planned[] = [...backbone.tensors.values()].map((tensor) => {
     const ref = { checkpoint: 0, tensor: tensor.name }
     if (rows === oldRows || !isVocabularyTensor(backbone, tensor.name)) return copy(tensor.name, tensor, ref)
@@ -232,7 +257,8 @@ function plannedProjector(
   { outputs, hidden, dtype }: { outputs: number; hidden: number; dtype: string },
 ): { tensors: Planned[]; sizes: ProjectorSizes; directory?: string } {
   const hiddenAct = oneOf(options.hiddenAct, 'hiddenAct', ['gelu', 'gelu_pytorch_tanh', 'relu', 'silu'] as const, 'gelu')
-  if (options.seed !== undefined && !Number.isSafeInteger(options.seed)) throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(options.seed)}`)
+  if (options.seed !== undefined && !Number.isSafeInteger(options.seed))
+    throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(options.seed)}`)
   if (options.projector === undefined) {
     const hiddenSize = positive(options.hiddenSize, 'hiddenSize', Math.round((outputs + hidden) / 2))
     const bias = options.bias ?? true
@@ -328,7 +354,8 @@ function omniConfig(backbone: Parent, audioConfig: Json, projector: ProjectorSiz
 
 /** The encoder's own feature extractor, else Whisper's for its number of mel bins. */
 function audioPreprocessor({ directory }: Parent, audioConfig: Json): Json {
-  const own = (readJsonIf(path.join(directory, 'processor_config.json')).feature_extractor ?? readJsonIf(path.join(directory, 'preprocessor_config.json'))) as Json
+  const own = (readJsonIf(path.join(directory, 'processor_config.json')).feature_extractor ??
+    readJsonIf(path.join(directory, 'preprocessor_config.json'))) as Json
   const known = /Whisper/.test(String(own.feature_extractor_type)) ? own : {}
   return {
     feature_extractor_type: 'WhisperFeatureExtractor',
@@ -338,6 +365,8 @@ function audioPreprocessor({ directory }: Parent, audioConfig: Json): Json {
     n_fft: 400,
     chunk_length: 30,
     padding_value: 0,
-    ...Object.fromEntries(Object.entries(known).filter(([key]) => ['feature_size', 'sampling_rate', 'hop_length', 'n_fft', 'chunk_length', 'padding_value'].includes(key))),
+    ...Object.fromEntries(
+      Object.entries(known).filter(([key]) => ['feature_size', 'sampling_rate', 'hop_length', 'n_fft', 'chunk_length', 'padding_value'].includes(key)),
+    ),
   }
 }

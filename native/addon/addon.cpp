@@ -196,8 +196,7 @@ struct BatchCopy {
 template <class Array>
 Array typed(const Napi::Object& js, const char* key, napi_typedarray_type type, const char* expected) {
   const Napi::Value value = js.Get(key);
-  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type)
-    throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
+  if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type) throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
   return value.As<Array>();
 }
 
@@ -431,7 +430,8 @@ Napi::Value resample(const Napi::CallbackInfo& info) {
   auto out = std::make_shared<std::vector<float>>();
   const float* data = samples.Data();
   const auto n = int64_t(samples.ElementLength());
-  return Task::run(info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
+  return Task::run(
+      info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
 }
 
 /// logMel(samples: Float32Array, {rate, window, hop, bins}) -> Promise<Float32Array [frames, bins]>; the samples must not change
@@ -444,7 +444,8 @@ Napi::Value log_mel(const Napi::CallbackInfo& info) {
   const float* data = samples.Data();
   const auto n = int64_t(samples.ElementLength());
   auto out = std::make_shared<std::vector<float>>(size_t(media::mel_frames(n, layout) * layout.bins));
-  return Task::run(info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
+  return Task::run(
+      info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
 }
 
 // ---- fusing

@@ -124,7 +124,8 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
     for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1];) {
       const int32_t id = batch.ids[t];
       int32_t end = t + 1;
-      const bool is_picture = vision_ && (id == vision_->config().image_token || id == vision_->config().video_token), is_sound = audio_ && id == audio_token_;
+      const bool is_picture = vision_ && (id == vision_->config().image_token || id == vision_->config().video_token),
+                 is_sound = audio_ && id == audio_token_;
       while ((is_picture || is_sound) && end < batch.offsets[b + 1] && batch.ids[end] == id) ++end;
       if (!is_picture) {
         if (is_sound) {
@@ -144,8 +145,8 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
       const auto [grid_rows, grid_columns] = pictures.grids[picture];
       const int64_t rows = grid_rows / vision_->config().merge, columns = grid_columns / vision_->config().merge;
       if (end - t != rows * columns)
-        fail("INVALID_INPUT", "input ", b, ": expected ", rows * columns, " tokens for a picture of ", grid_rows, " x ", grid_columns, " patches, got ",
-             end - t);
+        fail("INVALID_INPUT", "input ", b, ": expected ", rows * columns, " tokens for a picture of ", grid_rows, " x ", grid_columns,
+             " patches, got ", end - t);
       for (int64_t i = 0; t < end; ++t, ++i) {
         seen.push_back(t);
         positions[size_t(t)] = at;

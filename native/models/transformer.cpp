@@ -319,7 +319,8 @@ void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t 
 }  // namespace
 
 /// Values that replace embeddings, plus the learned positions and type that every row gets beside its token's embedding (BERT).
-std::vector<RowValues> Transformer::with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const {
+std::vector<RowValues> Transformer::with_positions(Context& context, const std::vector<RowValues>& replaced,
+                                                   const std::vector<int32_t>& table_rows) const {
   if (!position_embedding_.data) return replaced;
   std::vector<RowValues> out;
   for (const RowValues& given : replaced) {

@@ -28,10 +28,10 @@ struct RowValues {
 /// What a forward pass starts from: token ids, or with batch.ids null the embeddings themselves.
 struct TransformerInput {
   TokenBatch batch;
-  Matrix embeddings;               // [T, hidden] where there are no ids
+  Matrix embeddings;                // [T, hidden] where there are no ids
   std::vector<RowValues> replaced;  // embeddings of tokens that stand for pictures or sounds
-  std::vector<RowValues> added;    // to the states after layer 0, 1, ... (DeepStack)
-  std::vector<int32_t> positions;  // [axes][T], where rotary positions have several axes and differ between them
+  std::vector<RowValues> added;     // to the states after layer 0, 1, ... (DeepStack)
+  std::vector<int32_t> positions;   // [axes][T], where rotary positions have several axes and differ between them
 };
 
 class Transformer {

@@ -48,9 +48,7 @@ Matrix Arena::matrix(int64_t rows, int64_t cols) {
   return {static_cast<float*>(take(size_t(rows * stride) * sizeof(float))), rows, cols, stride};
 }
 
-Matrix Arena::contiguous(int64_t rows, int64_t cols) {
-  return {static_cast<float*>(take(size_t(rows * cols) * sizeof(float))), rows, cols, cols};
-}
+Matrix Arena::contiguous(int64_t rows, int64_t cols) { return {static_cast<float*>(take(size_t(rows * cols) * sizeof(float))), rows, cols, cols}; }
 
 size_t Arena::bytes() const {
   size_t total = 0;

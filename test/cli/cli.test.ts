@@ -206,6 +206,16 @@ test('embed: media by flag and in JSON lines; every page of a document is an inp
     lines.map(({ embedding }) => embedding),
     flags.lines().map(({ embedding }) => embedding),
   )
+  const omni = media('audio', 'omni')
+  const sound = media('audio', 'pcm16.wav')
+  writeFileSync(path.join(directory, 'sounds.jsonl'), JSON.stringify({ audio: sound, start: 0.1, duration: 0.1, text: 'a sound' }))
+  const sounds = run(['embed', omni, '--audio', sound, '-i', path.join(directory, 'sounds.jsonl')]).lines()
+  await using heard = await loadModel(omni)
+  const { vectors } = await heard.embed([{ audio: sound }, { audio: sound, start: 0.1, duration: 0.1, text: 'a sound' }])
+  assert.deepEqual(
+    sounds.flatMap(({ embedding }) => embedding),
+    [...vectors],
+  )
   writeFileSync(path.join(directory, 'bad.jsonl'), '{"video": 5}')
   assert.match(run(['embed', model, '-i', path.join(directory, 'bad.jsonl')]).stderr, /line 1: expected the name of a file, got 5/)
 })

@@ -53,7 +53,9 @@ test('whole inputs: a video, two videos with an image and text', async () => {
   assert.ok(model.supports('video'))
   const inputs: { text?: string; video: string[]; image?: string[] }[] = JSON.parse(readFileSync(file('inputs.json'), 'utf8'))
   const image = (name: string) => path.join(fixtures, 'vision', 'images', name)
-  const given = inputs.map((input): EmbedInput => ({ ...input, video: input.video.map(file), ...(input.image && { image: input.image.map(image) }) }) as EmbedInput)
+  const given = inputs.map(
+    (input): EmbedInput => ({ ...input, video: input.video.map(file), ...(input.image && { image: input.image.map(image) }) }) as EmbedInput,
+  )
   const want = floats(golden.get('vectors')!)
   const together = await model.embed(['before', ...given])
   assert.ok(worstCosine(together.vectors.subarray(32), want, 32) > 0.99999)
@@ -71,7 +73,13 @@ test('path, bytes, URLs and frames are one video', async () => {
       return { data, width: info.width, height: info.height, channels: 3 as const }
     }),
   )
-  const forms: VideoInput[] = [file('five.webp'), bytes, pathToFileURL(file('five.webp')), `data:image/webp;base64,${bytes.toString('base64')}`, { frames, fps: 5 }]
+  const forms: VideoInput[] = [
+    file('five.webp'),
+    bytes,
+    pathToFileURL(file('five.webp')),
+    `data:image/webp;base64,${bytes.toString('base64')}`,
+    { frames, fps: 5 },
+  ]
   const { vectors } = await model.embed(forms.map((video) => ({ video })))
   for (let i = 1; i < forms.length; i++) assert.deepEqual(vectors.slice(i * 32, i * 32 + 32), vectors.slice(0, 32), `form ${i}`)
 })

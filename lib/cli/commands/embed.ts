@@ -14,8 +14,8 @@ import { type Arguments, type Command, CommandError, integer, interruptible, num
 import { progress } from '../progress'
 
 /** Members of a JSON line that name files, and those that say what of a file is meant. */
-const mediaKinds = ['video', 'image', 'document'] as const
-const mediaSettings = ['page', 'dpi'] as const
+const mediaKinds = ['video', 'image', 'document', 'audio'] as const
+const mediaSettings = ['page', 'dpi', 'start', 'duration'] as const
 
 interface Item {
   id: string
@@ -54,7 +54,10 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
       if (rest[kind] !== undefined) input[kind] = Array.isArray(rest[kind]) ? (rest[kind] as unknown[]).map(place) : place(rest[kind])
     const hasMedia = Object.keys(input).length > 0
     if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
-      throw new ConanError('INVALID_INPUT', `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`)
+      throw new ConanError(
+        'INVALID_INPUT',
+        `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
+      )
     for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
     if (text !== undefined) input.text = text
     yield { id: String(id ?? number - 1), input: hasMedia ? (input as EmbedInput) : (text as string) }
@@ -128,23 +131,25 @@ function jsonlSink(file: string | undefined): Sink {
 }
 
 export const embed: Command = {
-  summary: 'embeds texts, images, videos and pages with a model',
+  summary: 'embeds texts, images, videos, pages and sounds with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
     input: {
       type: 'string',
       short: 'i',
       multiple: true,
-      help: 'FILE    lines of text, or .jsonl with strings or {id, text, video, image, document, page}; "-" is stdin (the default without TEXT)',
+      help: 'FILE    lines of text, or .jsonl with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
     },
     video: { type: 'string', multiple: true, help: 'FILE    a video; may be repeated' },
     image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
     document: { type: 'string', multiple: true, help: 'FILE a document: each of its pages is an input; may be repeated' },
+    audio: { type: 'string', multiple: true, help: 'FILE    a sound; may be repeated' },
     'min-pixels': { type: 'string', help: 'N  pixels of an image after resizing at least' },
     'max-pixels': { type: 'string', help: 'N  ... at most' },
     'total-pixels': { type: 'string', help: 'N  pixels of all frames of a video at most' },
     fps: { type: 'string', help: 'N         frames taken per second of a video' },
     'max-frames': { type: 'string', help: 'N  frames taken of a video at most' },
+    'pad-seconds': { type: 'string', help: 'N  silence after shorter sounds up to this length' },
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
     jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
     field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
@@ -183,6 +188,7 @@ export const embed: Command = {
         totalPixels: integer(args, 'total-pixels'),
         fps: number(args, 'fps'),
         maxFrames: integer(args, 'max-frames'),
+        padSeconds: number(args, 'pad-seconds'),
       },
     })
     const bar = progress(args.values.json === true)

@@ -26,7 +26,8 @@ class Qwen3Omni : public AudioEncoder {
     if (window_ < 1)
       fail("CONFIG_INVALID", config.subject(), ": \"n_window_infer\": expected at least 2 * n_window, got ", config.integer("n_window_infer"));
     convolutions_.push_back(load_convolution(context, loader, WeightFormat::f32, "conv2d1", {inner, 1, 3, 3}, 1));
-    for (const char* name : {"conv2d2", "conv2d3"}) convolutions_.push_back(load_convolution(context, loader, format, name, {inner, inner, 3, 3}, inner));
+    for (const char* name : {"conv2d2", "conv2d3"})
+      convolutions_.push_back(load_convolution(context, loader, format, name, {inner, inner, 3, 3}, inner));
     // A product over all channels and frequencies of a time, which are the taps of a convolution.
     out_ = load_convolution(context, loader, format, "conv_out", {C, inner * halved(halved(halved(bins_)))}, inner);
     positions_ = sinusoids(chunk_tokens(chunk_), C);
@@ -157,11 +158,11 @@ class Qwen3Omni : public AudioEncoder {
 
 }  // namespace
 
-const AudioArchitecture audio_qwen3_omni = {{"qwen3_omni_moe_audio_encoder"},
-                                            "conv2d1.weight",
-                                            [](Context& context, const ConfigReader& config, WeightLoader& loader,
-                                               WeightFormat format) -> std::unique_ptr<AudioEncoder> {
-                                              return std::make_unique<Qwen3Omni>(context, config, loader, format);
-                                            }};
+const AudioArchitecture audio_qwen3_omni = {
+    {"qwen3_omni_moe_audio_encoder"},
+    "conv2d1.weight",
+    [](Context& context, const ConfigReader& config, WeightLoader& loader, WeightFormat format) -> std::unique_ptr<AudioEncoder> {
+      return std::make_unique<Qwen3Omni>(context, config, loader, format);
+    }};
 
 }  // namespace conan

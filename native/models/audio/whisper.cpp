@@ -75,11 +75,11 @@ class Whisper : public AudioEncoder {
 
 }  // namespace
 
-const AudioArchitecture audio_whisper = {{"whisper", "whisper_encoder"},
-                                         "conv1.weight",
-                                         [](Context& context, const ConfigReader& config, WeightLoader& loader,
-                                            WeightFormat format) -> std::unique_ptr<AudioEncoder> {
-                                           return std::make_unique<Whisper>(context, config, loader, format);
-                                         }};
+const AudioArchitecture audio_whisper = {
+    {"whisper", "whisper_encoder"},
+    "conv1.weight",
+    [](Context& context, const ConfigReader& config, WeightLoader& loader, WeightFormat format) -> std::unique_ptr<AudioEncoder> {
+      return std::make_unique<Whisper>(context, config, loader, format);
+    }};
 
 }  // namespace conan
