@@ -3,13 +3,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
-#include <complex>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <numeric>
 
 #include "base/error.h"
+#include "media/clones.h"
 
 namespace conan::media {
 
@@ -60,6 +60,24 @@ struct Phases {
   }
 };
 
+/// Sums of `n` products, a multiple of 16: sixteen sums in step, so that vectors of any width add in the same order.
+CONAN_CLONES float dot(const float* x, const float* y, int64_t n) {
+  float sums[16] = {};
+  for (int64_t k = 0; k < n; k += 16)
+    for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += x[k + lane] * y[k + lane];
+  double sum = 0;
+  for (float lane : sums) sum += double(lane);
+  return float(sum);
+}
+
+/// std::complex looks for infinities in every product.
+struct Complex {
+  double re = 0, im = 0;
+  Complex operator+(const Complex& o) const { return {re + o.re, im + o.im}; }
+  Complex operator-(const Complex& o) const { return {re - o.re, im - o.im}; }
+  Complex operator*(const Complex& o) const { return {re * o.re - im * o.im, re * o.im + im * o.re}; }
+};
+
 /// Complex discrete Fourier transform of one size, by the prime factors of the size.
 class Fourier {
  public:
@@ -68,15 +86,15 @@ class Fourier {
     for (size_t p = 2; p <= kLargestPrime; ++p)
       while (rest % p == 0) rest /= p;
     if (rest != 1) fail("CONFIG_INVALID", "\"n_fft\": expected a product of primes up to ", kLargestPrime, ", got ", n);
-    for (size_t i = 0; i < n; ++i) roots_[i] = std::polar(1.0, -2 * kPi * double(i) / double(n));
+    for (size_t i = 0; i < n; ++i) roots_[i] = {std::cos(2 * kPi * double(i) / double(n)), -std::sin(2 * kPi * double(i) / double(n))};
   }
-  void run(const std::complex<double>* in, std::complex<double>* out) { step(in, out, n_, 1); }
+  void run(const Complex* in, Complex* out) { step(in, out, n_, 1); }
 
  private:
   static constexpr size_t kLargestPrime = 31;
 
   /// out[k] = sum over i < n of in[i * stride] * w^(i k), w the n-th root of unity.
-  void step(const std::complex<double>* in, std::complex<double>* out, size_t n, size_t stride) {
+  void step(const Complex* in, Complex* out, size_t n, size_t stride) {
     if (n == 1) {
       out[0] = in[0];
       return;
@@ -87,23 +105,23 @@ class Fourier {
     for (size_t r = 0; r < p; ++r) step(in + r * stride, out + r * m, m, stride * p);
     for (size_t k = 0; k < m; ++k) {
       if (p == 2) {
-        const std::complex<double> even = out[k], odd = out[m + k] * roots_[k * stride];
+        const Complex even = out[k], odd = out[m + k] * roots_[k * stride];
         out[k] = even + odd;
         out[m + k] = even - odd;
         continue;
       }
-      std::complex<double> small[kLargestPrime];
+      Complex small[kLargestPrime];
       for (size_t r = 0; r < p; ++r) small[r] = out[r * m + k] * roots_[r * k * stride];
       for (size_t q = 0; q < p; ++q) {
-        std::complex<double> sum = small[0];
-        for (size_t r = 1; r < p; ++r) sum += small[r] * roots_[r * q % p * m * stride];
+        Complex sum = small[0];
+        for (size_t r = 1; r < p; ++r) sum = sum + small[r] * roots_[r * q % p * m * stride];
         out[q * m + k] = sum;
       }
     }
   }
 
   size_t n_;
-  std::vector<std::complex<double>> roots_;
+  std::vector<Complex> roots_;
 };
 
 /// Slaney's scale: linear up to 1 kHz, logarithmic above.
@@ -167,12 +185,7 @@ std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64
       for (int64_t k = 0; k < p.taps; ++k) edge[size_t(k)] = first + k >= 0 && first + k < n ? samples[first + k] : 0;
       x = edge.data();
     }
-    std::array<float, 16> sums{};  // sixteen in step, so that the compiler uses vectors without reordering any sum
-    for (int64_t k = 0; k < p.taps; k += 16)
-      for (size_t lane = 0; lane < 16; ++lane) sums[lane] += x[k + int64_t(lane)] * weights[k + int64_t(lane)];
-    double sum = 0;
-    for (float lane : sums) sum += lane;
-    out[size_t(i)] = float(sum);
+    out[size_t(i)] = dot(x, weights, p.taps);
   }
   return out;
 }
@@ -186,7 +199,7 @@ void log_mel(const float* samples, int64_t n, const MelLayout& layout, float* ou
   Fourier fourier{size_t(layout.window)};
   std::vector<double> window(size_t(layout.window)), power(size_t(half + 1));
   for (int64_t i = 0; i < layout.window; ++i) window[size_t(i)] = 0.5 - 0.5 * std::cos(2 * kPi * double(i) / double(layout.window));
-  std::vector<std::complex<double>> in(size_t(layout.window)), spectrum(size_t(layout.window));
+  std::vector<Complex> in(size_t(layout.window)), spectrum(size_t(layout.window));
   float loudest = -10;
   // Two frames are transformed at once: one as the real part, the other as the imaginary part.
   for (int64_t t = 0; t < frames; t += 2) {
@@ -204,8 +217,9 @@ void log_mel(const float* samples, int64_t n, const MelLayout& layout, float* ou
     fourier.run(in.data(), spectrum.data());
     for (int64_t j = 0; j < together; ++j) {
       for (int64_t k = 0; k <= half; ++k) {
-        const std::complex<double> a = spectrum[size_t(k)], b = std::conj(spectrum[size_t(k == 0 ? 0 : layout.window - k)]);
-        power[size_t(k)] = std::norm(j == 0 ? a + b : a - b) / 4;
+        const Complex a = spectrum[size_t(k)], mirrored = spectrum[size_t(k == 0 ? 0 : layout.window - k)], b = {mirrored.re, -mirrored.im};
+        const Complex own = j == 0 ? a + b : a - b;
+        power[size_t(k)] = (own.re * own.re + own.im * own.im) / 4;
       }
       float* row = out + (t + j) * layout.bins;
       for (int64_t b = 0; b < layout.bins; ++b) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "media/clones.h"
 
 namespace conan::media {
 
@@ -49,26 +50,26 @@ std::vector<Taps> taps_of(int64_t from, int64_t to) {
 
 uint8_t rounded(int32_t sum) { return uint8_t(std::clamp(sum >> kPrecision, 0, 255)); }
 
-}  // namespace
-
-namespace {
-
 using Pixels = std::vector<uint8_t>;
 
-/// [height, width, 3] -> [height, to, 3]
-Pixels resize_rows(const Pixels& pixels, int64_t width, int64_t height, int64_t to) {
-  if (to == width) return pixels;
-  Pixels out(size_t(to * height * 3));
-  const std::vector<Taps> columns = taps_of(width, to);
-  for (int64_t y = 0; y < height; ++y)
-    for (int64_t x = 0; x < to; ++x) {
-      const Taps& taps = columns[size_t(x)];
-      int32_t sum[3] = {1 << (kPrecision - 1), 1 << (kPrecision - 1), 1 << (kPrecision - 1)};
-      const uint8_t* from = pixels.data() + (y * width + taps.first) * 3;
-      for (int64_t k = 0; k < taps.count; ++k)
-        for (int c = 0; c < 3; ++c) sum[c] += from[k * 3 + c] * taps.weights[size_t(k)];
-      for (int c = 0; c < 3; ++c) out[size_t((y * to + x) * 3 + c)] = rounded(sum[c]);
-    }
+/// sum[i] += from[i] * weight
+CONAN_CLONES void add_weighted(int32_t* __restrict sum, const uint8_t* __restrict from, int32_t weight, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sum[i] += from[i] * weight;
+}
+
+CONAN_CLONES void round_all(uint8_t* __restrict out, const int32_t* __restrict sum, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) out[i] = rounded(sum[i]);
+}
+
+/// Columns become rows: [height, width, 3] -> [width, height, 3]
+Pixels turned(const Pixels& pixels, int64_t width, int64_t height) {
+  Pixels out(pixels.size());
+  constexpr int64_t tile = 16;  // so that what is read and what is written both stay in cache
+  for (int64_t top = 0; top < height; top += tile)
+    for (int64_t left = 0; left < width; left += tile)
+      for (int64_t y = top; y < std::min(height, top + tile); ++y)
+        for (int64_t x = left; x < std::min(width, left + tile); ++x)
+          for (int c = 0; c < 3; ++c) out[size_t((x * height + y) * 3 + c)] = pixels[size_t((y * width + x) * 3 + c)];
   return out;
 }
 
@@ -84,12 +85,17 @@ Pixels resize_columns(const Pixels& pixels, int64_t width, int64_t height, int64
     std::fill(sum.begin(), sum.end(), 1 << (kPrecision - 1));
     for (int64_t k = 0; k < taps.count; ++k) {
       const uint8_t* from = pixels.data() + (taps.first + k) * row;
-      const int32_t weight = taps.weights[size_t(k)];
-      for (int64_t i = 0; i < row; ++i) sum[size_t(i)] += from[i] * weight;
+      add_weighted(sum.data(), from, taps.weights[size_t(k)], row);
     }
-    for (int64_t i = 0; i < row; ++i) out[size_t(y * row + i)] = rounded(sum[size_t(i)]);
+    round_all(out.data() + y * row, sum.data(), row);
   }
   return out;
+}
+
+/// [height, width, 3] -> [height, to, 3]: turned over, since whole rows can be added at once.
+Pixels resize_rows(const Pixels& pixels, int64_t width, int64_t height, int64_t to) {
+  if (to == width) return pixels;
+  return turned(resize_columns(turned(pixels, width, height), height, width, to), height, to);
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <filesystem>
 
 #include "check.h"
+#include "media/audio.h"
 #include "models/inspect.h"
 #include "models/text_model.h"
 #include "ops/backend.h"
@@ -51,6 +52,49 @@ void pictures(const std::string& directory) {
       model.embed({ids.data(), offsets.data(), 1}, {{values.data(), grids}, {}}, true, d, together.data());
     });
     check_error("INVALID_INPUT", "tokens without a picture", [&] { model.embed({ids.data(), offsets.data(), 1}, {}, true, d, together.data()); });
+  }
+}
+
+/// A model with an encoder of sound: spectrograms of noise of many lengths, in one batch and alone.
+void sounds(const std::string& directory) {
+  for (const char* dtype : {"float32", "bfloat16", "float16", "int8"}) {
+    ModelOptions options;
+    options.directory = directory;
+    options.dtype = dtype;
+    options.threads = 3;
+    options.pooling = Pooling::last;
+    TextModel model(options);
+    const int64_t d = model.dimensions(), bins = model.audio()->bins();
+    Media media;
+    std::vector<float> features;
+    std::vector<int32_t> ids, offsets{0};
+    for (int64_t samples : {1000, 160 * 100, 44123, 16000 * 7}) {
+      const std::vector<float> heard = media::resample(random_floats(size_t(samples), 5).data(), samples, 44100, 16000);
+      const media::MelLayout layout{16000, 400, 160, bins};
+      const int64_t frames = media::mel_frames(int64_t(heard.size()), layout);
+      features.resize(features.size() + size_t(frames * bins));
+      media::log_mel(heard.data(), int64_t(heard.size()), layout, features.data() + features.size() - frames * bins);
+      media.sounds.frames.push_back(int32_t(frames));
+      ids.insert(ids.end(), size_t(model.audio()->tokens(frames)), model.audio_token());
+      ids.push_back(20);
+      offsets.push_back(int32_t(ids.size()));
+    }
+    media.sounds.features = features.data();
+    const size_t n = media.sounds.frames.size();
+    std::vector<float> together(n * size_t(d)), alone(static_cast<size_t>(d));
+    model.embed({ids.data(), offsets.data(), int(n)}, media, true, d, together.data());
+    model.audio_states(media.sounds);
+    int64_t first = 0;
+    for (size_t i = 0; i < n; ++i) {
+      const int32_t own[] = {0, offsets[i + 1] - offsets[i]};
+      Media one;
+      one.sounds = {features.data() + first * bins, {media.sounds.frames[i]}};
+      model.embed({ids.data() + offsets[i], own, 1}, one, true, d, alone.data());
+      check(std::equal(alone.begin(), alone.end(), together.begin() + int64_t(i) * d), text(directory, " ", dtype, ": sound ", i, " alone differs"));
+      first += media.sounds.frames[i];
+    }
+    check_error("INVALID_INPUT", "a sound without tokens", [&] { model.embed({ids.data(), offsets.data(), 1}, media, true, d, together.data()); });
+    check_error("INVALID_INPUT", "tokens without a sound", [&] { model.embed({ids.data(), offsets.data(), 1}, {}, true, d, together.data()); });
   }
 }
 
@@ -102,5 +146,6 @@ int main(int count, char** arguments) {
     check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, {}, true, 8, out.data()); });
   }
   pictures(std::filesystem::path(arguments[1]).parent_path() / "vision" / "qwen3_vl");
+  sounds(std::filesystem::path(arguments[1]).parent_path() / "audio" / "omni");
   return report("model_test");
 }

@@ -2,7 +2,7 @@
 // over, and every way in which one can be wrong.
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { test } from 'node:test'
@@ -11,7 +11,8 @@ import sharp from 'sharp'
 import { type EmbedInput, loadModel, type VideoInput } from '../../lib'
 import { readVideoSettings, smartResizeVideo } from '../../lib/media/processor'
 import { openVideo, sampleFrames, secondsText, steadyTimes, videoPatches } from '../../lib/media/video'
-import { dataDirectory, fixtures, floats, ints, largestDifference, needs, readSafetensors, temporary, worstCosine } from '../support'
+import { webcodecsReads } from '../../lib/media/webcodecs'
+import { copyOf, dataDirectory, fixtures, floats, ints, largestDifference, needs, readSafetensors, temporary, worstCosine } from '../support'
 
 const directory = path.join(fixtures, 'vision', 'qwen3_vl')
 const videos = path.join(fixtures, 'vision', 'video')
@@ -62,6 +63,54 @@ test('whole inputs: a video, two videos with an image and text', async () => {
   for (const [i, input] of given.entries()) assert.deepEqual((await model.embed([input])).vectors, together.vectors.slice((i + 1) * 32, (i + 2) * 32))
   assert.equal(together.usage.video, 36 + 36 + 35)
   assert.equal(together.usage.image, 24)
+})
+
+test('the directory that sentence-transformers 6 saves gives the same vectors', async () => {
+  // As SentenceTransformer.save_pretrained writes it: one processor_config.json, pooling and chat messages in their own files.
+  const saved = copyOf(directory)
+  const json = (name: string) => JSON.parse(readFileSync(path.join(directory, name), 'utf8'))
+  const write = (name: string, value: unknown) => {
+    mkdirSync(path.dirname(path.join(saved, name)), { recursive: true })
+    writeFileSync(path.join(saved, name), JSON.stringify(value))
+  }
+  for (const name of ['preprocessor_config.json', 'video_preprocessor_config.json']) rmSync(path.join(saved, name))
+  write('processor_config.json', {
+    image_processor: { ...json('preprocessor_config.json'), image_processor_type: 'Qwen2VLImageProcessor' },
+    video_processor: { ...json('video_preprocessor_config.json'), return_metadata: false, video_processor_type: 'Qwen3VLVideoProcessor' },
+    processor_class: 'Qwen3VLProcessor',
+  })
+  const type = (name: string) => `sentence_transformers.${name}`
+  write('modules.json', [
+    { idx: 0, name: '0', path: '', type: type('base.modules.transformer.Transformer') },
+    { idx: 1, name: '1', path: '1_Pooling', type: type('sentence_transformer.modules.pooling.Pooling') },
+    { idx: 2, name: '2', path: '2_Normalize', type: type('base.modules.normalize.Normalize') },
+  ])
+  write('1_Pooling/config.json', { embedding_dimension: 32, pooling_mode: 'lasttoken', include_prompt: true })
+  write('sentence_bert_config.json', {
+    transformer_task: 'feature-extraction',
+    modality_config: { text: {}, image: {}, video: {}, message: { method: 'forward', format: 'structured' } },
+    processing_kwargs: { chat_template: { add_generation_prompt: true } },
+  })
+  write('config_sentence_transformers.json', { prompts: { query: "Represent the user's input.", document: '' }, default_prompt_name: 'query' })
+  await using plain = await loadModel(directory, { dtype: 'float32' })
+  await using other = await loadModel(saved, { dtype: 'float32' })
+  const image = path.join(fixtures, 'vision', 'images', 'rgb.png')
+  const inputs: EmbedInput[] = ['only words', { image }, { image, text: 'what is this?' }, { video: file('five.webp') }]
+  assert.deepEqual((await other.embed(inputs)).vectors, (await plain.embed(inputs)).vectors)
+})
+
+test('@napi-rs/webcodecs stands in for ffmpeg where it is installed', async (t) => {
+  if (!webcodecsReads(readFileSync(file('ntsc.mp4')).subarray(0, 16))) return t.skip('no @napi-rs/webcodecs')
+  if (ffmpeg.skip) return t.skip(ffmpeg.skip)
+  const before = process.env.CONAN_FFMPEG
+  for (const name of ['ntsc.mp4', 'film.webm']) {
+    const want = await videoPatches(file(name), settings)
+    process.env.CONAN_FFMPEG = 'no-such-program'
+    const got = await videoPatches(file(name), settings)
+    if (before === undefined) delete process.env.CONAN_FFMPEG
+    else process.env.CONAN_FFMPEG = before
+    assert.deepEqual(got, want)
+  }
 })
 
 test('path, bytes, URLs and frames are one video', async () => {
