@@ -115,6 +115,8 @@ void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const flo
   }
 }
 
+void fill(Context& context, const WeightSource& source, PackedWeight* weight);
+
 std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
   auto weight = std::make_unique<PackedWeight>();
   const int width = kernels(context).width, NR = 2 * width;
@@ -132,7 +134,15 @@ std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, Weigh
     weight->column_scale.resize(size_t(weight->panels * NR));
     if (weight->kernel->layout == Layout::i8_quads) weight->compensation.resize(size_t(weight->panels * NR));
   }
+  fill(context, source, weight.get());
+  return weight;
+}
 
+void repack(Context& context, const WeightSource& source, Weight& weight) { fill(context, source, static_cast<PackedWeight*>(&weight)); }
+
+void fill(Context& context, const WeightSource& source, PackedWeight* weight) {
+  const int width = kernels(context).width, NR = 2 * width;
+  const int64_t K = weight->cols;
   WorkQueue queue(weight->panels);
   ThreadPool::instance().run(context.threads, [&](int worker) {
     Arena& arena = context.worker(worker).scratch;
@@ -169,7 +179,6 @@ std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, Weigh
       pack_panel(*weight, panel, columns, width);
     }
   });
-  return weight;
 }
 
 // ---- division of rows
@@ -405,6 +414,105 @@ void attention(Context& context, const AttentionArgs& args) {
   });
 }
 
+// ---- backward
+
+void activate(Context& context, const ActivateArgs& args) {
+  each_rows(context, args.y.rows, args.y.cols, [&](int64_t first, int64_t count) {
+    kernels(context).activate({args.activation, args.gated, args.x.slice(first, count), args.y.slice(first, count)});
+  });
+}
+
+void activate_backward(Context& context, const ActivateBackwardArgs& args) {
+  each_rows(context, args.dy.rows, args.dy.cols, [&](int64_t first, int64_t count) {
+    kernels(context).activate_backward(
+        {args.activation, args.gated, args.x.slice(first, count), args.dy.slice(first, count), args.dx.slice(first, count)});
+  });
+}
+
+/// body(first, count) on blocks of columns, which do not depend on the number of threads.
+template <class Body>
+void each_columns(Context& context, int64_t cols, const Body& body) {
+  constexpr int64_t kBlock = 64;
+  WorkQueue queue(ceil_div(cols, kBlock));
+  auto work = [&](int) {
+    for (int64_t b; queue.next(b);) body(b * kBlock, std::min(kBlock, cols - b * kBlock));
+  };
+  if (context.threads == 1 || ThreadPool::inside()) work(0);
+  else ThreadPool::instance().run(context.threads, work);
+}
+
+void norm_backward(Context& context, const NormBackwardArgs& args) {
+  Arena::Scope scope(context.scratch);
+  float* statistics = static_cast<float*>(context.scratch.take(size_t(2 * args.x.rows) * sizeof(float)));
+  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+    NormBackwardArgs part = args;
+    part.x = args.x.slice(first, count);
+    part.dy = args.dy.slice(first, count);
+    part.dx = slice(args.dx, first, count);
+    kernels(context).norm_backward(part, statistics + 2 * first);
+  });
+  if (!args.dweight && !args.dbias) return;
+  each_columns(context, args.x.cols, [&](int64_t first, int64_t count) { kernels(context).norm_backward_columns(args, statistics, first, count); });
+}
+
+/// Rows become columns, [T, N] -> [N, T].
+Matrix transposed(Context& context, const Matrix& x) {
+  const Matrix out = context.scratch.matrix(x.cols, x.rows);
+  constexpr int64_t kTile = 16;  // so that what is read and what is written both stay in cache
+  each_columns(context, x.cols, [&](int64_t first, int64_t count) {
+    for (int64_t top = 0; top < x.rows; top += kTile)
+      for (int64_t c = first; c < first + count; ++c)
+        for (int64_t t = top; t < std::min(x.rows, top + kTile); ++t) out.row(c)[t] = x.row(t)[c];
+  });
+  return out;
+}
+
+/// dy^T x is a product like any other once x stands as a weight [K, T] and dy is turned over.
+void linear_backward(Context& context, const LinearBackwardArgs& args) {
+  Arena::Scope scope(context.scratch);
+  const int64_t T = args.dy.rows, K = args.x.cols;
+  if (args.dbias)
+    each_columns(context, args.dy.cols, [&](int64_t first, int64_t count) {
+      for (int64_t t = 0; t < T; ++t)
+        for (int64_t c = first; c < first + count; ++c) args.dbias[c] += args.dy.row(t)[c];
+    });
+  if (!args.dw.data || T == 0) return;
+  const Matrix dy = transposed(context, args.dy);
+  std::unique_ptr<Weight> x;
+  {
+    const Matrix turned = transposed(context, args.x);
+    WeightSource source{"activations", {}, false};
+    for (int64_t k = 0; k < K; ++k) source.parts.push_back({turned.row(k), Dtype::f32, {1, T}});
+    x = pack(context, source, WeightFormat::f32);
+  }
+  LinearArgs product;
+  product.x = dy;
+  product.weight = x.get();
+  product.residual = product.y = args.dw;
+  linear(context, product);
+}
+
+void attention_backward(Context& context, const AttentionBackwardArgs& args) {
+  const AttentionArgs& a = args.forward;
+  int64_t longest = 0;
+  for (int b = 0; b < a.sequences; ++b) longest = std::max<int64_t>(longest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
+  const size_t scratch = size_t(2 * longest + 64) * sizeof(float);
+  if (args.dbias) {  // one bias is shared by all sequences: its gradient is summed in their order
+    Arena::Scope scope(context.scratch);
+    float* own = static_cast<float*>(context.scratch.take(scratch));
+    for (int b = 0; b < a.sequences; ++b)
+      for (int h = 0; h < a.kv_heads; ++h) kernels(context).attention_backward(args, b, h, own);
+    return;
+  }
+  WorkQueue queue(int64_t(a.sequences) * a.kv_heads);
+  ThreadPool::instance().run(context.threads, [&](int worker) {
+    Arena& arena = context.worker(worker).scratch;
+    Arena::Scope scope(arena);
+    float* own = static_cast<float*>(arena.take(scratch));
+    for (int64_t unit; queue.next(unit);) kernels(context).attention_backward(args, int(unit / a.kv_heads), int(unit % a.kv_heads), own);
+  });
+}
+
 // ---- tables, one per instruction set
 
 OperationTable table_of(const Kernels& kernels) {
@@ -424,6 +532,15 @@ OperationTable table_of(const Kernels& kernels) {
   t.scatter = scatter;
   t.pool = pool;
   t.normalize = normalize;
+  t.repack = repack;
+  t.norm_backward = norm_backward;
+  t.activate = activate;
+  t.activate_backward = activate_backward;
+  t.linear_backward = linear_backward;
+  t.attention_backward = attention_backward;
+  t.embed_backward = embed_backward;
+  t.pool_backward = pool_backward;
+  t.normalize_backward = normalize_backward;
   return t;
 }
 

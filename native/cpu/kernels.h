@@ -75,6 +75,11 @@ struct Kernels {
   void (*embed)(const EmbedArgs&);
   void (*pool)(const PoolArgs&, int sequence);
   void (*normalize)(const NormalizeArgs&);
+  void (*activate)(const ActivateArgs&);
+  void (*activate_backward)(const ActivateBackwardArgs&);
+  void (*norm_backward)(const NormBackwardArgs&, float* statistics);
+  void (*norm_backward_columns)(const NormBackwardArgs&, const float* statistics, int64_t first, int64_t count);
+  void (*attention_backward)(const AttentionBackwardArgs&, int sequence, int kv_head, float* scratch);
 };
 
 constexpr int kAttentionBlock = 128;  // keys at a time: 128 x 32 scores stay in L1

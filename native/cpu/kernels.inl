@@ -11,6 +11,7 @@
 #include "cpu/gemm.inl"
 #include "cpu/attention.inl"
 #include "cpu/rows.inl"
+#include "cpu/backward.inl"
 
 namespace conan::cpu::CONAN_ISA {
 
@@ -28,7 +29,12 @@ static constexpr Kernels make_kernels(const char* name) {
       rope_rows,
       embed_rows,
       pool_sequence,
-      normalize_rows};
+      normalize_rows,
+      activate_rows,
+      activate_backward_rows,
+      norm_backward_rows,
+      norm_backward_columns,
+      attention_backward_head};
 }
 
 }  // namespace conan::cpu::CONAN_ISA

@@ -31,8 +31,9 @@ float quantise(float* x, int64_t n) {
   return most / 127;
 }
 
-std::unique_ptr<Weight> pack(Context&, const WeightSource& source, WeightFormat format) {
-  auto weight = std::make_unique<PlainWeight>();
+void fill(const WeightSource& source, WeightFormat format, PlainWeight* weight) {
+  weight->rows = 0;
+  weight->scale.clear();
   weight->format = format;
   weight->gated = source.gated;
   const int64_t K = weight->cols = source.parts[0].shape[1];
@@ -49,8 +50,15 @@ std::unique_ptr<Weight> pack(Context&, const WeightSource& source, WeightFormat 
   if (format == WeightFormat::i8)
     for (int64_t n = 0; n < weight->rows; ++n) weight->scale.push_back(quantise(&weight->values[size_t(n * K)], K));
   weight->bytes = weight->values.size() * sizeof(float);
+}
+
+std::unique_ptr<Weight> pack(Context&, const WeightSource& source, WeightFormat format) {
+  auto weight = std::make_unique<PlainWeight>();
+  fill(source, format, weight.get());
   return weight;
 }
+
+void repack(Context&, const WeightSource& source, Weight& weight) { fill(source, weight.format, static_cast<PlainWeight*>(&weight)); }
 
 void for_rows(Context& context, int64_t rows, int64_t, const RowsBody& body) { body(context, 0, rows); }
 
@@ -137,7 +145,7 @@ void rope(Context&, const RopeArgs& a) {
       if (!a.cos) continue;
       const int64_t at = int64_t(a.positions[t]) * a.half;
       for (int d = 0; d < a.half; ++d) {
-        const double low = x[d], high = x[a.half + d], cos = a.cos[at + d], sin = a.sin[at + d];
+        const double low = x[d], high = x[a.half + d], cos = a.cos[at + d], sin = a.inverse ? -a.sin[at + d] : a.sin[at + d];
         x[d] = float(low * cos - high * sin);
         x[a.half + d] = float(low * sin + high * cos);
       }
@@ -222,7 +230,169 @@ void normalize(Context&, const NormalizeArgs& a) {
   }
 }
 
+// ---- backward
+
+void norm_backward(Context&, const NormBackwardArgs& a) {
+  const int64_t C = a.x.cols;
+  for (int64_t t = 0; t < a.x.rows; ++t) {
+    const float *x = a.x.row(t), *dy = a.dy.row(t);
+    double mean = 0, squares = 0;
+    if (a.kind == NormKind::layer) {
+      for (int64_t c = 0; c < C; ++c) mean += x[c];
+      mean /= double(C);
+    }
+    for (int64_t c = 0; c < C; ++c) squares += (x[c] - mean) * (x[c] - mean);
+    const double factor = 1 / std::sqrt(squares / double(C) + a.eps);
+    double sum = 0, along = 0;  // means of the gradient by the normalised row, and of its product with that row
+    for (int64_t c = 0; c < C; ++c) {
+      const double g = double(dy[c]) * (a.weight ? a.weight[c] : 1), hat = (x[c] - mean) * factor;
+      sum += g / double(C);
+      along += g * hat / double(C);
+      if (a.dweight) a.dweight[c] += float(dy[c] * hat);
+      if (a.dbias) a.dbias[c] += dy[c];
+    }
+    if (a.kind == NormKind::rms) sum = 0;
+    for (int64_t c = 0; a.dx.data && c < C; ++c) {
+      const double g = double(dy[c]) * (a.weight ? a.weight[c] : 1), hat = (x[c] - mean) * factor;
+      float& dx = a.dx.row(t)[c];
+      dx = float(factor * (g - sum - hat * along) + (a.add ? dx : 0));
+    }
+  }
+}
+
+double derivative(Activation activation, double x) {
+  const double pi = 3.14159265358979323846;
+  auto sigmoid = [](double v) { return 1 / (1 + std::exp(-v)); };
+  switch (activation) {
+    case Activation::none: return 1;
+    case Activation::gelu_erf: return 0.5 * (1 + std::erf(x / std::sqrt(2.0))) + x * std::exp(-x * x / 2) / std::sqrt(2 * pi);
+    case Activation::gelu_tanh: {
+      const double s = sigmoid(2 * std::sqrt(2 / pi) * (x + 0.044715 * x * x * x));
+      return s + x * s * (1 - s) * 2 * std::sqrt(2 / pi) * (1 + 3 * 0.044715 * x * x);
+    }
+    case Activation::quick_gelu: {
+      const double s = sigmoid(1.702 * x);
+      return s + 1.702 * x * s * (1 - s);
+    }
+    case Activation::relu: return x > 0 ? 1 : 0;
+    case Activation::silu: {
+      const double s = sigmoid(x);
+      return s * (1 + x * (1 - s));
+    }
+    case Activation::tanh: return 1 - std::tanh(x) * std::tanh(x);
+  }
+  return 1;
+}
+
+void activate(Context&, const ActivateArgs& a) {
+  for (int64_t t = 0; t < a.y.rows; ++t)
+    for (int64_t n = 0; n < a.y.cols; ++n) a.y.row(t)[n] = float(activate(a.activation, a.x.row(t)[n]) * (a.gated ? a.x.row(t)[a.y.cols + n] : 1));
+}
+
+void activate_backward(Context&, const ActivateBackwardArgs& a) {
+  const int64_t N = a.dy.cols;
+  for (int64_t t = 0; t < a.dy.rows; ++t)
+    for (int64_t n = 0; n < N; ++n) {
+      const double x = a.x.row(t)[n], value = a.gated ? a.x.row(t)[N + n] : 1, dy = a.dy.row(t)[n];
+      if (a.gated) a.dx.row(t)[N + n] = float(dy * activate(a.activation, x));
+      a.dx.row(t)[n] = float(dy * value * derivative(a.activation, x));
+    }
+}
+
+void linear_backward(Context&, const LinearBackwardArgs& a) {
+  for (int64_t n = 0; n < a.dy.cols; ++n) {
+    double bias = 0;
+    for (int64_t t = 0; t < a.dy.rows; ++t) bias += a.dy.row(t)[n];
+    if (a.dbias) a.dbias[n] += float(bias);
+    for (int64_t k = 0; a.dw.data && k < a.x.cols; ++k) {
+      double sum = 0;
+      for (int64_t t = 0; t < a.dy.rows; ++t) sum += double(a.dy.row(t)[n]) * a.x.row(t)[k];
+      a.dw.row(n)[k] += float(sum);
+    }
+  }
+}
+
+void attention_backward(Context&, const AttentionBackwardArgs& args) {
+  const AttentionArgs& a = args.forward;
+  for (const Matrix* m : {&args.dq, &args.dk, &args.dv})
+    for (int64_t t = 0; t < m->rows; ++t) std::fill_n(m->row(t), m->cols, 0.f);
+  for (int b = 0; b < a.sequences; ++b)
+    for (int h = 0; h < a.heads; ++h) {
+      const int64_t column = int64_t(h) * a.head_dim, kv_column = int64_t(h / (a.heads / a.kv_heads)) * a.head_dim;
+      const int64_t keys = a.kv_offsets[b + 1] - a.kv_offsets[b];
+      for (int row = a.q_offsets[b]; row < a.q_offsets[b + 1]; ++row) {
+        const int64_t i = a.q_starts[b] + row - a.q_offsets[b];
+        auto seen = [&](int64_t j) { return (a.left < 0 || i - j <= a.left) && (a.right < 0 || j - i <= a.right); };
+        auto bias_at = [&](int64_t j) { return h * (2 * a.bias_reach + 1) + a.bias_reach + i - j; };
+        const float *q = a.q.row(row) + column, *dy = args.dy.row(row) + column;
+        std::vector<double> p(static_cast<size_t>(keys), 0), dp(static_cast<size_t>(keys), 0);
+        double most = -1e300, total = 0, mean = 0;
+        for (int64_t j = 0; j < keys; ++j) {
+          if (!seen(j)) continue;
+          const float *k = a.k.row(a.kv_offsets[b] + j) + kv_column, *v = a.v.row(a.kv_offsets[b] + j) + kv_column;
+          for (int d = 0; d < a.head_dim; ++d) p[size_t(j)] += double(q[d]) * k[d], dp[size_t(j)] += double(dy[d]) * v[d];
+          p[size_t(j)] = p[size_t(j)] * a.scale + (a.bias ? a.bias[bias_at(j)] : 0);
+          most = std::max(most, p[size_t(j)]);
+        }
+        for (int64_t j = 0; j < keys; ++j) total += p[size_t(j)] = seen(j) ? std::exp(p[size_t(j)] - most) : 0;
+        for (int64_t j = 0; j < keys; ++j) mean += (p[size_t(j)] /= total) * dp[size_t(j)];
+        for (int64_t j = 0; j < keys; ++j) {
+          if (!seen(j)) continue;
+          const double ds = p[size_t(j)] * (dp[size_t(j)] - mean);
+          if (args.dbias) args.dbias[bias_at(j)] += float(ds);
+          const int64_t key = a.kv_offsets[b] + j;
+          for (int d = 0; d < a.head_dim; ++d) {
+            args.dq.row(row)[column + d] += float(ds * a.scale * a.k.row(key)[kv_column + d]);
+            args.dk.row(key)[kv_column + d] += float(ds * a.scale * q[d]);
+            args.dv.row(key)[kv_column + d] += float(p[size_t(j)] * dy[d]);
+          }
+        }
+      }
+    }
+}
+
 }  // namespace
+
+void embed_backward(Context&, const EmbedBackwardArgs& a) {
+  for (int64_t t = 0; t < a.dy.rows; ++t)
+    for (int64_t c = 0; a.ids[t] >= 0 && c < a.dy.cols; ++c) a.dtable.row(a.ids[t])[c] += a.dy.row(t)[c] * a.scale;
+}
+
+void pool_backward(Context&, const PoolBackwardArgs& a) {
+  for (int64_t b = 0; b < a.dy.rows; ++b) {
+    const int64_t begin = a.offsets[b], end = a.offsets[b + 1], count = end - begin;
+    for (int64_t t = begin; t < end; ++t) {
+      float weight = 0;
+      switch (a.mode) {
+        case Pooling::cls: weight = t == begin; break;
+        case Pooling::last: weight = t == end - 1; break;
+        case Pooling::mean: weight = 1 / float(count); break;
+        case Pooling::mean_sqrt_len: weight = 1 / std::sqrt(float(count)); break;
+        case Pooling::weighted_mean: weight = float(t - begin + 1) * 2 / (float(count) * float(count + 1)); break;
+        case Pooling::max: break;
+      }
+      for (int64_t c = 0; c < a.dy.cols; ++c) a.dx.row(t)[c] = a.dy.row(b)[c] * weight;
+    }
+    if (a.mode != Pooling::max) continue;
+    for (int64_t c = 0; c < a.dy.cols; ++c) {
+      int64_t most = begin;  // the first of equals
+      for (int64_t t = begin; t < end; ++t)
+        if (a.x.row(t)[c] > a.x.row(most)[c]) most = t;
+      a.dx.row(most)[c] = a.dy.row(b)[c];
+    }
+  }
+}
+
+void normalize_backward(Context&, const NormalizeBackwardArgs& a) {
+  for (int64_t b = 0; b < a.x.rows; ++b) {
+    double squares = 0, along = 0;
+    for (int64_t c = 0; c < a.x.cols; ++c) squares += double(a.x.row(b)[c]) * a.x.row(b)[c];
+    const double length = std::sqrt(squares), factor = 1 / std::max(length, 1e-12);
+    for (int64_t c = 0; c < a.x.cols; ++c) along += double(a.x.row(b)[c]) * factor * a.dy.row(b)[c];
+    if (length < 1e-12) along = 0;  // the divisor does not move
+    for (int64_t c = 0; c < a.x.cols; ++c) a.dy.row(b)[c] = float(factor * (a.dy.row(b)[c] - a.x.row(b)[c] * factor * along));
+  }
+}
 
 const OperationTable& reference_table() {
   static const OperationTable table = [] {
@@ -241,6 +411,15 @@ const OperationTable& reference_table() {
     t.scatter = scatter;
     t.pool = pool;
     t.normalize = normalize;
+    t.repack = repack;
+    t.norm_backward = norm_backward;
+    t.activate = activate;
+    t.activate_backward = activate_backward;
+    t.linear_backward = linear_backward;
+    t.attention_backward = attention_backward;
+    t.embed_backward = embed_backward;
+    t.pool_backward = pool_backward;
+    t.normalize_backward = normalize_backward;
     return t;
   }();
   return table;

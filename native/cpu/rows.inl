@@ -65,6 +65,7 @@ static void rope_rows(const RopeArgs& a) {
       along(a.half, [&](int64_t c, int n) {
         F low = load_some(x + c, n), high = load_some(x + a.half + c, n);
         F cos = load_some(a.cos + at + c, n), sin = load_some(a.sin + at + c, n);
+        if (a.inverse) sin = V::sub(V::zero(), sin);
         store_some(x + c, V::sub(V::mul(low, cos), V::mul(high, sin)), n);
         store_some(x + a.half + c, V::fma(low, sin, V::mul(high, cos)), n);
       });

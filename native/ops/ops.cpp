@@ -20,6 +20,20 @@ void require(const OperationTable& t) {
     if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
 }
 
+void require_training(const OperationTable& t) {
+  const std::pair<const char*, bool> entries[] = {{"repack", t.repack},
+                                                  {"norm_backward", t.norm_backward},
+                                                  {"activate", t.activate},
+                                                  {"activate_backward", t.activate_backward},
+                                                  {"linear_backward", t.linear_backward},
+                                                  {"attention_backward", t.attention_backward},
+                                                  {"embed_backward", t.embed_backward},
+                                                  {"pool_backward", t.pool_backward},
+                                                  {"normalize_backward", t.normalize_backward}};
+  for (const auto& [name, present] : entries)
+    if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
+}
+
 bool is_reduced(WeightFormat format) { return format == WeightFormat::bf16 || format == WeightFormat::i8; }
 
 int64_t padded_stride(int64_t cols) {

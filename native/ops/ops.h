@@ -88,6 +88,7 @@ struct RopeArgs {
   const float *cos = nullptr, *sin = nullptr;  // absent: no rotation
   int half = 0;
   const int32_t* positions = nullptr;  // [T]
+  bool inverse = false;                // by the negative angles: the gradient of a rotation
 };
 
 /// Attention within each sequence of a packed batch. Queries of sequence b are rows q_offsets[b] .. q_offsets[b+1] of q
@@ -133,6 +134,68 @@ struct NormalizeArgs {
   Matrix x;
 };
 
+// ---- backward: gradients of a scalar by the inputs and by the weights of the operations above. Those of weights are added to what is
+// there; a null one is not wanted and costs nothing.
+
+/// Gradients of norm (without residual) at x: dx = or += by the input, dweight and dbias [C] += by the weights.
+struct NormBackwardArgs {
+  NormKind kind = NormKind::layer;
+  float eps = 1e-5f;
+  Matrix x;                       // [T, C]
+  const float* weight = nullptr;  // [C]
+  Matrix dy, dx;                  // [T, C]; dx absent: not wanted
+  bool add = false;               // dx += instead of =
+  float *dweight = nullptr, *dbias = nullptr;
+};
+
+/// y = act(x), or gated act(x[:, :N]) * x[:, N:]: what linear does behind its product, as an operation of its own.
+struct ActivateArgs {
+  Activation activation = Activation::none;
+  bool gated = false;
+  Matrix x, y;  // [T, N] or gated [T, 2 N], [T, N]
+};
+
+/// dx = gradient of activate at x; dx may be x.
+struct ActivateBackwardArgs {
+  Activation activation = Activation::none;
+  bool gated = false;
+  Matrix x, dy, dx;
+};
+
+/// dw [N, K] += dy^T x, dbias [N] += the sums of dy's columns: gradients of linear by its weights. That by its input is linear again,
+/// with the weight transposed.
+struct LinearBackwardArgs {
+  Matrix dy, x;  // [T, N], [T, K]
+  Matrix dw;     // absent: not wanted
+  float* dbias = nullptr;
+};
+
+/// Gradients of attention; `forward` without y. dq, dk, dv are overwritten. dbias like AttentionArgs::bias.
+struct AttentionBackwardArgs {
+  AttentionArgs forward;
+  Matrix dy, dq, dk, dv;
+  float* dbias = nullptr;
+};
+
+/// dtable [V, C] += dy of the rows with that id, times scale.
+struct EmbedBackwardArgs {
+  const int32_t* ids = nullptr;  // negative: this row has none
+  float scale = 1;
+  Matrix dy, dtable;
+};
+
+/// dx [T, C] = gradient of pool at x for dy [B, C].
+struct PoolBackwardArgs {
+  Matrix x, dy, dx;
+  const int32_t* offsets = nullptr;
+  Pooling mode = Pooling::mean;
+};
+
+/// In place: dy becomes the gradient of normalize at x.
+struct NormalizeBackwardArgs {
+  Matrix x, dy;
+};
+
 /// Runs on rows [first, first + count).
 using RowsBody = std::function<void(Context& context, int64_t first, int64_t count)>;
 
@@ -143,6 +206,8 @@ struct OperationTable {
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;
   std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
+  /// New values of the same shapes into a weight that pack() made.
+  void (*repack)(Context&, const WeightSource&, Weight&) = nullptr;
 
   /// Calls body for all rows, in one call or in several at the same time on parts of them: whatever suits the device.
   /// For chains of operations that look at one row only, so that what passes between them stays in cache.
@@ -158,10 +223,21 @@ struct OperationTable {
   void (*scatter)(Context&, const ScatterArgs&) = nullptr;
   void (*pool)(Context&, const PoolArgs&) = nullptr;
   void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
+
+  void (*norm_backward)(Context&, const NormBackwardArgs&) = nullptr;
+  void (*activate)(Context&, const ActivateArgs&) = nullptr;
+  void (*activate_backward)(Context&, const ActivateBackwardArgs&) = nullptr;
+  void (*linear_backward)(Context&, const LinearBackwardArgs&) = nullptr;
+  void (*attention_backward)(Context&, const AttentionBackwardArgs&) = nullptr;
+  void (*embed_backward)(Context&, const EmbedBackwardArgs&) = nullptr;
+  void (*pool_backward)(Context&, const PoolBackwardArgs&) = nullptr;
+  void (*normalize_backward)(Context&, const NormalizeBackwardArgs&) = nullptr;
 };
 
 /// Fails with BACKEND_UNSUPPORTED and the operation's name if an entry is null.
 void require(const OperationTable& table);
+/// The same for what training needs beside.
+void require_training(const OperationTable& table);
 
 /// A row stride for `cols` words that keeps equal columns of neighbouring rows in different cache sets.
 int64_t padded_stride(int64_t cols);

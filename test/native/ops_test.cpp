@@ -2,6 +2,7 @@
 // that a result depends neither on the number of threads nor on the other rows.
 #include <algorithm>
 #include <cstring>
+#include <functional>
 
 #include "base/thread_pool.h"
 #include "check.h"
@@ -222,6 +223,194 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
     }
 }
 
+// ---- backward
+
+double inner(const Matrix& a, const Matrix& b) {
+  double sum = 0;
+  for (int64_t i = 0; i < a.rows; ++i)
+    for (int64_t c = 0; c < a.cols; ++c) sum += double(a.row(i)[c]) * b.row(i)[c];
+  return sum;
+}
+
+/// `gradient` of value() by x against central differences along a random direction, in a matrix at once.
+void check_slope(const Matrix& x, const Matrix& gradient, const std::function<double()>& value, const std::string& what, double tolerance = 2e-3) {
+  Owned direction(x.rows, x.cols, 91);
+  const float step = 5e-3f;
+  auto shifted = [&](float by) {
+    for (int64_t i = 0; i < x.rows; ++i)
+      for (int64_t c = 0; c < x.cols; ++c) x.row(i)[c] += by * direction.m.row(i)[c];
+    return value();
+  };
+  const double up = shifted(step), down = shifted(-2 * step);
+  shifted(step);
+  const double numeric = (up - down) / (2 * step), analytic = inner(gradient, direction.m);
+  const double size = std::sqrt(inner(gradient, gradient)) + 1e-6;
+  check(std::fabs(numeric - analytic) <= tolerance * size, text(what, ": ", analytic, ", by differences ", numeric));
+}
+
+Matrix row_of(std::vector<float>& values) { return {values.data(), 1, int64_t(values.size()), int64_t(values.size())}; }
+
+/// Each gradient of the reference by finite differences, and of the other tables against the reference.
+void backward_cases(const OperationTable& table, const OperationTable& reference) {
+  const bool is_reference = &table == &reference;
+  Context context(table, 3), single(table, 1), plain(reference, 1);
+  for (int64_t C : {5, 48, 200}) {
+    const int64_t T = 41;
+    Owned x(T, C, 1), dy(T, C, 2), y(T, C, 3), want(T, C, 4), got(T, C, 4), other(T, C, 4);
+    std::vector<float> weight = random_floats(size_t(C), 5), bias = random_floats(size_t(C), 6);
+    for (NormKind kind : {NormKind::layer, NormKind::rms}) {
+      const std::string what = text(table.name, " norm_backward ", C, kind == NormKind::rms ? " rms" : " layer");
+      auto run = [&](Context& on, const Matrix& dx, std::vector<float>& dweight, std::vector<float>& dbias, bool add) {
+        dweight.assign(size_t(C), 0), dbias.assign(size_t(C), 0);
+        NormBackwardArgs args{kind, 1e-5f, x.m, weight.data(), dy.m, dx, add, dweight.data(), dbias.data()};
+        on.ops.norm_backward(on, args);
+      };
+      std::vector<float> dw, db, dw2, db2;
+      for (bool add : {true, false}) {
+        run(plain, want.m, dw, db, add);
+        run(context, got.m, dw2, db2, add);
+        check_close(got.m, want.m, 2e-5, what);
+        check_close(row_of(dw2), row_of(dw), 2e-5, what + " weight");
+        check_close(row_of(db2), row_of(db), 2e-5, what + " bias");
+      }
+      run(single, other.m, dw, db, false);
+      check(equal(other.m, got.m) && dw == dw2 && db == db2, what + ": 3 threads differ from 1");
+      if (!is_reference) continue;
+      auto value = [&] {
+        NormArgs args;
+        args.kind = kind, args.x = x.m, args.weight = weight.data(), args.bias = bias.data(), args.y = y.m;
+        reference.norm(plain, args);
+        return inner(y.m, dy.m);
+      };
+      check_slope(x.m, want.m, value, what + " by x");
+      check_slope(row_of(weight), row_of(dw), value, what + " by weight");
+      check_slope(row_of(bias), row_of(db), value, what + " by bias");
+    }
+    for (Activation activation : {Activation::none, Activation::gelu_erf, Activation::gelu_tanh, Activation::quick_gelu, Activation::relu,
+                                  Activation::silu, Activation::tanh})
+      for (bool gated : {false, true}) {
+        const std::string what = text(table.name, " activate_backward ", int(activation), gated ? " gated " : " ", C);
+        Owned in(T, gated ? 2 * C : C, 7, 2), expected(T, in.m.cols, 8), found(T, in.m.cols, 9);
+        reference.activate(plain, {activation, gated, in.m, want.m});
+        table.activate(context, {activation, gated, in.m, got.m});
+        check_close(got.m, want.m, 1e-5, what + " forward");
+        reference.activate_backward(plain, {activation, gated, in.m, dy.m, expected.m});
+        table.activate_backward(context, {activation, gated, in.m, dy.m, found.m});
+        check_close(found.m, expected.m, 1e-5, what);
+        if (is_reference && activation != Activation::relu)
+          check_slope(
+              in.m, expected.m,
+              [&] {
+                return reference.activate(plain, {activation, gated, in.m, y.m}), inner(y.m, dy.m);
+              },
+              what);
+      }
+    {
+      const int64_t N = 33;
+      const std::string what = text(table.name, " linear_backward ", C);
+      Owned out(T, N, 10), dw(N, C, 11), dw2(N, C, 11), dw3(N, C, 11);
+      std::vector<float> db(static_cast<size_t>(N), 1), db2 = db, db3 = db;
+      reference.linear_backward(plain, {out.m, x.m, dw.m, db.data()});
+      table.linear_backward(context, {out.m, x.m, dw2.m, db2.data()});
+      table.linear_backward(single, {out.m, x.m, dw3.m, db3.data()});
+      check_close(dw2.m, dw.m, 1e-5, what);
+      check_close(row_of(db2), row_of(db), 1e-5, what + " bias");
+      check(equal(dw2.m, dw3.m) && db2 == db3, what + ": 3 threads differ from 1");
+    }
+    const int32_t offsets[] = {0, 1, 20, 41};
+    for (Pooling mode : {Pooling::cls, Pooling::last, Pooling::mean, Pooling::mean_sqrt_len, Pooling::max, Pooling::weighted_mean}) {
+      Owned pooled(3, C, 12), dpooled(3, C, 13), normal(3, C, 14), dnormal(3, C, 13);
+      table.pool_backward(context, {x.m, dpooled.m, got.m, offsets, mode});
+      if (mode != Pooling::max)
+        check_slope(
+            x.m, got.m,
+            [&] {
+              return reference.pool(plain, {x.m, pooled.m, offsets, mode}), inner(pooled.m, dpooled.m);
+            },
+            text(table.name, " pool_backward ", int(mode)));
+      reference.pool(plain, {x.m, pooled.m, offsets, mode});
+      table.normalize_backward(context, {pooled.m, dnormal.m});
+      auto value = [&] {
+        for (int64_t b = 0; b < 3; ++b) std::copy_n(pooled.m.row(b), C, normal.m.row(b));
+        reference.normalize(plain, {normal.m});
+        return inner(normal.m, dpooled.m);
+      };
+      check_slope(pooled.m, dnormal.m, value, text(table.name, " normalize_backward ", int(mode)), 1e-2);
+    }
+  }
+  struct Case {
+    std::vector<int> lengths;
+    int heads, kv_heads, head_dim;
+    int64_t left, right;
+    bool bias;
+  };
+  const Case cases[] = {
+      {{5, 1, 19}, 4, 4, 20, -1, -1, false}, {{14, 50}, 4, 2, 32, -1, 0, false}, {{40, 7}, 2, 1, 8, 6, 6, false}, {{23, 9}, 3, 3, 24, -1, -1, true}};
+  for (const Case& c : cases) {
+    std::vector<int32_t> offsets{0}, starts(c.lengths.size());
+    for (int n : c.lengths) offsets.push_back(offsets.back() + n);
+    const int64_t T = offsets.back(), Q = int64_t(c.heads) * c.head_dim, KV = int64_t(c.kv_heads) * c.head_dim;
+    const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;
+    Owned q(T, Q, 1), k(T, KV, 2), v(T, KV, 3), dy(T, Q, 4), y(T, Q, 5);
+    std::vector<float> bias = random_floats(size_t(c.heads * (2 * reach + 1) + 64), 6);
+    AttentionArgs forward;
+    forward.q = q.m, forward.k = k.m, forward.v = v.m, forward.y = y.m;
+    forward.q_offsets = forward.kv_offsets = offsets.data(), forward.q_starts = starts.data();
+    forward.sequences = int(c.lengths.size()), forward.heads = c.heads, forward.kv_heads = c.kv_heads, forward.head_dim = c.head_dim;
+    forward.scale = 0.3f, forward.left = c.left, forward.right = c.right;
+    if (c.bias) forward.bias = bias.data(), forward.bias_reach = reach;
+    const std::string what = text(table.name, " attention_backward ", c.heads, "/", c.kv_heads, "x", c.head_dim);
+    struct Out {
+      Owned dq, dk, dv;
+      std::vector<float> dbias;
+    };
+    auto run = [&](Context& on) {
+      Out out{Owned(T, Q, 7), Owned(T, KV, 8), Owned(T, KV, 9), std::vector<float>(bias.size())};
+      on.ops.attention_backward(on, {forward, dy.m, out.dq.m, out.dk.m, out.dv.m, c.bias ? out.dbias.data() : nullptr});
+      return out;
+    };
+    Out want = run(plain), got = run(context), alone = run(single);
+    check_close(got.dq.m, want.dq.m, 2e-5, what + " q");
+    check_close(got.dk.m, want.dk.m, 2e-5, what + " k");
+    check_close(got.dv.m, want.dv.m, 2e-5, what + " v");
+    if (c.bias) check_close(row_of(got.dbias), row_of(want.dbias), 2e-5, what + " bias");
+    check(equal(got.dq.m, alone.dq.m) && equal(got.dk.m, alone.dk.m) && equal(got.dv.m, alone.dv.m), what + ": 3 threads differ from 1");
+    if (!is_reference) continue;
+    auto value = [&] { return reference.attention(plain, forward), inner(y.m, dy.m); };
+    check_slope(q.m, want.dq.m, value, what + " by q");
+    check_slope(k.m, want.dk.m, value, what + " by k");
+    check_slope(v.m, want.dv.m, value, what + " by v");
+    if (c.bias) check_slope(row_of(bias), row_of(want.dbias), value, what + " by bias");
+  }
+  for (int half : {4, 10}) {
+    Owned x(9, 40, 1), same(9, 40, 1);
+    std::vector<float> cos, sin;
+    std::vector<int32_t> positions;
+    for (int t = 0; t < 9; ++t) {
+      positions.push_back(t);
+      for (int i = 0; i < half; ++i) cos.push_back(std::cos(float(t) / float(i + 1))), sin.push_back(std::sin(float(t) / float(i + 1)));
+    }
+    RopeArgs args{x.m, 2, 20, nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
+    table.rope(context, args);
+    args.inverse = true;
+    table.rope(context, args);
+    check_close(x.m, same.m, 1e-5, text(table.name, " rope back and forth"));
+  }
+  {
+    std::vector<float> w = random_floats(20 * 7, 1), w2 = random_floats(20 * 7, 2);
+    Owned x(3, 7, 3), y(3, 20, 4), z(3, 20, 5);
+    std::unique_ptr<Weight> one = table.pack(context, {"w", {view(w, {20, 7})}, false}, WeightFormat::f32);
+    std::unique_ptr<Weight> two = table.pack(context, {"w", {view(w2, {20, 7})}, false}, WeightFormat::f32);
+    table.repack(context, {"w", {view(w2, {20, 7})}, false}, *one);
+    for (auto [weight, out] : {std::pair{one.get(), y.m}, std::pair{two.get(), z.m}}) {
+      LinearArgs args;
+      args.x = x.m, args.weight = weight, args.y = out;
+      table.linear(context, args);
+    }
+    check(equal(y.m, z.m), text(table.name, " repack"));
+  }
+}
+
 void pack_cases(const OperationTable& table) {
   Context context(table, 2);
   std::vector<float> w(6 * 4, 1.f);
@@ -238,6 +427,8 @@ int main() {
     linear_cases(*table, *tables[0]);
     attention_cases(*table, *tables[0]);
     row_cases(*table, *tables[0]);
+    require_training(*table);
+    backward_cases(*table, *tables[0]);
     pack_cases(*table);
     std::printf("%s checked\n", table->name);
   }
