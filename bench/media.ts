@@ -93,9 +93,13 @@ async function main() {
     return all
   }
 
-  const child = spawn(process.env.CONAN_BENCH_PYTHON ?? 'python3', [path.join(__dirname, 'media_peer.py'), directory, path.join(models, 'audio-tower'), dtype, options.threads], {
-    stdio: ['pipe', 'pipe', process.env.CONAN_BENCH_VERBOSE ? 'inherit' : 'ignore'],
-  })
+  const child = spawn(
+    process.env.CONAN_BENCH_PYTHON ?? 'python3',
+    [path.join(__dirname, 'media_peer.py'), directory, path.join(models, 'audio-tower'), dtype, options.threads],
+    {
+      stdio: ['pipe', 'pipe', process.env.CONAN_BENCH_VERBOSE ? 'inherit' : 'ignore'],
+    },
+  )
   const lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
   const peer = async (request: object): Promise<Record<string, number>> => {
     child.stdin.write(`${JSON.stringify(request)}\n`)

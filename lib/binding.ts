@@ -31,6 +31,34 @@ export interface NativeLoadOptions {
   threads: number
   pooling: string
   dense: NativeDense[]
+  /** A NativeTrainingPlan as JSON: the model is loaded to be trained. */
+  training?: string
+}
+
+export interface NativeTrainingPlan {
+  /** Tensors that train whole, and those that train by a product of low rank. */
+  dense: string[]
+  lowRank: { tensor: string; rank: number; scale: number }[]
+  seed: number
+  optimizer: { beta1?: number; beta2?: number; epsilon?: number; weightDecay?: number; clip?: number }
+}
+
+/** Sequences that go through the model together; must not change while the call runs. */
+export interface NativeChunk {
+  ids: Int32Array
+  offsets: Int32Array
+  media?: NativeMedia | undefined
+}
+
+/** Rows count the sequences of all chunks. */
+export interface NativeStep {
+  learningRate: number
+  /** Factor of this batch's gradient, and whether the weights change now. */
+  weight: number
+  update: boolean
+  matryoshka: { dimensions: number[]; weights: number[] }
+  contrastive?: { queries: number[]; documents: number[]; positives: number[][]; temperature: number; bothDirections: boolean; margin: number }
+  graded?: { left: number[]; right: number[]; grades: number[]; scale: number }
 }
 
 /** Pictures of a batch in the order of their placeholder tokens; must not change while the call runs. */
@@ -114,6 +142,13 @@ export interface NativeBinding {
   audioStates(model: NativeModel, media: NativeMedia): Promise<Float32Array[]>
   /** Tokens that stand for clips of so many frames. */
   audioTokens(model: NativeModel, frames: Int32Array): Int32Array
+  /** One step of training, `step` is a NativeStep as JSON. */
+  trainStep(model: NativeModel, chunks: NativeChunk[], step: string): Promise<{ loss: number; gradientNorm: number }>
+  /** 'state': all that is needed to go on; 'tensors': the trained tensors alone. Safetensors. */
+  saveTraining(model: NativeModel, file: string, what: 'state' | 'tensors'): Promise<void>
+  loadTraining(model: NativeModel, file: string): Promise<void>
+  /** Gradients by parameter, of steps without update. For tests. */
+  gradients(model: NativeModel): Record<string, Float32Array>
   cancel(model: NativeModel): void
   dispose(model: NativeModel): void
   modelInfo(model: NativeModel): NativeModelInfo

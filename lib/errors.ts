@@ -24,6 +24,7 @@ export const errorKinds = {
   TENSOR_SHAPE: { meaning: 'a tensor has another shape than the configuration says', http: 500, exit: 3 },
   TENSOR_UNUSED: { meaning: 'a tensor has no place in the model that the configuration describes', http: 500, exit: 3 },
   WEIGHT_NOT_FINITE: { meaning: 'a weight is NaN or infinite', http: 500, exit: 3 },
+  LOSS_NOT_FINITE: { meaning: 'a loss or a gradient is NaN or infinite', http: 500, exit: 4 },
   VECTOR_NOT_FINITE: { meaning: 'a computed vector holds NaN or infinity', http: 500, exit: 4 },
   FILE_CORRUPT: { meaning: 'a file is damaged or not of the kind its name says', http: 500, exit: 3 },
   FILE_IO: { meaning: 'a file cannot be read or written', http: 500, exit: 5 },

@@ -19,6 +19,7 @@
 #include "models/inspect.h"
 #include "models/text_model.h"
 #include "ops/backend.h"
+#include "train/trainer.h"
 
 using namespace conan;
 
@@ -90,8 +91,9 @@ Napi::Value floats(Napi::Env env, const std::vector<float>& values) {
 // ---- models
 
 struct Handle {
-  std::shared_ptr<TextModel> model;  // running tasks hold it too
-  int64_t reported = 0;              // bytes told to the garbage collector
+  std::shared_ptr<TextModel> model;         // running tasks hold it too
+  std::shared_ptr<train::Trainer> trainer;  // owns the model, where it is in training
+  int64_t reported = 0;                     // bytes told to the garbage collector
 
   void report(Napi::Env env) {
     const int64_t now = model ? int64_t(model->memory_bytes()) : 0;
@@ -156,19 +158,54 @@ ModelOptions read_options(const Napi::Object& js) {
   return options;
 }
 
-/// load(options) -> Promise<handle>
+/// {dense: [tensor], lowRank: [{tensor, rank, scale}], seed, optimizer: {beta1, beta2, epsilon, weightDecay, clip}}
+std::shared_ptr<train::Trainer> make_trainer(const ModelOptions& options, const std::string& plan) {
+  const Json json = Json::parse(plan, "the training plan");
+  train::TrainableOptions trainable;
+  for (const Json& name : json["dense"].items()) trainable.dense.push_back(name.string());
+  for (const Json& low : json["lowRank"].items()) {
+    train::LowRank one;
+    one.tensor = low["tensor"].string();
+    one.rank = low["rank"].integer();
+    one.scale = float(low["scale"].number());
+    trainable.low_rank.push_back(one);
+  }
+  trainable.seed = uint64_t(json["seed"].integer());
+  train::OptimizerOptions optimizer;
+  const Json& given = json["optimizer"];
+  for (const auto& [key, value] : {std::pair<const char*, double*>{"beta1", &optimizer.beta1},
+                                   {"beta2", &optimizer.beta2},
+                                   {"epsilon", &optimizer.epsilon},
+                                   {"weightDecay", &optimizer.weight_decay},
+                                   {"clip", &optimizer.clip}})
+    if (given.has(key)) *value = given[key].number();
+  return std::make_shared<train::Trainer>(options, trainable, optimizer);
+}
+
+/// load(options) -> Promise<handle>; options.training: a plan, and the model can be trained
 Napi::Value load(const Napi::CallbackInfo& info) {
   auto options = std::make_shared<ModelOptions>();
   Failure failure;
   if (!guarded(failure, [&] { *options = read_options(info[0].As<Napi::Object>()); })) throw failure.to_js(info.Env());
-  auto model = std::make_shared<std::shared_ptr<TextModel>>();
+  const Napi::Value training = info[0].As<Napi::Object>().Get("training");
+  const std::string plan = training.IsString() ? std::string(training.ToString()) : "";
+  auto made = std::make_shared<Handle>();
   return Task::run(
-      info.Env(), [=] { *model = std::make_shared<TextModel>(*options); },
+      info.Env(),
+      [=] {
+        if (plan.empty()) {
+          made->model = std::make_shared<TextModel>(*options);
+        } else {
+          made->trainer = make_trainer(*options, plan);
+          made->model = std::shared_ptr<TextModel>(made->trainer, &made->trainer->model());
+        }
+      },
       [=](Napi::Env env) -> Napi::Value {
-        Handle* handle = new Handle{*model};
+        Handle* handle = new Handle{*made};
         handle->report(env);
         auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env finalizer, Handle* owned) {
           owned->model.reset();
+          owned->trainer.reset();
           owned->report(finalizer);
           delete owned;
         });
@@ -180,14 +217,16 @@ Napi::Value load(const Napi::CallbackInfo& info) {
 struct BatchCopy {
   std::vector<int32_t> ids, offsets;
 
-  explicit BatchCopy(const Napi::CallbackInfo& info) {
-    if (!info[1].IsTypedArray() || !info[2].IsTypedArray()) throw Failure{"INVALID_INPUT", "expected Int32Array ids and offsets"}.to_js(info.Env());
-    auto js_ids = info[1].As<Napi::Int32Array>(), js_offsets = info[2].As<Napi::Int32Array>();
+  explicit BatchCopy(const Napi::CallbackInfo& info) : BatchCopy(info[1], info[2]) {}
+  BatchCopy(const Napi::Value& given_ids, const Napi::Value& given_offsets) {
+    if (!given_ids.IsTypedArray() || !given_offsets.IsTypedArray())
+      throw Failure{"INVALID_INPUT", "expected Int32Array ids and offsets"}.to_js(given_ids.Env());
+    auto js_ids = given_ids.As<Napi::Int32Array>(), js_offsets = given_offsets.As<Napi::Int32Array>();
     ids.assign(js_ids.Data(), js_ids.Data() + js_ids.ElementLength());
     offsets.assign(js_offsets.Data(), js_offsets.Data() + js_offsets.ElementLength());
     bool fits = !offsets.empty() && offsets.front() == 0 && offsets.back() == int32_t(ids.size());
     for (size_t i = 1; fits && i < offsets.size(); ++i) fits = offsets[i] >= offsets[i - 1];
-    if (!fits) throw Failure{"INVALID_INPUT", "expected offsets that rise from 0 to the number of ids"}.to_js(info.Env());
+    if (!fits) throw Failure{"INVALID_INPUT", "expected offsets that rise from 0 to the number of ids"}.to_js(given_ids.Env());
   }
   TokenBatch view() const { return {ids.data(), offsets.data(), int(offsets.size()) - 1}; }
 };
@@ -205,9 +244,10 @@ Array typed(const Napi::Object& js, const char* key, napi_typedarray_type type, 
 struct MediaOf {
   Media media;
 
-  MediaOf(const Napi::CallbackInfo& info, size_t argument, const TextModel& model) {
-    if (!info[argument].IsObject()) return;
-    const Napi::Object js = info[argument].As<Napi::Object>();
+  MediaOf(const Napi::CallbackInfo& info, size_t argument, const TextModel& model) : MediaOf(info[argument], model) {}
+  MediaOf(const Napi::Value& value, const TextModel& model) {
+    if (!value.IsObject()) return;
+    const Napi::Object js = value.As<Napi::Object>();
     if (js.Get("pictures").IsObject()) read_pictures(js.Get("pictures").As<Napi::Object>(), model);
     if (js.Get("sounds").IsObject()) read_sounds(js.Get("sounds").As<Napi::Object>(), model);
     kept_ = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(js, 1));
@@ -312,6 +352,97 @@ Napi::Value audio_tokens(const Napi::CallbackInfo& info) {
   return out;
 }
 
+// ---- training
+
+std::shared_ptr<train::Trainer> trainer_of(const Napi::CallbackInfo& info) {
+  Handle* handle = handle_of(info);
+  if (!handle->trainer) throw Failure{"INVALID_INPUT", "expected a model that was loaded for training"}.to_js(info.Env());
+  return handle->trainer;
+}
+
+std::vector<int32_t> whole_numbers(const Json& list) {
+  std::vector<int32_t> out;
+  for (const Json& value : list.items()) out.push_back(int32_t(value.integer()));
+  return out;
+}
+
+/// {learningRate, weight, update, matryoshka: {dimensions, weights}, contrastive: {queries, documents, positives, temperature,
+/// bothDirections, margin} | graded: {left, right, grades, scale}}
+train::StepOptions read_step(const std::string& text) {
+  const Json json = Json::parse(text, "the step");
+  train::StepOptions step;
+  step.learning_rate = json["learningRate"].number();
+  step.weight = json["weight"].number();
+  step.update = json["update"].boolean();
+  for (const Json& value : json["matryoshka"]["dimensions"].items()) step.matryoshka.dimensions.push_back(value.integer());
+  for (const Json& value : json["matryoshka"]["weights"].items()) step.matryoshka.weights.push_back(value.number());
+  if (const Json& graded = json["graded"]; graded.is_object()) {
+    step.graded = true;
+    step.grades.left = whole_numbers(graded["left"]);
+    step.grades.right = whole_numbers(graded["right"]);
+    for (const Json& value : graded["grades"].items()) step.grades.grades.push_back(value.number());
+    step.grades.scale = graded["scale"].number();
+    return step;
+  }
+  const Json& pairs = json["contrastive"];
+  step.contrastive.queries = whole_numbers(pairs["queries"]);
+  step.contrastive.documents = whole_numbers(pairs["documents"]);
+  for (const Json& own : pairs["positives"].items()) step.contrastive.positives.push_back(whole_numbers(own));
+  step.contrastive.temperature = pairs["temperature"].number();
+  step.contrastive.both_directions = pairs["bothDirections"].boolean();
+  step.contrastive.margin = pairs["margin"].number();
+  return step;
+}
+
+/// trainStep(handle, [{ids, offsets, media}], step as JSON) -> Promise<JSON {loss, gradientNorm}>
+Napi::Value train_step(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<train::Trainer> trainer = trainer_of(info);
+  const Napi::Array list = info[1].As<Napi::Array>();
+  auto chunks = std::make_shared<std::vector<train::Chunk>>();
+  auto media = std::make_shared<std::vector<MediaOf>>();
+  for (uint32_t i = 0; i < list.Length(); ++i) {
+    const Napi::Object js = list.Get(i).As<Napi::Object>();
+    BatchCopy batch(js.Get("ids"), js.Get("offsets"));
+    media->emplace_back(js.Get("media"), trainer->model());
+    chunks->push_back({std::move(batch.ids), std::move(batch.offsets), media->back().media});
+  }
+  const std::string text = info[2].ToString();
+  auto result = std::make_shared<train::StepResult>();
+  return Task::run(
+      info.Env(), [=] { *result = trainer->step(*chunks, read_step(text)); },
+      [=](Napi::Env env) -> Napi::Value {
+        for (MediaOf& each : *media) each.release();
+        Napi::Object out = Napi::Object::New(env);
+        out.Set("loss", result->loss);
+        out.Set("gradientNorm", result->gradient_norm);
+        return out;
+      });
+}
+
+/// saveTraining(handle, path, "state" | "tensors") -> Promise
+Napi::Value save_training(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<train::Trainer> trainer = trainer_of(info);
+  const std::string path = info[1].ToString(), what = info[2].ToString();
+  return Task::run(
+      info.Env(), [=] { what == "state" ? trainer->save_state(path) : trainer->save_tensors(path); },
+      [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+}
+
+/// loadTraining(handle, path) -> Promise
+Napi::Value load_training(const Napi::CallbackInfo& info) {
+  const std::shared_ptr<train::Trainer> trainer = trainer_of(info);
+  const std::string path = info[1].ToString();
+  return Task::run(
+      info.Env(), [=] { trainer->load_state(path); }, [](Napi::Env env) -> Napi::Value { return env.Undefined(); });
+}
+
+/// gradients(handle) -> {name: Float32Array}: what a step without update has left; for tests
+Napi::Value gradients(const Napi::CallbackInfo& info) {
+  Napi::Object out = Napi::Object::New(info.Env());
+  for (const auto& parameter : trainer_of(info)->parameters().all()) out.Set(parameter->name, floats(info.Env(), parameter->gradient));
+  return out;
+}
+
 /// cancel(handle): a running embed() ends with ABORTED
 Napi::Value cancel(const Napi::CallbackInfo& info) {
   handle_of(info)->model->cancel();
@@ -322,6 +453,7 @@ Napi::Value cancel(const Napi::CallbackInfo& info) {
 Napi::Value dispose(const Napi::CallbackInfo& info) {
   Handle* handle = handle_of(info);
   handle->model.reset();
+  handle->trainer.reset();
   handle->report(info.Env());
   return info.Env().Undefined();
 }
@@ -536,6 +668,10 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"hiddenStates", hidden_states},
                                                                                           {"visionStates", vision_states},
                                                                                           {"audioStates", audio_states},
+                                                                                          {"trainStep", train_step},
+                                                                                          {"saveTraining", save_training},
+                                                                                          {"loadTraining", load_training},
+                                                                                          {"gradients", gradients},
                                                                                           {"audioTokens", audio_tokens},
                                                                                           {"resample", resample},
                                                                                           {"logMel", log_mel},

@@ -444,15 +444,20 @@ void each_columns(Context& context, int64_t cols, const Body& body) {
 void norm_backward(Context& context, const NormBackwardArgs& args) {
   Arena::Scope scope(context.scratch);
   float* statistics = static_cast<float*>(context.scratch.take(size_t(2 * args.x.rows) * sizeof(float)));
-  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
-    NormBackwardArgs part = args;
-    part.x = args.x.slice(first, count);
-    part.dy = args.dy.slice(first, count);
-    part.dx = slice(args.dx, first, count);
-    kernels(context).norm_backward(part, statistics + 2 * first);
-  });
-  if (!args.dweight && !args.dbias) return;
-  each_columns(context, args.x.cols, [&](int64_t first, int64_t count) { kernels(context).norm_backward_columns(args, statistics, first, count); });
+  const auto rows = [&](const Matrix& dx) {
+    each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+      NormBackwardArgs part = args;
+      part.x = args.x.slice(first, count);
+      part.dy = args.dy.slice(first, count);
+      part.dx = slice(dx, first, count);
+      kernels(context).norm_backward(part, statistics + 2 * first);
+    });
+  };
+  if (args.dweight || args.dbias) {  // before dx, which may take dy's place
+    rows({});
+    each_columns(context, args.x.cols, [&](int64_t first, int64_t count) { kernels(context).norm_backward_columns(args, statistics, first, count); });
+  }
+  if (args.dx.data) rows(args.dx);
 }
 
 /// Rows become columns, [T, N] -> [N, T].

@@ -35,4 +35,27 @@ Matrix Projector::forward(Context& context, const Matrix& x) const {
   return out;
 }
 
+bool Projector::trains(const Gradients& gradients) const {
+  return gradients.wants(*first_) || gradients.wants(*second_) || gradients.wants(first_bias_) || gradients.wants(second_bias_);
+}
+
+Matrix Projector::backward(Context& context, const Matrix& x, const Matrix& dy, Gradients& gradients, bool inputs) const {
+  const Matrix dx = inputs ? context.scratch.matrix(x.rows, x.cols) : Matrix{};
+  Arena::Scope scope(context.scratch);
+  const Matrix u = context.scratch.matrix(x.rows, first_->rows), h = context.scratch.matrix(x.rows, first_->rows);
+  LinearArgs args;
+  args.x = x;
+  args.weight = first_.get();
+  args.bias = first_bias_.data();
+  args.y = u;
+  context.ops.linear(context, args);
+  context.ops.activate(context, {activation_, false, u, h});
+  gradients.linear(context, *second_, second_bias_, dy, h);
+  linear_input(context, gradients, *second_, dy, h);
+  context.ops.activate_backward(context, {activation_, false, u, h, u});
+  gradients.linear(context, *first_, first_bias_, u, x);
+  if (inputs) linear_input(context, gradients, *first_, u, dx);
+  return dx;
+}
+
 }  // namespace conan

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "models/config.h"
+#include "models/gradients.h"
 #include "models/weights.h"
 
 namespace conan {
@@ -21,10 +22,13 @@ class Projector {
 
   /// x [N, inputs] -> [N, outputs] = W2 act(W1 x + b1) + b2. The memory is the context's scratch.
   Matrix forward(Context& context, const Matrix& x) const;
+  bool trains(const Gradients& gradients) const;
+  /// Gradients of the weights, and with `inputs` that of x [N, inputs], for dy [N, outputs].
+  Matrix backward(Context& context, const Matrix& x, const Matrix& dy, Gradients& gradients, bool inputs) const;
 
  private:
   std::unique_ptr<Weight> first_, second_;
-  std::vector<float> first_bias_, second_bias_;
+  Values first_bias_, second_bias_;
   Activation activation_ = Activation::gelu_erf;
 };
 

@@ -35,7 +35,7 @@ Dtype main_dtype(const Checkpoint& checkpoint) {
 
 }  // namespace
 
-TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
+TextModel::TextModel(const ModelOptions& options, WeightObserver* observer) : observer_(observer), pooling_(options.pooling) {
   const std::string config_path = options.directory + "/config.json";
   const Json config = Json::parse(read_text_file(config_path), config_path);
   TransformerConfig transformer = read_transformer_config(config, config_path);
@@ -50,7 +50,8 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
   context_ = std::make_unique<Context>(table, options.threads > 0 ? options.threads : ThreadPool::default_threads());
   context_->cancelled = &cancelled_;
   std::optional<Pooling> one_row;
-  if (pooling_ == Pooling::cls || pooling_ == Pooling::last) one_row = pooling_;
+  if (!observer_ && (pooling_ == Pooling::cls || pooling_ == Pooling::last)) one_row = pooling_;
+  if (observer_) require_training(table);
   WeightLoader& loader = open_loader(probe_tensor(transformer));
   transformer_ = std::make_unique<Transformer>(*context_, std::move(transformer), loader, format_, one_row);
   if (std::optional<VisionConfig> vision = read_vision_config(config, config_path)) {
@@ -68,8 +69,8 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
   std::vector<std::unique_ptr<Adapter>> none;
   for (const DenseOptions& dense : options.dense) {
     if (dense.inputs != dimensions_) fail("CONFIG_INVALID", dense.directory, ": \"in_features\": expected ", dimensions_, ", got ", dense.inputs);
-    Checkpoint checkpoint(dense.directory);
-    WeightLoader loader(checkpoint, none, "linear.weight");
+    dense_checkpoints_.push_back(std::make_unique<Checkpoint>(dense.directory));
+    WeightLoader loader(*dense_checkpoints_.back(), none, "linear.weight", nullptr, observer_);
     Dense layer;
     // In f32 whatever the model's dtype: a small matrix at the very end, where rounding is not averaged out.
     layer.weight = loader.pack(*context_, {"linear"}, {dense.outputs}, dense.inputs, WeightFormat::f32);
@@ -81,7 +82,7 @@ TextModel::TextModel(const ModelOptions& options) : pooling_(options.pooling) {
 }
 
 WeightLoader& TextModel::open_loader(const std::string& probe) {
-  loaders_.push_back(std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe));
+  loaders_.push_back(std::make_unique<WeightLoader>(*checkpoint_, adapters_, probe, nullptr, observer_));
   return *loaders_.back();
 }
 
@@ -108,7 +109,7 @@ size_t TextModel::memory_bytes() const {
 
 /// Where media stand in a batch, and positions of M-RoPE: text and sound count on along all axes; a picture stays at one time, spreads
 /// over rows and columns, and what follows goes on after its longer side.
-TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media) {
+TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass) {
   TransformerInput input;
   input.batch = batch;
   const auto& [pictures, sounds] = media;
@@ -159,12 +160,17 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
   }
   if (picture != pictures.grids.size()) fail("INVALID_INPUT", "expected tokens for ", pictures.grids.size(), " pictures, found them for ", picture);
   if (sound != sounds.frames.size()) fail("INVALID_INPUT", "expected tokens for ", sounds.frames.size(), " sounds, found them for ", sound);
-  if (!heard.empty()) input.replaced.push_back({std::move(heard), projector_->forward(*context_, audio_->forward(*context_, sounds))});
+  if (!heard.empty()) {
+    const Matrix features = audio_->forward(*context_, sounds);
+    if (pass) pass->heard = features, pass->sources.push_back(0);
+    input.replaced.push_back({std::move(heard), projector_->forward(*context_, features)});
+  }
   if (seen.empty()) return input;  // positions equal along all axes: as any text
   const std::vector<RopeConfig>& ropes = config().ropes;
   if (std::any_of(ropes.begin(), ropes.end(), [](const RopeConfig& rope) { return !rope.axis.empty(); })) input.positions = std::move(positions);
   VisionTower::Features features = vision_->forward(*context_, pictures);
   for (const Matrix& values : features.deepstack) input.added.push_back({seen, values});
+  if (pass) pass->sources.push_back(1);
   input.replaced.push_back({std::move(seen), features.tokens});
   return input;
 }

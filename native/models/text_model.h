@@ -40,7 +40,7 @@ struct Media {
 
 class TextModel {
  public:
-  explicit TextModel(const ModelOptions& options);
+  explicit TextModel(const ModelOptions& options, WeightObserver* observer = nullptr);
 
   const TransformerConfig& config() const { return transformer_->config(); }
   int64_t dimensions() const { return dimensions_; }
@@ -66,6 +66,25 @@ class TextModel {
   /// Of the encoder of sound: before the first block and after each, then its features, then projected. For tests.
   std::vector<std::vector<float>> audio_states(const Sounds& sounds);
 
+  /// A pass that backward() can follow. Memory: the context's scratch, until the caller's Scope ends.
+  struct TrainingPass {
+    TokenBatch batch;
+    TransformerInput input;
+    Tape tape;
+    Matrix final, pooled;         // hidden states [T, hidden], then [B, hidden]
+    std::vector<Matrix> dense;    // inputs of the dense layers
+    Matrix heard;                 // features of the encoder of sound, the projector's input
+    std::vector<size_t> sources;  // of input.replaced: 0 sounds, 1 pictures
+  };
+  Context& context() { return *context_; }
+  std::mutex& running() { return running_; }
+  /// Vectors [B, dimensions], before they are brought to length 1.
+  Matrix forward(TrainingPass& pass, const TokenBatch& batch, const Media& media, const Gradients& gradients);
+  /// `dy` [B, dimensions] is overwritten.
+  void backward(TrainingPass& pass, const Matrix& dy, Gradients& gradients);
+  /// Once weights have changed in their place.
+  void refresh() { transformer_->refresh(); }
+
   /// Makes a running embed() end with ABORTED at the next layer. Holds until the next call of embed().
   void cancel() { cancelled_ = true; }
 
@@ -74,6 +93,8 @@ class TextModel {
   std::atomic<bool> cancelled_{false};
   std::unique_ptr<Context> context_;
   std::unique_ptr<Checkpoint> checkpoint_;  // the embedding tables stay mapped
+  std::vector<std::unique_ptr<Checkpoint>> dense_checkpoints_;
+  WeightObserver* observer_;
   std::vector<std::unique_ptr<Adapter>> adapters_;
   std::vector<std::unique_ptr<WeightLoader>> loaders_;  // one for each part of the model
   std::unique_ptr<VisionTower> vision_;
@@ -83,10 +104,11 @@ class TextModel {
   std::unique_ptr<Transformer> transformer_;
   WeightLoader& open_loader(const std::string& probe);
   void load_audio(const Json& config, const std::string& path);
-  TransformerInput input_of(const TokenBatch& batch, const Media& media);
+  TransformerInput input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass = nullptr);
+  bool trains_projector(const Gradients& gradients) const;
   struct Dense {
     std::unique_ptr<Weight> weight;
-    std::vector<float> bias;
+    Values bias;
     Activation activation;
   };
   std::vector<Dense> dense_;

@@ -17,8 +17,6 @@ std::string at_layer(const std::string& name, int64_t layer) {
   return out;
 }
 
-const float* or_null(const std::vector<float>& values) { return values.empty() ? nullptr : values.data(); }
-
 /// T5's bucket of a distance, as MPNet uses it: exact up to 8, then logarithmic up to 128, each direction apart.
 int relative_bucket(int64_t key_minus_query, int buckets) {
   const int half = buckets / 2, exact = half / 2;
@@ -42,6 +40,7 @@ Transformer::Norm Transformer::load_norm(WeightLoader& loader, const std::string
 
 Transformer::Transformer(Context& context, TransformerConfig config, WeightLoader& loader, WeightFormat format, std::optional<Pooling> one_row)
     : config_(std::move(config)), one_row_(one_row), reduced_(is_reduced(format)), layers_(size_t(config_.layers)) {
+  apart_ = loader.training();
   const TransformerConfig& c = config_;
   const TensorNames& n = c.names;
   if (n.token_embedding.empty()) {
@@ -56,17 +55,12 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
   if (!n.position_embedding.empty())
     position_embedding_ = loader.take(n.position_embedding + ".weight", {c.max_positions + c.position_offset, c.hidden});
   if (!n.type_embedding.empty()) {
-    type_row_ = loader.take_values(n.type_embedding + ".weight", {c.type_vocab_size, c.hidden});
-    type_row_.resize(size_t(c.hidden));  // a text alone is all of type 0
+    type_rows_ = loader.take_values(n.type_embedding + ".weight", {c.type_vocab_size, c.hidden});  // a text alone is all of type 0
   }
   embedding_norm_ = load_norm(loader, n.embedding_norm);
   if (c.relative_buckets) {
-    const std::vector<float> values = loader.take_values(n.relative_bias + ".weight", {c.relative_buckets, c.heads});
-    const int64_t reach = c.max_positions - 1;
-    relative_bias_.resize(size_t(c.heads * (2 * reach + 1) + 64));  // kernels read a register beyond the end
-    for (int64_t h = 0; h < c.heads; ++h)
-      for (int64_t d = -reach; d <= reach; ++d)
-        relative_bias_[size_t(h * (2 * reach + 1) + reach + d)] = values[size_t(relative_bucket(-d, c.relative_buckets) * c.heads + h)];
+    relative_values_ = loader.take_values(n.relative_bias + ".weight", {c.relative_buckets, c.heads});
+    spread_relative_bias();
   }
   for (int64_t i = 0; i < c.layers; ++i) load_layer(context, loader, format, i, one_row_ && i == c.layers - 1);
   final_norm_ = load_norm(loader, n.final_norm);
@@ -75,6 +69,26 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
   for (const Layer& layer : layers_)
     for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
       if (*weight) weight_bytes_ += (*weight)->bytes;
+}
+
+/// The bias of every distance a query and a key can have, from that of its bucket.
+void Transformer::spread_relative_bias() {
+  const TransformerConfig& c = config_;
+  if (relative_values_.empty()) return;
+  const int64_t reach = c.max_positions - 1;
+  relative_bias_.resize(size_t(c.heads * (2 * reach + 1) + 64));  // kernels read a register beyond the end
+  for (int64_t h = 0; h < c.heads; ++h)
+    for (int64_t d = -reach; d <= reach; ++d)
+      relative_bias_[size_t(h * (2 * reach + 1) + reach + d)] = relative_values_[size_t(relative_bucket(-d, c.relative_buckets) * c.heads + h)];
+}
+
+/// And back: gradients of all distances into those of their buckets.
+void Transformer::gather_relative_bias(const std::vector<float>& gradient, float* buckets) const {
+  const TransformerConfig& c = config_;
+  const int64_t reach = c.max_positions - 1;
+  for (int64_t h = 0; h < c.heads; ++h)
+    for (int64_t d = -reach; d <= reach; ++d)
+      buckets[relative_bucket(-d, c.relative_buckets) * c.heads + h] += gradient[size_t(h * (2 * reach + 1) + reach + d)];
 }
 
 void Transformer::load_layer(Context& context, WeightLoader& loader, WeightFormat format, int64_t index, bool split_queries) {
@@ -86,10 +100,7 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
     for (const std::string& name : names) out.push_back(at_layer(name, index));
     return out;
   };
-  auto append_bias = [&](std::vector<float>& bias, const std::string& name, int64_t size) {
-    const std::vector<float> part = loader.take_values(name + ".bias", {size});
-    bias.insert(bias.end(), part.begin(), part.end());
-  };
+  auto append_bias = [&](Values& bias, const std::string& name, int64_t size) { loader.append_values(bias, name + ".bias", {size}); };
   if (c.layer[size_t(index)].input_norm) layer.attention_norm = load_norm(loader, at_layer(n.attention_norm, index));
   layer.attention_post_norm = load_norm(loader, at_layer(n.attention_post_norm, index));
   layer.mlp_norm = load_norm(loader, at_layer(n.mlp_norm, index));
@@ -114,7 +125,7 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
     }
     if (c.qkv_bias)
       for (int i = 0; i < 3; ++i) {
-        if (i == 1 && !c.key_bias) layer.qkv_bias.resize(size_t(Q + KV));
+        if (i == 1 && !c.key_bias) layer.qkv_bias.storage().resize(size_t(Q + KV));
         else append_bias(layer.qkv_bias, qkv[size_t(i)], i ? KV : Q);
       }
   }
@@ -127,7 +138,8 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
 
   const std::vector<std::string> mlp_in = named(n.mlp_in);
   const int64_t width = c.gated ? 2 * c.intermediate : c.intermediate;
-  layer.mlp_in = loader.pack(context, mlp_in, std::vector<int64_t>(mlp_in.size(), width / int64_t(mlp_in.size())), c.hidden, format, c.gated);
+  layer.mlp_in =
+      loader.pack(context, mlp_in, std::vector<int64_t>(mlp_in.size(), width / int64_t(mlp_in.size())), c.hidden, format, c.gated && !apart_);
   layer.mlp_out = loader.pack(context, {at_layer(n.mlp_out, index)}, {c.hidden}, c.intermediate, format);
   if (c.mlp_bias) {
     for (const std::string& name : mlp_in) append_bias(layer.mlp_in_bias, name, width / int64_t(mlp_in.size()));
@@ -177,22 +189,13 @@ void Transformer::check(const TokenBatch& batch) const {
       fail("INVALID_INPUT", "token id ", batch.ids[t], ": expected 0 to ", config_.vocab_size - 1, " (does the tokenizer belong to this model?)");
 }
 
-/// What the layers of one forward pass share.
-struct Transformer::Pass {
-  const TokenBatch& batch;
-  Matrix x, qkv, attended;              // [T, hidden], [T, Q + 2 KV], [T, Q]
-  std::vector<int32_t> positions;       // within the sequence
-  std::vector<int32_t> zeros;           // [B]
-  std::vector<const RopeTable*> ropes;  // filled before the threads start
-};
-
 void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual) const {
   NormArgs args;
   args.kind = config_.norm;
   args.eps = config_.norm_eps;
   args.x = x;
   args.weight = norm.weight.data();
-  args.bias = or_null(norm.bias);
+  args.bias = norm.bias.data();
   args.residual = residual;
   args.y = y;
   context.ops.norm(context, args);
@@ -206,7 +209,7 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
   args.x = x;
   args.heads = int(queries ? config_.heads : config_.kv_heads);
   args.head_dim = int(config_.head_dim);
-  args.norm_weight = or_null(queries ? layer.q_norm : layer.k_norm);
+  args.norm_weight = (queries ? layer.q_norm : layer.k_norm).data();
   args.eps = config_.norm_eps;
   if (rope >= 0) {
     const RopeTable& table = *pass.ropes[size_t(rope)];
@@ -231,7 +234,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   args.x = x;
   if (layer.qkv) {
     args.weight = layer.qkv.get();
-    args.bias = or_null(layer.qkv_bias);
+    args.bias = layer.qkv_bias.data();
     args.y = qkv;
     context.ops.linear(context, args);
     rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first);
@@ -259,7 +262,7 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
   args.heads = int(config_.heads), args.kv_heads = int(config_.kv_heads), args.head_dim = int(config_.head_dim);
   args.scale = config_.attention_scale;
   args.left = config_.layer[size_t(index)].left, args.right = config_.layer[size_t(index)].right;
-  args.bias = or_null(relative_bias_);
+  args.bias = relative_bias_.empty() ? nullptr : relative_bias_.data();
   args.bias_reach = config_.max_positions - 1;
   args.reduced = reduced_;
   context.ops.attention(context, args);
@@ -271,11 +274,11 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   const TransformerConfig& c = config_;
   const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
   Matrix side = post ? Matrix{} : context.scratch.matrix(x.rows, c.hidden);
-  auto add_linear = [&](const Matrix& input, const Weight& weight, const std::vector<float>& bias, const Norm& norm_before_sum) {
+  auto add_linear = [&](const Matrix& input, const Weight& weight, const Values& bias, const Norm& norm_before_sum) {
     LinearArgs args;
     args.x = input;
     args.weight = &weight;
-    args.bias = or_null(bias);
+    args.bias = bias.data();
     if (sandwich) {
       args.y = side;
       context.ops.linear(context, args);
@@ -296,17 +299,22 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   LinearArgs args;
   args.x = input;
   args.weight = layer.mlp_in.get();
-  args.bias = or_null(layer.mlp_in_bias);
-  args.activation = c.activation;
-  args.y = inner;
-  context.ops.linear(context, args);
+  args.bias = layer.mlp_in_bias.data();
+  if (apart_) {
+    args.y = context.scratch.matrix(x.rows, layer.mlp_in->rows);
+    context.ops.linear(context, args);
+    context.ops.activate(context, {c.activation, c.gated, args.y, inner});
+  } else {
+    args.activation = c.activation;
+    args.y = inner;
+    context.ops.linear(context, args);
+  }
   add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
   if (post) normalize(context, layer.mlp_norm, x, x);
 }
 
-namespace {
 /// Hands the values of rows [first, first + count) over to x, the whole batch.
-void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add) {
+void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add) {
   const auto begin = std::lower_bound(rows.rows.begin(), rows.rows.end(), first), end = std::lower_bound(begin, rows.rows.end(), first + count);
   if (begin == end) return;
   ScatterArgs args;
@@ -316,7 +324,41 @@ void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t 
   args.add = add;
   context.ops.scatter(context, args);
 }
-}  // namespace
+
+Transformer::Pass Transformer::begin(const TransformerInput& input) const {
+  const TransformerConfig& c = config_;
+  const TokenBatch& batch = input.batch;
+  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}};
+  int64_t longest = 0;
+  for (int b = 0; b < batch.sequences; ++b) {
+    int32_t counted = 0;
+    for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1]; ++t) {
+      pass.positions.push_back(t - batch.offsets[b]);
+      const bool pad = c.pad_id >= 0 && batch.ids && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
+      pass.table_rows.push_back(pad ? c.pad_id : counted++ + c.position_offset);
+    }
+    longest = std::max<int64_t>(longest, batch.offsets[b + 1] - batch.offsets[b]);
+  }
+  pass.zeros.assign(size_t(batch.sequences), 0);
+  if (!input.positions.empty()) {
+    for (const RopeConfig& rope : c.ropes) pass.own_ropes.push_back(rope_rows(rope, input));
+    for (size_t t = 0; t < pass.positions.size(); ++t) pass.positions[t] = int32_t(t);
+  }
+  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(pass.own_ropes.empty() ? &rope_table(int(r), longest) : &pass.own_ropes[r]);
+  return pass;
+}
+
+/// The embeddings of rows [first, first + count) as they are before any norm.
+void Transformer::embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const {
+  EmbedArgs args;
+  args.ids = batch.ids + first;
+  args.table = &token_embedding_;
+  args.scale = config_.embedding_scale;
+  if (position_embedding_.data) args.position_table = &position_embedding_, args.positions = pass.table_rows.data() + first;
+  args.type_row = type_rows_.data();
+  args.y = x;
+  context.ops.embed(context, args);
+}
 
 /// Values that replace embeddings, plus the learned positions and type that every row gets beside its token's embedding (BERT).
 std::vector<RowValues> Transformer::with_positions(Context& context, const std::vector<RowValues>& replaced,
@@ -331,7 +373,7 @@ std::vector<RowValues> Transformer::with_positions(Context& context, const std::
     EmbedArgs args;
     args.ids = places.data();
     args.table = &position_embedding_;
-    args.type_row = or_null(type_row_);
+    args.type_row = type_rows_.data();
     args.y = sum;
     context.ops.embed(context, args);
     context.ops.scatter(context, {given.values, sum, all.data(), true});
@@ -347,43 +389,16 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   const OperationTable& ops = context.ops;
   const int64_t T = batch.tokens(), B = batch.sequences, Q = c.query_width(), KV = c.kv_width();
 
-  Pass pass{batch, {}, {}, {}, {}, {}, {}};
-  std::vector<int32_t> table_rows;  // of the learned position embedding
-  int64_t longest = 0;
-  for (int b = 0; b < batch.sequences; ++b) {
-    int32_t counted = 0;
-    for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1]; ++t) {
-      pass.positions.push_back(t - batch.offsets[b]);
-      const bool pad = c.pad_id >= 0 && batch.ids && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
-      table_rows.push_back(pad ? c.pad_id : counted++ + c.position_offset);
-    }
-    longest = std::max<int64_t>(longest, batch.offsets[b + 1] - batch.offsets[b]);
-  }
-  pass.zeros.assign(size_t(B), 0);
-  std::vector<RopeTable> own_ropes;  // of this pass alone: its row t is token t's
-  if (!input.positions.empty()) {
-    for (const RopeConfig& rope : c.ropes) own_ropes.push_back(rope_rows(rope, input));
-    for (size_t t = 0; t < pass.positions.size(); ++t) pass.positions[t] = int32_t(t);
-  }
-  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(own_ropes.empty() ? &rope_table(int(r), longest) : &own_ropes[r]);
+  Pass pass = begin(input);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   pass.attended = context.scratch.matrix(T, Q);
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
-  const std::vector<RowValues> replaced = with_positions(context, input.replaced, table_rows);
+  const std::vector<RowValues> replaced = with_positions(context, input.replaced, pass.table_rows);
 
   ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
     const Matrix x = pass.x.slice(first, count);
-    if (batch.ids) {
-      EmbedArgs args;
-      args.ids = batch.ids + first;
-      args.table = &token_embedding_;
-      args.scale = c.embedding_scale;
-      if (position_embedding_.data) args.position_table = &position_embedding_, args.positions = table_rows.data() + first;
-      args.type_row = or_null(type_row_);
-      args.y = x;
-      ops.embed(own, args);
-    }
+    if (batch.ids) embed(own, batch, pass, x, first);
     for (const RowValues& rows : replaced) put_rows(own, rows, pass.x, first, count, false);
     if (embedding_norm_) normalize(own, embedding_norm_, x, x);
     project(own, 0, pass, first, count);
@@ -421,7 +436,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       LinearArgs args;
       args.x = input;
       args.weight = layer.q.get();
-      args.bias = or_null(layer.qkv_bias);
+      args.bias = layer.qkv_bias.data();
       args.y = q;
       ops.linear(context, args);
       std::vector<int32_t> positions;

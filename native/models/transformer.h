@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "models/config.h"
+#include "models/gradients.h"
 #include "models/weights.h"
 
 namespace conan {
@@ -34,6 +35,18 @@ struct TransformerInput {
   std::vector<int32_t> positions;   // [axes][T], where rotary positions have several axes and differ between them
 };
 
+/// States of one pass, from layer `lowest` on.
+struct Tape {
+  int64_t lowest = 0;
+  std::vector<Matrix> states;  // before layer lowest, lowest + 1, ..., after the last (before the final norm)
+};
+
+/// Gradients of what a pass was given: of embeddings where there were no ids, and of RowValues in their order.
+struct InputGradients {
+  Matrix embeddings;
+  std::vector<Matrix> replaced, added;
+};
+
 class Transformer {
  public:
   /// `one_row`: the caller pools by the first or last token, and the last layer computes nothing for the others.
@@ -48,28 +61,59 @@ class Transformer {
   /// Called with the hidden states [T, hidden] before the first layer (0) and after each (1 .. layers).
   using Observer = std::function<void(int64_t layer, const Matrix& hidden)>;
 
+  /// The lowest layer of which anything trains; `layers` where nothing does.
+  int64_t lowest_trained(const Gradients& gradients) const;
+  bool trains_embeddings(const Gradients& gradients) const;
+
+  /// Keeps what backward() needs of a pass: the states before layers `lowest` and up, and after the last. To be handed to forward() as
+  /// observer.
+  Observer record(Context& context, Tape& tape, int64_t lowest) const;
+  /// From the gradient of the final hidden states `dy` [T, hidden], which it overwrites, to the gradients of all that trains, and, with
+  /// `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are computed again from
+  /// their inputs (activation checkpointing).
+  InputGradients backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
+                          bool inputs) const;
+  /// Once small tensors have changed in their place.
+  void refresh() { spread_relative_bias(); }
+
   /// Final hidden states: of all tokens [T, hidden], or with `pooling` one row per sequence [B, hidden]. The memory is
   /// the context's scratch.
   Matrix forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer = {}) const;
 
  private:
   struct Norm {
-    std::vector<float> weight, bias;
+    Values weight, bias;
     explicit operator bool() const { return !weight.empty(); }
   };
   struct Layer {
     Norm attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
     std::unique_ptr<Weight> qkv, q, kv;  // qkv, or q and kv apart in a last layer that needs few queries
-    std::vector<float> qkv_bias, q_norm, k_norm;
+    Values qkv_bias, q_norm, k_norm;
     std::unique_ptr<Weight> output, mlp_in, mlp_out;
-    std::vector<float> output_bias, mlp_in_bias, mlp_out_bias;
+    Values output_bias, mlp_in_bias, mlp_out_bias;
   };
   struct RopeTable {
     std::vector<float> cos, sin;  // [positions, half]
     int half = 0;
   };
-  struct Pass;
+  /// What the layers of one pass share.
+  struct Pass {
+    const TokenBatch& batch;
+    Matrix x, qkv, attended;              // [T, hidden], [T, Q + 2 KV], [T, Q]
+    std::vector<int32_t> positions;       // rows of the rotation tables: within the sequence, or the token's own
+    std::vector<int32_t> table_rows;      // of the learned position embedding
+    std::vector<int32_t> zeros;           // [B]
+    std::vector<const RopeTable*> ropes;  // filled before the threads start
+    std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
+  };
+  struct LayerState;
 
+  Pass begin(const TransformerInput& input) const;
+  void embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const;
+  static void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add);
+
+  void spread_relative_bias();
+  void gather_relative_bias(const std::vector<float>& gradient, float* buckets) const;
   void load_layer(Context& context, WeightLoader& loader, WeightFormat format, int64_t index, bool split_queries);
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}) const;
@@ -86,7 +130,9 @@ class Transformer {
   std::optional<Pooling> one_row_;
   bool reduced_;  // attention may use bf16 products, as the weights do
   TensorView token_embedding_, position_embedding_;
-  std::vector<float> type_row_, relative_bias_;
+  Values type_rows_, relative_values_;  // [types, hidden], [buckets, heads]
+  std::vector<float> relative_bias_;
+  bool apart_ = false;  // training: the gate of an MLP is an operation of its own
   Norm embedding_norm_, final_norm_;
   std::vector<Layer> layers_;
   mutable std::vector<RopeTable> rope_tables_;  // grow with the longest input seen

@@ -37,7 +37,7 @@ class VisionTower {
 
  private:
   struct Merger {
-    std::vector<float> norm_weight, norm_bias, in_bias, out_bias;
+    Values norm_weight, norm_bias, in_bias, out_bias;
     std::unique_ptr<Weight> in, out;
     bool norm_after = false;  // over the patches put together, not over each
   };
@@ -46,7 +46,7 @@ class VisionTower {
 
   VisionConfig config_;
   std::unique_ptr<Weight> patch_;
-  std::vector<float> patch_bias_, positions_;  // [outputs of a patch], [grid^2, hidden]
+  Values patch_bias_, positions_;  // [outputs of a patch], [grid^2, hidden]
   std::unique_ptr<Transformer> blocks_;
   Merger merger_;
   std::vector<Merger> deepstack_;

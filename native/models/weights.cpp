@@ -14,8 +14,8 @@ bool ends_with(const std::string& text, const std::string& end) {
 }  // namespace
 
 WeightLoader::WeightLoader(const Checkpoint& checkpoint, std::vector<std::unique_ptr<Adapter>>& adapters, const std::string& probe,
-                           std::vector<std::string>* problems)
-    : checkpoint_(checkpoint), adapters_(adapters), problems_(problems) {
+                           std::vector<std::string>* problems, WeightObserver* observer)
+    : checkpoint_(checkpoint), adapters_(adapters), problems_(problems), observer_(observer) {
   std::vector<std::string> found;
   for (const std::string& name : checkpoint.names())
     if (names_module(name, probe)) found.push_back(name);
@@ -51,7 +51,10 @@ TensorView WeightLoader::take(const std::string& name, const std::vector<int64_t
     if (checkpoint_.find(old)) full = old;
   }
   const TensorView tensor = checked(full, shape);
-  if (problems_ || std::none_of(adapters_.begin(), adapters_.end(), [&](const auto& adapter) { return adapter->has(name); })) return tensor;
+  if (problems_) return tensor;
+  if (observer_)
+    if (const TensorView other = observer_->use(full, tensor); other.data != tensor.data) return other;
+  if (std::none_of(adapters_.begin(), adapters_.end(), [&](const auto& adapter) { return adapter->has(name); })) return tensor;
   merged_.push_back(std::make_unique<std::vector<float>>(size_t(tensor.size())));
   std::vector<float>& values = *merged_.back();
   read_f32(tensor, 0, tensor.size(), values.data());
@@ -60,16 +63,24 @@ TensorView WeightLoader::take(const std::string& name, const std::vector<int64_t
   return {values.data(), Dtype::f32, shape};
 }
 
-std::vector<float> WeightLoader::take_values(const std::string& name, const std::vector<int64_t>& shape, float offset) {
+Values WeightLoader::take_values(const std::string& name, const std::vector<int64_t>& shape, float offset) {
+  Values values;
+  append_values(values, name, shape, offset);
+  return values;
+}
+
+void WeightLoader::append_values(Values& values, const std::string& name, const std::vector<int64_t>& shape, float offset) {
   const TensorView view = take(name, shape);
-  std::vector<float> out(size_t(view.size()));
-  if (problems_) return out;
-  read_f32(view, 0, view.size(), out.data());
-  for (float& x : out) {
-    x += offset;
-    if (!std::isfinite(x)) fail("WEIGHT_NOT_FINITE", checkpoint_.directory(), ": tensor \"", prefix_, name, "\" holds a NaN or an infinity");
+  std::vector<float>& out = values.storage();
+  const size_t at = out.size(), count = size_t(view.size());
+  out.resize(at + count);
+  if (problems_) return;
+  read_f32(view, 0, view.size(), out.data() + at);
+  for (size_t i = at; i < out.size(); ++i) {
+    out[i] += offset;
+    if (!std::isfinite(out[i])) fail("WEIGHT_NOT_FINITE", checkpoint_.directory(), ": tensor \"", prefix_, name, "\" holds a NaN or an infinity");
   }
-  return out;
+  if (observer_) observer_->taken(values, {prefix_ + name, at, count, offset});
 }
 
 TensorView WeightLoader::take_head(const std::vector<int64_t>& shape) { return checked("lm_head.weight", shape); }
@@ -85,7 +96,10 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
     source.parts.push_back(take(name, {rows[i], cols}));
   }
   if (problems_) return std::make_unique<Weight>();
-  std::unique_ptr<Weight> weight = context.ops.pack(context, source, format);
+  WeightParts parts{{}, rows, cols};
+  for (const std::string& name : names) parts.names.push_back(prefix_ + name + ".weight");
+  std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
+  if (observer_) observer_->packed(*weight, parts, source);
   for (const TensorView& part : source.parts) checkpoint_.release(part);
   merged_.resize(before);
   return weight;
@@ -102,7 +116,10 @@ std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::st
 
 std::unique_ptr<Weight> WeightLoader::pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format) {
   if (problems_) return std::make_unique<Weight>();
-  return context.ops.pack(context, {prefix_ + name, {view}, false}, format);
+  const WeightParts parts{{prefix_ + name}, {view.shape[0]}, view.shape[1]};
+  std::unique_ptr<Weight> weight = context.ops.pack(context, {prefix_ + name, {view}, false}, observer_ ? observer_->format(parts, format) : format);
+  if (observer_) observer_->packed(*weight, parts, {prefix_ + name, {view}, false});
+  return weight;
 }
 
 void WeightLoader::require_all_used(const std::string& layers) const {

@@ -13,19 +13,69 @@
 
 namespace conan {
 
+/// A small tensor in f32 that is used as it lies. Copies share the values, so that training can change them in their place.
+class Values {
+ public:
+  Values() = default;
+  explicit Values(std::vector<float> values) : values_(std::make_shared<std::vector<float>>(std::move(values))) {}
+
+  bool empty() const { return !values_ || values_->empty(); }
+  size_t size() const { return values_ ? values_->size() : 0; }
+  const void* id() const { return values_.get(); }  // what copies share
+  float* data() const { return empty() ? nullptr : values_->data(); }
+  float operator[](size_t i) const { return (*values_)[i]; }
+  std::vector<float>& storage() {
+    if (!values_) values_ = std::make_shared<std::vector<float>>();
+    return *values_;
+  }
+
+ private:
+  std::shared_ptr<std::vector<float>> values_;
+};
+
+/// Part of a checkpoint's tensor inside something made from several: elements [at, at + count) hold name's elements from `first` on.
+struct ValuesPart {
+  std::string name;
+  size_t at = 0, count = 0;
+  float offset = 0;  // added to the stored values
+};
+
+/// What a matrix was packed from: rows of tensors, one below the other.
+struct WeightParts {
+  std::vector<std::string> names;  // of tensors
+  std::vector<int64_t> rows;
+  int64_t cols = 0;
+};
+
+/// Follows what becomes of a checkpoint's tensors, and may put others in their place: training.
+class WeightObserver {
+ public:
+  virtual ~WeightObserver() = default;
+  /// The tensor to use for the stored one of that (full) name; the stored one itself where it does not train.
+  virtual TensorView use(const std::string& name, const TensorView& stored) = 0;
+  virtual WeightFormat format(const WeightParts& parts, WeightFormat wanted) = 0;
+  /// `source` stays readable as long as the model lives.
+  virtual void packed(Weight& weight, const WeightParts& parts, const WeightSource& source) = 0;
+  virtual void taken(const Values& values, const ValuesPart& part) = 0;
+};
+
 class WeightLoader {
  public:
   /// The prefix is whatever stands before `probe` (a tensor every model of the architecture has) in the one name that
   /// ends with it.
   /// With `problems`, nothing is read: what take() would fail with is listed there instead, for `inspect`.
   WeightLoader(const Checkpoint& checkpoint, std::vector<std::unique_ptr<Adapter>>& adapters, const std::string& probe,
-               std::vector<std::string>* problems = nullptr);
+               std::vector<std::string>* problems = nullptr, WeightObserver* observer = nullptr);
+  /// Whether what is loaded will be trained: then products that are fused elsewhere stay apart.
+  bool training() const { return observer_ != nullptr; }
 
   bool has(const std::string& name) const { return checkpoint_.find(prefix_ + name) != nullptr; }
   /// The tensor, checked to have this shape; with adapters applied it is a copy that lives as long as this loader.
   TensorView take(const std::string& name, const std::vector<int64_t>& shape);
   /// A small tensor in f32, `offset` added; WEIGHT_NOT_FINITE where it holds a NaN or an infinity.
-  std::vector<float> take_values(const std::string& name, const std::vector<int64_t>& shape, float offset = 0);
+  Values take_values(const std::string& name, const std::vector<int64_t>& shape, float offset = 0);
+  /// The same behind what `values` holds already.
+  void append_values(Values& values, const std::string& name, const std::vector<int64_t>& shape, float offset = 0);
   /// Module `name` as "name.weight"; [rows_i, cols] each, stacked and packed.
   std::unique_ptr<Weight> pack(Context& context, const std::vector<std::string>& names, const std::vector<int64_t>& rows, int64_t cols,
                                WeightFormat format, bool gated = false);
@@ -50,6 +100,7 @@ class WeightLoader {
   const Checkpoint& checkpoint_;
   std::vector<std::unique_ptr<Adapter>>& adapters_;
   std::vector<std::string>* problems_;
+  WeightObserver* observer_;
   std::string prefix_;
   std::set<std::string> taken_;
   std::vector<std::unique_ptr<std::vector<float>>> merged_;

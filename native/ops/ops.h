@@ -143,7 +143,7 @@ struct NormBackwardArgs {
   float eps = 1e-5f;
   Matrix x;                       // [T, C]
   const float* weight = nullptr;  // [C]
-  Matrix dy, dx;                  // [T, C]; dx absent: not wanted
+  Matrix dy, dx;                  // [T, C]; dx absent: not wanted; it may be dy
   bool add = false;               // dx += instead of =
   float *dweight = nullptr, *dbias = nullptr;
 };

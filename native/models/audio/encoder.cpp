@@ -85,7 +85,7 @@ std::vector<float> sinusoids(int64_t positions, int64_t channels) {
 
 Convolution load_convolution(Context& context, WeightLoader& loader, WeightFormat format, const std::string& name, const std::vector<int64_t>& shape,
                              int64_t channels) {
-  const std::vector<float> stored = loader.take_values(name + ".weight", shape);
+  const Values stored = loader.take_values(name + ".weight", shape);
   const int64_t outputs = shape[0], C = channels, K = int64_t(stored.size()) / (outputs * C);
   Convolution convolution;
   convolution.channels = C;

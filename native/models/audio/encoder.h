@@ -68,7 +68,7 @@ std::vector<float> sinusoids(int64_t positions, int64_t channels);
 /// A convolution over rows that each have `channels` values: every output looks at `taps` rows, wherever they lie.
 struct Convolution {
   std::unique_ptr<Weight> weight;  // [outputs, taps * channels]
-  std::vector<float> bias;
+  Values bias;
   int64_t taps = 1, channels = 0;
 };
 

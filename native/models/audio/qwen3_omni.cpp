@@ -153,7 +153,7 @@ class Qwen3Omni : public AudioEncoder {
   Activation activation_ = Activation::gelu_erf;
   std::unique_ptr<Transformer> blocks_;
   std::unique_ptr<Weight> proj1_, proj2_;
-  std::vector<float> proj1_bias_, proj2_bias_;
+  Values proj1_bias_, proj2_bias_;
 };
 
 }  // namespace

@@ -69,7 +69,7 @@ class Whisper : public AudioEncoder {
  private:
   Convolution conv1_, conv2_;
   int64_t max_positions_ = 0;
-  std::vector<float> positions_;
+  Values positions_;
   std::unique_ptr<Transformer> blocks_;
 };
 

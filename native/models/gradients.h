@@ -1,0 +1,37 @@
+// Where backward passes leave the gradients of weights, and where they find the weights' other packing. What trains, and how (dense,
+// low rank), is known behind this interface only (train/parameters.h).
+#pragma once
+#include "models/weights.h"
+
+namespace conan {
+
+class Gradients {
+ public:
+  virtual ~Gradients() = default;
+
+  virtual bool wants(const Weight& weight) const = 0;
+  virtual bool wants(const Values& values) const = 0;
+  virtual bool wants(const TensorView& table) const = 0;
+  /// The weight for products with gradients: dx = dy W.
+  virtual const Weight* transposed(Context& context, const Weight& weight) = 0;
+
+  /// For y = x W^T + bias and the gradient dy of y: those of W and bias are added to what is there. What does not train costs nothing.
+  virtual void linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) = 0;
+  /// Where the gradient of a small tensor is summed up, [size]; null where it does not train.
+  virtual float* values(const Values& values) = 0;
+  /// The same for an embedding table [V, C]; no data where it does not train.
+  virtual Matrix table(const TensorView& table) = 0;
+};
+
+/// dx = dy W into x's place; `weight` as packed for the forward pass.
+inline void linear_input(Context& context, Gradients& gradients, const Weight& weight, const Matrix& dy, const Matrix& dx,
+                         const Matrix& residual = {}) {
+  LinearArgs args;
+  args.x = dy;
+  args.weight = gradients.transposed(context, weight);
+  args.residual = residual;
+  args.y = dx;
+  context.ops.linear(context, args);
+}
+
+}  // namespace conan

@@ -1,0 +1,61 @@
+// A whole model's forward pass with what is needed to go back, and the way back: dense layers, pooling, transformer, projector.
+#include "base/error.h"
+#include "models/text_model.h"
+
+namespace conan {
+
+bool TextModel::trains_projector(const Gradients& gradients) const { return projector_ && projector_->trains(gradients); }
+
+Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Media& media, const Gradients& gradients) {
+  cancelled_ = false;
+  Context& context = *context_;
+  pass.batch = batch;
+  pass.input = input_of(batch, media, &pass);
+  const bool through = trains_projector(gradients) && !pass.sources.empty();
+  const int64_t lowest = through ? 0 : transformer_->lowest_trained(gradients);
+  pass.final = transformer_->forward(context, pass.input, std::nullopt, transformer_->record(context, pass.tape, lowest));
+  pass.pooled = context.scratch.matrix(batch.sequences, config().hidden);
+  context.ops.pool(context, {pass.final, pass.pooled, batch.offsets, pooling_});
+  Matrix x = pass.pooled;
+  for (const Dense& dense : dense_) {
+    pass.dense.push_back(x);
+    LinearArgs args;
+    args.x = x;
+    args.weight = dense.weight.get();
+    args.bias = dense.bias.data();
+    args.activation = dense.activation;
+    args.y = context.scratch.matrix(x.rows, dense.weight->rows);
+    context.ops.linear(context, args);
+    x = args.y;
+  }
+  return x;
+}
+
+void TextModel::backward(TrainingPass& pass, const Matrix& dy, Gradients& gradients) {
+  Context& context = *context_;
+  Arena::Scope scope(context.scratch);
+  Matrix d = dy;
+  for (size_t i = dense_.size(); i-- > 0;) {
+    const Dense& dense = dense_[i];
+    LinearArgs args;
+    args.x = pass.dense[i];
+    args.weight = dense.weight.get();
+    args.bias = dense.bias.data();
+    args.y = context.scratch.matrix(d.rows, dense.weight->rows);
+    context.ops.linear(context, args);
+    context.ops.activate_backward(context, {dense.activation, false, args.y, d, args.y});
+    gradients.linear(context, *dense.weight, dense.bias, args.y, pass.dense[i]);
+    d = context.scratch.matrix(d.rows, dense.weight->cols);
+    linear_input(context, gradients, *dense.weight, args.y, d);
+  }
+  const bool projector = trains_projector(gradients);
+  const bool inputs = projector && !pass.sources.empty();
+  if (!inputs && transformer_->lowest_trained(gradients) == config().layers && pass.tape.lowest >= config().layers) return;
+  const Matrix states = context.scratch.matrix(pass.batch.tokens(), config().hidden);
+  context.ops.pool_backward(context, {pass.final, d, states, pass.batch.offsets, pooling_});
+  const InputGradients given = transformer_->backward(context, pass.input, pass.tape, states, gradients, inputs);
+  for (size_t i = 0; inputs && i < pass.sources.size(); ++i)
+    if (pass.sources[i] == 0) projector_->backward(context, pass.heard, given.replaced[i], gradients, false);
+}
+
+}  // namespace conan

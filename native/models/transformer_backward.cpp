@@ -1,0 +1,244 @@
+// The backward pass of the transformer: layer by layer from the top, each computed again from its recorded input.
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "models/transformer.h"
+
+namespace conan {
+
+bool Transformer::trains_embeddings(const Gradients& gradients) const {
+  return gradients.wants(token_embedding_) || gradients.wants(position_embedding_) || gradients.wants(type_rows_) ||
+         gradients.wants(embedding_norm_.weight) || gradients.wants(embedding_norm_.bias);
+}
+
+int64_t Transformer::lowest_trained(const Gradients& gradients) const {
+  if (trains_embeddings(gradients)) return 0;
+  for (int64_t i = 0; i < config_.layers; ++i) {
+    const Layer& layer = layers_[size_t(i)];
+    for (const auto* weight : {&layer.qkv, &layer.output, &layer.mlp_in, &layer.mlp_out})
+      if (gradients.wants(**weight)) return i;
+    for (const Values* values :
+         {&layer.attention_norm.weight, &layer.attention_norm.bias, &layer.attention_post_norm.weight, &layer.attention_post_norm.bias,
+          &layer.mlp_norm.weight, &layer.mlp_norm.bias, &layer.mlp_post_norm.weight, &layer.mlp_post_norm.bias, &layer.qkv_bias, &layer.q_norm,
+          &layer.k_norm, &layer.output_bias, &layer.mlp_in_bias, &layer.mlp_out_bias})
+      if (gradients.wants(*values)) return i;
+  }
+  // One bias of positions serves all layers.
+  return gradients.wants(relative_values_) ? 0 : config_.layers;
+}
+
+Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
+  tape.lowest = lowest;
+  tape.states.clear();
+  return [&context, &tape](int64_t layer, const Matrix& states) {
+    if (layer < tape.lowest) return;
+    const Matrix copy = context.scratch.matrix(states.rows, states.cols);
+    for (int64_t t = 0; t < states.rows; ++t) std::copy_n(states.row(t), states.cols, copy.row(t));
+    tape.states.push_back(copy);
+  };
+}
+
+/// What a layer computes on its way; the names are those of the formulas in backward_layer.
+struct Transformer::LayerState {
+  Matrix a, raw, qkv, attended, o, middle, m, u, g, d;
+};
+
+namespace {
+
+void copy_rows(const Matrix& from, const Matrix& to) {
+  for (int64_t t = 0; t < from.rows; ++t) std::copy_n(from.row(t), from.cols, to.row(t));
+}
+
+void add_rows(const Matrix& from, const Matrix& to) {
+  for (int64_t t = 0; t < from.rows; ++t)
+    for (int64_t c = 0; c < from.cols; ++c) to.row(t)[c] += from.row(t)[c];
+}
+
+}  // namespace
+
+InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
+                                     bool inputs) const {
+  const TransformerConfig& c = config_;
+  const OperationTable& ops = context.ops;
+  const Pass pass = begin(input);
+  const int64_t T = input.batch.tokens(), C = c.hidden, Q = c.query_width(), KV = c.kv_width();
+  const bool post = c.placement == NormPlacement::post, sandwich = c.placement == NormPlacement::sandwich;
+
+  auto project = [&](const Matrix& x, const Weight& weight, const Values& bias) {
+    LinearArgs args;
+    args.x = x;
+    args.weight = &weight;
+    args.bias = bias.data();
+    args.y = context.scratch.matrix(T, weight.rows);
+    ops.linear(context, args);
+    return args.y;
+  };
+  auto normed = [&](const Norm& norm, const Matrix& x) {
+    const Matrix y = context.scratch.matrix(x.rows, x.cols);
+    normalize(context, norm, x, y);
+    return y;
+  };
+  auto norm_gradient = [&](const Norm& norm, const Matrix& x, const Matrix& d, const Matrix& dx, bool add) {
+    NormBackwardArgs args;
+    args.kind = c.norm;
+    args.eps = c.norm_eps;
+    args.x = x;
+    args.weight = norm.weight.data();
+    args.dy = d;
+    args.dx = dx;
+    args.add = add;
+    args.dweight = gradients.values(norm.weight);
+    args.dbias = gradients.values(norm.bias);
+    ops.norm_backward(context, args);
+  };
+  auto sum = [&](const Matrix& x, const Matrix& y) {
+    const Matrix out = context.scratch.matrix(x.rows, x.cols);
+    copy_rows(x, out);
+    add_rows(y, out);
+    return out;
+  };
+
+  if (final_norm_) norm_gradient(final_norm_, tape.states.back(), dy, dy, false);
+  InputGradients out;
+  std::vector<float> bias_gradient;
+  if (gradients.wants(relative_values_)) bias_gradient.assign(relative_bias_.size(), 0);
+
+  for (size_t i = 0; inputs && i < input.added.size(); ++i) out.added.push_back(context.scratch.matrix(int64_t(input.added[i].rows.size()), C));
+  for (int64_t i = c.layers; i-- > tape.lowest;) {
+    if (context.cancelled && context.cancelled->load(std::memory_order_relaxed)) fail("ABORTED", "the backward pass was cancelled");
+    if (inputs && size_t(i) < input.added.size()) ops.gather(context, {dy, out.added[size_t(i)], input.added[size_t(i)].rows.data()});
+    Arena::Scope scope(context.scratch);
+    const Layer& layer = layers_[size_t(i)];
+    const Matrix& x = tape.states[size_t(i - tape.lowest)];
+
+    // Forward once more.
+    LayerState s;
+    s.a = !post && layer.attention_norm ? normed(layer.attention_norm, x) : x;
+    s.qkv = project(s.a, *layer.qkv, layer.qkv_bias);
+    s.raw = s.qkv;
+    if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
+      s.raw = context.scratch.matrix(T, Q + KV);
+      copy_rows(s.qkv.columns(0, Q + KV), s.raw);
+    }
+    rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
+    rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());
+    s.attended = context.scratch.matrix(T, Q);
+    Pass view{pass.batch, {}, s.qkv, {}, {}, {}, {}, {}, {}};
+    attend(context, i, view, s.qkv.columns(0, Q), s.attended, input.batch.offsets, pass.zeros.data());
+    s.o = project(s.attended, *layer.output, layer.output_bias);
+    // pre: middle = x + o; sandwich: middle = x + norm(o); post: middle = norm(x + o)
+    Matrix before_norm;
+    if (post) {
+      before_norm = sum(x, s.o);
+      s.middle = normed(layer.attention_norm, before_norm);
+    } else {
+      s.middle = sum(x, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
+    }
+    s.m = post ? s.middle : normed(layer.mlp_norm, s.middle);
+    s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias);
+    s.g = context.scratch.matrix(T, c.intermediate);
+    ops.activate(context, {c.activation, c.gated, s.u, s.g});
+    if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias);
+
+    // And back: dy is the gradient of the layer's output, and becomes that of its input.
+    Matrix dd = dy;
+    if (post) norm_gradient(layer.mlp_norm, sum(s.middle, s.d), dy, dy, false);
+    if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(T, C), false);
+    gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, dd, s.g);
+    const Matrix dg = context.scratch.matrix(T, c.intermediate);
+    linear_input(context, gradients, *layer.mlp_out, dd, dg);
+    ops.activate_backward(context, {c.activation, c.gated, s.u, dg, s.u});
+    gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, s.u, s.m);
+    if (post) {
+      linear_input(context, gradients, *layer.mlp_in, s.u, dy, dy);
+      norm_gradient(layer.attention_norm, before_norm, dy, dy, false);
+    } else {
+      const Matrix dm = context.scratch.matrix(T, C);
+      linear_input(context, gradients, *layer.mlp_in, s.u, dm);
+      norm_gradient(layer.mlp_norm, s.middle, dm, dy, true);
+    }
+    Matrix d_out = dy;
+    if (sandwich) norm_gradient(layer.attention_post_norm, s.o, dy, d_out = context.scratch.matrix(T, C), false);
+    gradients.linear(context, *layer.output, layer.output_bias, d_out, s.attended);
+    const Matrix da = context.scratch.matrix(T, Q), dqkv = context.scratch.matrix(T, Q + 2 * KV);
+    linear_input(context, gradients, *layer.output, d_out, da);
+    AttentionBackwardArgs attention;
+    attention.forward.q = s.qkv.columns(0, Q), attention.forward.k = s.qkv.columns(Q, KV), attention.forward.v = s.qkv.columns(Q + KV, KV);
+    attention.forward.q_offsets = attention.forward.kv_offsets = input.batch.offsets;
+    attention.forward.q_starts = pass.zeros.data();
+    attention.forward.sequences = input.batch.sequences;
+    attention.forward.heads = int(c.heads), attention.forward.kv_heads = int(c.kv_heads), attention.forward.head_dim = int(c.head_dim);
+    attention.forward.scale = c.attention_scale;
+    attention.forward.left = c.layer[size_t(i)].left, attention.forward.right = c.layer[size_t(i)].right;
+    if (!relative_bias_.empty()) attention.forward.bias = relative_bias_.data(), attention.forward.bias_reach = c.max_positions - 1;
+    attention.dy = da;
+    attention.dq = dqkv.columns(0, Q), attention.dk = dqkv.columns(Q, KV), attention.dv = dqkv.columns(Q + KV, KV);
+    attention.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
+    ops.attention_backward(context, attention);
+    for (bool queries : {true, false}) {
+      const Matrix d = queries ? attention.dq : attention.dk;
+      const int64_t heads = queries ? c.heads : c.kv_heads;
+      if (const int rope = c.layer[size_t(i)].rope; rope >= 0) {
+        const RopeTable& table = *pass.ropes[size_t(rope)];
+        RopeArgs args;
+        args.x = d;
+        args.heads = int(heads), args.head_dim = int(c.head_dim);
+        args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
+        args.positions = pass.positions.data();
+        args.inverse = true;
+        ops.rope(context, args);
+      }
+      const Values& weight = queries ? layer.q_norm : layer.k_norm;
+      for (int64_t h = 0; !weight.empty() && h < heads; ++h) {
+        NormBackwardArgs args;
+        args.kind = NormKind::rms;
+        args.eps = c.norm_eps;
+        args.x = s.raw.columns((queries ? 0 : Q) + h * c.head_dim, c.head_dim);
+        args.weight = weight.data();
+        args.dy = args.dx = d.columns(h * c.head_dim, c.head_dim);
+        args.dweight = gradients.values(weight);
+        ops.norm_backward(context, args);
+      }
+    }
+    gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkv, s.a);
+    const bool norm_trains = !post && (gradients.wants(layer.attention_norm.weight) || gradients.wants(layer.attention_norm.bias));
+    const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);
+    if (!go_on && !norm_trains) break;
+    if (!post && layer.attention_norm) {
+      const Matrix dn = context.scratch.matrix(T, C);
+      linear_input(context, gradients, *layer.qkv, dqkv, dn);
+      norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true);
+    } else {
+      linear_input(context, gradients, *layer.qkv, dqkv, dy, dy);
+    }
+  }
+
+  if (!bias_gradient.empty()) gather_relative_bias(bias_gradient, gradients.values(relative_values_));
+  if (tape.lowest > 0 || (!inputs && !trains_embeddings(gradients))) return out;
+  if (!input.batch.ids) {
+    if (embedding_norm_) fail("INTERNAL", "a norm over given embeddings");
+    out.embeddings = dy;
+    return out;
+  }
+  if (embedding_norm_) {
+    Arena::Scope scope(context.scratch);
+    const Matrix before = context.scratch.matrix(T, C);
+    embed(context, input.batch, pass, before, 0);
+    for (const RowValues& rows : with_positions(context, input.replaced, pass.table_rows)) put_rows(context, rows, before, 0, T, false);
+    norm_gradient(embedding_norm_, before, dy, dy, false);
+  }
+  std::vector<int32_t> ids(input.batch.ids, input.batch.ids + T);
+  for (const RowValues& rows : input.replaced) {
+    for (const int32_t row : rows.rows) ids[size_t(row)] = -1;
+    if (!inputs) continue;
+    out.replaced.push_back(context.scratch.matrix(int64_t(rows.rows.size()), C));
+    ops.gather(context, {dy, out.replaced.back(), rows.rows.data()});
+  }
+  if (gradients.wants(token_embedding_)) ops.embed_backward(context, {ids.data(), c.embedding_scale, dy, gradients.table(token_embedding_)});
+  if (gradients.wants(position_embedding_)) ops.embed_backward(context, {pass.table_rows.data(), 1, dy, gradients.table(position_embedding_)});
+  if (gradients.wants(type_rows_)) ops.linear_backward(context, {dy, {}, {}, gradients.values(type_rows_)});
+  return out;
+}
+
+}  // namespace conan

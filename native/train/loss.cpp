@@ -1,0 +1,132 @@
+#include "train/loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+
+#include "base/error.h"
+
+namespace conan::train {
+
+namespace {
+
+using Rows = std::vector<std::vector<double>>;
+
+double inner(const std::vector<double>& a, const std::vector<double>& b) {
+  double sum = 0;
+  for (size_t c = 0; c < a.size(); ++c) sum += a[c] * b[c];
+  return sum;
+}
+
+void add(std::vector<double>& y, double factor, const std::vector<double>& x) {
+  for (size_t c = 0; c < y.size(); ++c) y[c] += factor * x[c];
+}
+
+/// Calls body(unit rows, their gradient) for every size, and takes the gradient back to the rows as they are.
+double over_sizes(const Matrix& vectors, const Matryoshka& matryoshka, const Matrix& dy, const std::function<double(const Rows&, Rows&)>& body) {
+  for (int64_t i = 0; i < dy.rows; ++i) std::fill_n(dy.row(i), dy.cols, 0.f);
+  std::vector<int64_t> sizes = matryoshka.dimensions;
+  if (sizes.empty()) sizes = {vectors.cols};
+  Rows total(size_t(vectors.rows), std::vector<double>(size_t(vectors.cols)));
+  double loss = 0, weights = 0;
+  for (size_t s = 0; s < sizes.size(); ++s) {
+    const auto d = size_t(sizes[s]);
+    if (sizes[s] < 1 || sizes[s] > vectors.cols) fail("INVALID_OPTION", "matryoshka: expected 1 to ", vectors.cols, " dimensions, got ", sizes[s]);
+    const double weight = matryoshka.weights.empty() ? 1 : matryoshka.weights.at(s);
+    weights += weight;
+    Rows unit, gradient(size_t(vectors.rows), std::vector<double>(d));
+    std::vector<double> lengths;
+    for (int64_t i = 0; i < vectors.rows; ++i) {
+      unit.emplace_back(vectors.row(i), vectors.row(i) + d);
+      lengths.push_back(std::max(std::sqrt(inner(unit.back(), unit.back())), 1e-12));
+      for (double& x : unit.back()) x /= lengths.back();
+    }
+    loss += weight * body(unit, gradient);
+    for (size_t i = 0; i < unit.size(); ++i) {
+      const double along = inner(unit[i], gradient[i]);
+      for (size_t c = 0; c < d; ++c) total[i][c] += weight * (gradient[i][c] - along * unit[i][c]) / lengths[i];
+    }
+  }
+  for (size_t i = 0; i < total.size(); ++i)
+    for (size_t c = 0; c < total[i].size(); ++c) dy.row(int64_t(i))[c] = float(total[i][c] / weights);
+  return loss / weights;
+}
+
+/// One direction: rows of `from` look for their partners among rows of `to`.
+double one_direction(const Rows& unit, const std::vector<int32_t>& from, const std::vector<int32_t>& to,
+                     const std::vector<std::vector<int32_t>>& partners, const Contrastive& options, double share, Rows& gradient) {
+  double loss = 0;
+  int64_t seekers = 0;
+  for (const auto& own : partners) seekers += !own.empty();
+  for (size_t q = 0; q < from.size(); ++q) {
+    if (partners[q].empty()) continue;
+    const auto row = size_t(from[q]);
+    std::vector<double> scores(to.size()), pull(to.size());
+    std::vector<char> is_partner(to.size());
+    for (size_t d = 0; d < to.size(); ++d) scores[d] = inner(unit[row], unit[size_t(to[d])]);
+    for (int32_t d : partners[q]) is_partner[size_t(d)] = 1;
+    const double weight = share / double(seekers) / double(partners[q].size());
+    for (int32_t positive : partners[q]) {
+      const double own = scores[size_t(positive)];
+      const auto counts = [&](size_t d) {
+        return d == size_t(positive) || (!is_partner[d] && (options.margin < 0 || scores[d] <= own + options.margin));
+      };
+      double most = own, sum = 0;
+      for (size_t d = 0; d < to.size(); ++d)
+        if (counts(d)) most = std::max(most, scores[d]);
+      for (size_t d = 0; d < to.size(); ++d)
+        if (counts(d)) sum += std::exp((scores[d] - most) / options.temperature);
+      loss += weight * (std::log(sum) + (most - own) / options.temperature);
+      for (size_t d = 0; d < to.size(); ++d)
+        if (counts(d)) pull[d] += weight / options.temperature * (std::exp((scores[d] - most) / options.temperature) / sum - (d == size_t(positive)));
+    }
+    for (size_t d = 0; d < to.size(); ++d) {
+      if (pull[d] == 0) continue;
+      add(gradient[row], pull[d], unit[size_t(to[d])]);
+      add(gradient[size_t(to[d])], pull[d], unit[row]);
+    }
+  }
+  return loss;
+}
+
+}  // namespace
+
+double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy) {
+  std::vector<std::vector<int32_t>> back(pairs.documents.size());
+  for (size_t q = 0; q < pairs.positives.size(); ++q)
+    for (int32_t d : pairs.positives[q]) back.at(size_t(d)).push_back(int32_t(q));
+  const double share = pairs.both_directions ? 0.5 : 1;
+  return over_sizes(vectors, matryoshka, dy, [&](const Rows& unit, Rows& gradient) {
+    double loss = one_direction(unit, pairs.queries, pairs.documents, pairs.positives, pairs, share, gradient);
+    if (pairs.both_directions) loss += one_direction(unit, pairs.documents, pairs.queries, back, pairs, share, gradient);
+    return loss;
+  });
+}
+
+double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy) {
+  return over_sizes(vectors, matryoshka, dy, [&](const Rows& unit, Rows& gradient) {
+    const size_t n = pairs.left.size();
+    std::vector<double> cosine(n), pull(n);
+    for (size_t i = 0; i < n; ++i) cosine[i] = inner(unit[size_t(pairs.left[i])], unit[size_t(pairs.right[i])]);
+    double most = 0, sum = 0;
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < n; ++j)
+        if (pairs.grades[i] > pairs.grades[j]) most = std::max(most, pairs.scale * (cosine[j] - cosine[i]));
+    sum = std::exp(-most);
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < n; ++j)
+        if (pairs.grades[i] > pairs.grades[j]) {
+          const double e = std::exp(pairs.scale * (cosine[j] - cosine[i]) - most);
+          sum += e;
+          pull[j] += e, pull[i] -= e;
+        }
+    for (size_t i = 0; i < n; ++i) {
+      const double factor = pairs.scale * pull[i] / sum;
+      add(gradient[size_t(pairs.left[i])], factor, unit[size_t(pairs.right[i])]);
+      add(gradient[size_t(pairs.right[i])], factor, unit[size_t(pairs.left[i])]);
+    }
+    return std::log(sum) + most;
+  });
+}
+
+}  // namespace conan::train

@@ -1,0 +1,38 @@
+// Losses on the vectors of a batch, and their gradients by the vectors. Vectors come as the model makes them; they are brought to length 1
+// here, at every size that the loss looks at (Matryoshka).
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "base/tensor.h"
+
+namespace conan::train {
+
+/// For each query the documents that belong to it; all other documents of the batch are its negatives, save those of `excluded`.
+struct Contrastive {
+  std::vector<int32_t> queries, documents;      // rows of the vectors
+  std::vector<std::vector<int32_t>> positives;  // per query, indices into documents
+  double temperature = 0.02;
+  bool both_directions = false;  // documents look for their queries as well
+  double margin = -1;            // >= 0: what is more similar than the positive by this is no negative
+};
+
+/// Pairs of rows with a grade: pairs of a higher grade shall be more similar (CoSENT).
+struct Graded {
+  std::vector<int32_t> left, right;
+  std::vector<double> grades;
+  double scale = 20;
+};
+
+struct Matryoshka {
+  std::vector<int64_t> dimensions;  // first components looked at; empty: all
+  std::vector<double> weights;      // of each; empty: 1
+};
+
+/// Mean over queries, and over their positives, of -log(e^(s+/t) / (e^(s+/t) + sum over negatives of e^(s/t))), s the cosine; with both
+/// directions the mean of the two. dy [rows, C] is overwritten with the gradient.
+double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy);
+/// log(1 + sum over pairs (i, j), grade i > grade j, of e^(scale (cos j - cos i))).
+double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy);
+
+}  // namespace conan::train

@@ -1,0 +1,276 @@
+#include "train/parameters.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/error.h"
+
+namespace conan::train {
+
+namespace {
+
+/// A number in [0, 1) for every element of a named tensor (splitmix64).
+double uniform(uint64_t seed, const std::string& name, int64_t element) {
+  uint64_t z = seed * 0x9e3779b97f4a7c15u;
+  for (const char c : name) z = (z ^ uint8_t(c)) * 0x100000001b3u;
+  z += uint64_t(element) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return double((z ^ (z >> 31)) >> 11) * 0x1p-53;
+}
+
+Matrix matrix_of(std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
+
+TensorView view_of(const std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), Dtype::f32, {rows, cols}}; }
+
+std::vector<float> transpose(const float* values, int64_t rows, int64_t cols) {
+  std::vector<float> out(size_t(rows * cols));
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < cols; ++c) out[size_t(c * rows + r)] = values[r * cols + c];
+  return out;
+}
+
+}  // namespace
+
+Parameters::Parameters(const TrainableOptions& options) : low_rank_(options.low_rank), seed_(options.seed) {
+  for (const std::string& name : options.dense) dense_[name] = nullptr;
+  for (size_t i = 0; i < low_rank_.size(); ++i) {
+    if (low_rank_[i].rank < 1) fail("INVALID_OPTION", "LoRA: rank: expected at least 1, got ", low_rank_[i].rank);
+    if (dense_.count(low_rank_[i].tensor))
+      fail("INVALID_OPTION", "tensor \"", low_rank_[i].tensor, "\": expected to train whole or by LoRA, got both");
+    low_rank_index_[low_rank_[i].tensor] = i;
+  }
+}
+
+void Parameters::require_found() const {
+  for (const auto& [name, parameter] : dense_)
+    if (!parameter) fail("INVALID_OPTION", "trainable: tensor \"", name, "\": this model does not use it, or cannot train it");
+  for (const LowRank& low : low_rank_)
+    if (!low.a) fail("INVALID_OPTION", "trainable: tensor \"", low.tensor, "\": this model does not use it, or cannot train it");
+  if (parameters_.empty()) fail("INVALID_OPTION", "trainable: expected at least one tensor to train, got none");
+}
+
+int64_t Parameters::count() const {
+  int64_t total = 0;
+  for (const auto& parameter : parameters_) total += parameter->size();
+  return total;
+}
+
+Parameter* Parameters::dense(const std::string& name) const {
+  const auto found = dense_.find(name);
+  return found == dense_.end() ? nullptr : found->second;
+}
+
+const LowRank* Parameters::low_rank(const std::string& name) const {
+  const auto found = low_rank_index_.find(name);
+  return found == low_rank_index_.end() ? nullptr : &low_rank_[found->second];
+}
+
+Parameter* Parameters::add(const std::string& name, const std::vector<int64_t>& shape, bool decays) {
+  parameters_.push_back(std::make_unique<Parameter>());
+  Parameter& parameter = *parameters_.back();
+  parameter.name = name;
+  parameter.shape = shape;
+  parameter.decays = decays;
+  int64_t size = 1;
+  for (int64_t n : shape) size *= n;
+  for (auto* values : {&parameter.value, &parameter.gradient, &parameter.first, &parameter.second}) values->assign(size_t(size), 0);
+  return &parameter;
+}
+
+TensorView Parameters::use(const std::string& name, const TensorView& stored) {
+  if (auto found = dense_.find(name); found != dense_.end()) {
+    if (!found->second) {
+      found->second = add(name, stored.shape, stored.shape.size() > 1);
+      read_f32(stored, 0, stored.size(), found->second->value.data());
+    }
+    return {found->second->value.data(), Dtype::f32, stored.shape};
+  }
+  const auto index = low_rank_index_.find(name);
+  if (index == low_rank_index_.end()) return stored;
+  LowRank& low = low_rank_[index->second];
+  if (stored.shape.size() != 2) fail("INVALID_OPTION", "LoRA: tensor \"", name, "\": expected a matrix, got ", shape_text(stored.shape));
+  if (!low.a) {
+    const std::string module = name.substr(0, name.size() - std::string(".weight").size());
+    low.a = add(module + ".lora_A.weight", {low.rank, stored.shape[1]}, true);
+    low.b = add(module + ".lora_B.weight", {stored.shape[0], low.rank}, true);
+    const double bound = 1 / std::sqrt(double(stored.shape[1]));  // as PEFT: kaiming_uniform with a = sqrt(5)
+    for (int64_t i = 0; i < low.a->size(); ++i) low.a->value[size_t(i)] = float(bound * (2 * uniform(seed_, low.a->name, i) - 1));
+    stored_[name] = stored;
+  }
+  loading_.push_back(std::make_unique<std::vector<float>>(effective(low, stored)));
+  return {loading_.back()->data(), Dtype::f32, stored.shape};
+}
+
+WeightFormat Parameters::format(const WeightParts& parts, WeightFormat wanted) {
+  for (const std::string& name : parts.names)
+    if (trains(name)) return WeightFormat::f32;
+  return wanted;
+}
+
+void Parameters::packed(Weight& weight, const WeightParts& parts, const WeightSource& source) {
+  Use& use = uses_[&weight];
+  use.weight = &weight;
+  use.parts = parts;
+  use.stored = source.parts;
+  for (const std::string& name : parts.names) use.trains |= trains(name);
+  loading_.clear();
+}
+
+void Parameters::taken(const Values& values, const ValuesPart& part) {
+  SmallUse& use = small_[values.id()];
+  use.values = values;
+  use.parts.push_back(part);
+  use.trains |= dense(part.name) != nullptr;
+}
+
+void Parameters::clear_gradients() {
+  for (const auto& parameter : parameters_) std::fill(parameter->gradient.begin(), parameter->gradient.end(), 0.f);
+}
+
+void Parameters::collect() {
+  for (auto& [id, use] : small_) {
+    if (use.gradient.empty()) continue;
+    for (const ValuesPart& part : use.parts)
+      if (Parameter* parameter = dense(part.name))
+        for (size_t i = 0; i < part.count; ++i) parameter->gradient[i] += use.gradient[part.at + i];
+    std::fill(use.gradient.begin(), use.gradient.end(), 0.f);
+  }
+}
+
+std::vector<float> Parameters::effective(const LowRank& low, const TensorView& stored) const {
+  std::vector<float> out(size_t(stored.size()));
+  read_f32(stored, 0, stored.size(), out.data());
+  const int64_t rows = stored.shape[0], cols = stored.shape[1];
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = 0; k < low.rank; ++k) {
+      const float factor = low.scale * low.b->value[size_t(r * low.rank + k)];
+      if (factor == 0) continue;
+      const float* a = low.a->value.data() + k * cols;
+      for (int64_t c = 0; c < cols; ++c) out[size_t(r * cols + c)] += factor * a[c];
+    }
+  return out;
+}
+
+WeightSource Parameters::source_of(const Use& use, std::vector<std::vector<float>>& kept) const {
+  WeightSource source{use.parts.names[0], {}, false};
+  kept.reserve(use.parts.names.size());
+  for (size_t i = 0; i < use.parts.names.size(); ++i) {
+    const std::string& name = use.parts.names[i];
+    if (const Parameter* parameter = dense(name)) {
+      source.parts.push_back(view_of(parameter->value, use.parts.rows[i], use.parts.cols));
+    } else if (const LowRank* low = low_rank(name)) {
+      kept.push_back(effective(*low, stored_.at(name)));
+      source.parts.push_back(view_of(kept.back(), use.parts.rows[i], use.parts.cols));
+    } else {
+      source.parts.push_back(use.stored[i]);
+    }
+  }
+  return source;
+}
+
+void Parameters::refresh(Context& context) {
+  for (auto& [weight, use] : uses_) {
+    if (!use.trains) continue;
+    std::vector<std::vector<float>> kept;
+    context.ops.repack(context, source_of(use, kept), *use.weight);
+    use.stale = true;
+  }
+  for (auto& [id, use] : small_) {
+    if (!use.trains) continue;
+    for (const ValuesPart& part : use.parts)
+      if (const Parameter* parameter = dense(part.name))
+        for (size_t i = 0; i < part.count; ++i) use.values.data()[part.at + i] = parameter->value[i] + part.offset;
+  }
+}
+
+bool Parameters::wants(const Weight& weight) const {
+  const auto found = uses_.find(&weight);
+  return found != uses_.end() && found->second.trains;
+}
+
+bool Parameters::wants(const Values& values) const {
+  const auto found = values.empty() ? small_.end() : small_.find(values.id());
+  return found != small_.end() && found->second.trains;
+}
+
+bool Parameters::wants(const TensorView& table) const {
+  return table.data &&
+         std::any_of(dense_.begin(), dense_.end(), [&](const auto& entry) { return entry.second && entry.second->value.data() == table.data; });
+}
+
+const Weight* Parameters::transposed(Context& context, const Weight& weight) {
+  const auto found = uses_.find(&weight);
+  if (found == uses_.end()) fail("INTERNAL", "no source of a weight is known");
+  Use& use = found->second;
+  if (use.transposed && !use.stale) return use.transposed.get();
+  std::vector<std::vector<float>> kept;
+  const WeightSource source = source_of(use, kept);
+  const int64_t rows = weight.rows, cols = weight.cols;
+  std::vector<float> all(size_t(rows * cols));
+  int64_t at = 0;
+  for (const TensorView& part : source.parts) {
+    read_f32(part, 0, part.size(), all.data() + at);
+    at += part.size();
+  }
+  const std::vector<float> turned = transpose(all.data(), rows, cols);
+  const WeightSource other{source.name, {view_of(turned, cols, rows)}, false};
+  if (use.transposed) context.ops.repack(context, other, *use.transposed);
+  else use.transposed = context.ops.pack(context, other, weight.format);
+  use.stale = false;
+  return use.transposed.get();
+}
+
+void Parameters::linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) {
+  const auto found = uses_.find(&weight);
+  if (float* gradient = values(bias)) context.ops.linear_backward(context, {dy, x, {}, gradient});
+  if (found == uses_.end() || !found->second.trains) return;
+  int64_t first = 0;
+  for (size_t i = 0; i < found->second.parts.names.size(); ++i) {
+    const int64_t rows = found->second.parts.rows[i];
+    const Matrix own = dy.columns(first, rows);
+    const std::string& name = found->second.parts.names[i];
+    if (Parameter* parameter = dense(name))
+      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, found->second.parts.cols), nullptr});
+    else if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x);
+    first += rows;
+  }
+}
+
+/// With t = x A^T and u = dy B: dB += scale dy^T t, dA += scale u^T x.
+void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x) {
+  Arena::Scope scope(context.scratch);
+  const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
+  const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
+  const std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank);
+  const auto product = [&](const Matrix& in, const TensorView& view, const Matrix& out) {
+    const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view}, false}, WeightFormat::f32);
+    LinearArgs args;
+    args.x = in;
+    args.weight = weight.get();
+    args.y = out;
+    context.ops.linear(context, args);
+    for (int64_t i = 0; i < T; ++i)
+      for (int64_t k = 0; k < low.rank; ++k) out.row(i)[k] *= low.scale;
+  };
+  product(x, view_of(low.a->value, low.rank, cols), t);
+  product(dy, view_of(turned, low.rank, rows), u);
+  context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr});
+  context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr});
+}
+
+float* Parameters::values(const Values& values) {
+  if (!wants(values)) return nullptr;
+  SmallUse& use = small_.at(values.id());
+  if (use.gradient.empty()) use.gradient.assign(values.size(), 0);
+  return use.gradient.data();
+}
+
+Matrix Parameters::table(const TensorView& table) {
+  for (const auto& [name, parameter] : dense_)
+    if (parameter && parameter->value.data() == table.data) return matrix_of(parameter->gradient, table.shape[0], table.shape[1]);
+  return {};
+}
+
+}  // namespace conan::train

@@ -1,0 +1,103 @@
+// What trains: parameters with their gradients and moments, dense or of low rank (LoRA), and how they reach the weights of a model
+// that was loaded with this as observer. Values are f32 whatever the checkpoint holds.
+#pragma once
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "models/gradients.h"
+
+namespace conan::train {
+
+struct Parameter {
+  std::string name;
+  std::vector<int64_t> shape;
+  std::vector<float> value, gradient, first, second;  // value, its gradient, AdamW's moments
+  bool decays = true;                                 // biases and norms do not
+
+  int64_t size() const { return int64_t(value.size()); }
+};
+
+/// W + scale * B A, with A [rank, cols] and B [rows, rank] (Hu et al. 2021); `tensor` is W's name in the checkpoint.
+struct LowRank {
+  std::string tensor;
+  int64_t rank = 0;
+  float scale = 1;
+  Parameter *a = nullptr, *b = nullptr;
+};
+
+struct TrainableOptions {
+  std::vector<std::string> dense;  // names of tensors
+  std::vector<LowRank> low_rank;   // tensor, rank and scale
+  uint64_t seed = 0;               // of A
+};
+
+class Parameters : public WeightObserver, public Gradients {
+ public:
+  explicit Parameters(const TrainableOptions& options);
+
+  /// Fails with INVALID_OPTION where something that was to train was never asked for: the model has no such tensor.
+  void require_found() const;
+  const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
+  const std::vector<LowRank>& low_rank() const { return low_rank_; }
+  int64_t count() const;
+
+  void clear_gradients();
+  /// Hands gradients of small tensors, which models sum up in their own layout, over to their parameters.
+  void collect();
+  /// New values to all weights made from them.
+  void refresh(Context& context);
+
+  // As the model loads.
+  TensorView use(const std::string& name, const TensorView& stored) override;
+  WeightFormat format(const WeightParts& parts, WeightFormat wanted) override;
+  void packed(Weight& weight, const WeightParts& parts, const WeightSource& source) override;
+  void taken(const Values& values, const ValuesPart& part) override;
+
+  // As it goes back.
+  bool wants(const Weight& weight) const override;
+  bool wants(const Values& values) const override;
+  bool wants(const TensorView& table) const override;
+  const Weight* transposed(Context& context, const Weight& weight) override;
+  void linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) override;
+  float* values(const Values& values) override;
+  Matrix table(const TensorView& table) override;
+
+ private:
+  struct Use {
+    Weight* weight = nullptr;
+    WeightParts parts;
+    std::vector<TensorView> stored;  // where a part does not train
+    bool trains = false;
+    std::unique_ptr<Weight> transposed;
+    bool stale = false;  // transposed, since the values changed
+  };
+  struct SmallUse {
+    Values values;
+    std::vector<ValuesPart> parts;
+    std::vector<float> gradient;
+    bool trains = false;
+  };
+
+  Parameter* dense(const std::string& name) const;
+  const LowRank* low_rank(const std::string& name) const;
+  bool trains(const std::string& name) const { return dense(name) || low_rank(name); }
+  Parameter* add(const std::string& name, const std::vector<int64_t>& shape, bool decays);
+  /// W + scale * B A of a tensor, in f32.
+  std::vector<float> effective(const LowRank& low, const TensorView& stored) const;
+  WeightSource source_of(const Use& use, std::vector<std::vector<float>>& kept) const;
+  void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x);
+
+  std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::map<std::string, Parameter*> dense_;  // by tensor; null until the model asks for it
+  std::vector<LowRank> low_rank_;
+  std::map<std::string, size_t> low_rank_index_;
+  std::map<std::string, TensorView> stored_;  // of tensors of low rank
+  std::vector<std::unique_ptr<std::vector<float>>> loading_;
+  std::map<const Weight*, Use> uses_;
+  std::map<const void*, SmallUse> small_;
+  uint64_t seed_;
+};
+
+}  // namespace conan::train

@@ -1,0 +1,97 @@
+// Gradients of every tensor of every architecture against PyTorch's, for a contrastive loss over the golden batch; whole and in chunks
+// (GradCache), on any number of threads, and of low rank.
+import assert from 'node:assert/strict'
+import { readdirSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
+import { fixtures, floats, ints, pico, readSafetensors } from '../support'
+
+const native = binding()
+const step: NativeStep = {
+  learningRate: 0,
+  weight: 1,
+  update: false,
+  matryoshka: { dimensions: [], weights: [] },
+  contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
+}
+
+function batchOf(name: string): { ids: Int32Array; offsets: Int32Array } {
+  const golden = readSafetensors(path.join(pico(name), 'golden.safetensors'))
+  return { ids: ints(golden.get('ids')!), offsets: ints(golden.get('offsets')!) }
+}
+
+/** The batch cut into chunks of so many sequences. */
+function chunked({ ids, offsets }: { ids: Int32Array; offsets: Int32Array }, size: number): NativeChunk[] {
+  const chunks: NativeChunk[] = []
+  for (let b = 0; b + 1 < offsets.length; b += size) {
+    const end = Math.min(offsets.length - 1, b + size)
+    chunks.push({ ids: ids.slice(offsets[b], offsets[end]), offsets: offsets.slice(b, end + 1).map((offset) => offset - offsets[b]!) })
+  }
+  return chunks
+}
+
+const trained = (name: string, plan: object, threads = 2) =>
+  native.load({
+    directory: pico(name),
+    adapters: [],
+    dtype: 'float32',
+    threads,
+    pooling: 'mean',
+    dense: [],
+    training: JSON.stringify({ dense: [], lowRank: [], seed: 0, optimizer: {}, ...plan }),
+  })
+
+for (const file of readdirSync(path.join(fixtures, 'gradients'))) {
+  const name = file.replace('.safetensors', '')
+  test(`${name}: PyTorch's gradients`, async () => {
+    const want = readSafetensors(path.join(fixtures, 'gradients', file))
+    const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
+    const model = await trained(name, { dense: names })
+    const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), JSON.stringify(step))
+    const expected = floats(want.get('loss')!)[0]!
+    assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
+    const gradients = native.gradients(model)
+    assert.deepEqual(Object.keys(gradients).sort(), [...names].sort())
+    const largest = Math.max(...names.map((name) => floats(want.get(`norm ${name}`)!)[0]!))
+    for (const tensor of names) {
+      const gradient = gradients[tensor]!
+      const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
+      const reference = floats(want.get(`norm ${tensor}`)!)[0]!
+      // What is zero in exact arithmetic (a key's bias) is noise on both sides.
+      const noise = 1e-6 * largest
+      assert.ok(Math.abs(norm - reference) < 1e-4 * reference + noise, `${tensor}: norm ${norm}, PyTorch ${reference}`)
+      const samples = floats(want.get(`samples ${tensor}`)!)
+      const stride = Math.max(1, Math.floor(gradient.length / 24))
+      const scale = Math.max(reference / Math.sqrt(gradient.length), ...samples.map(Math.abs))
+      for (const [i, sample] of samples.entries())
+        assert.ok(Math.abs(gradient[i * stride]! - sample) < 1e-4 * scale + noise, `${tensor}[${i * stride}]: ${gradient[i * stride]}, PyTorch ${sample}`)
+    }
+    native.dispose(model)
+  })
+}
+
+test('chunks of any size give the gradient of the whole batch; threads change no bit', async () => {
+  const dense = ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.mlp.down_proj.weight', 'model.norm.weight', 'model.embed_tokens.weight']
+  const run = async (size: number, threads: number) => {
+    const model = await trained('qwen3', { dense }, threads)
+    const { loss, gradientNorm } = await native.trainStep(model, chunked(batchOf('qwen3'), size), JSON.stringify(step))
+    const gradients = native.gradients(model)
+    native.dispose(model)
+    return { loss, gradientNorm, gradients }
+  }
+  const whole = await run(100, 1)
+  assert.deepEqual(await run(100, 4), whole)
+  for (const size of [1, 2, 3]) {
+    const parts = await run(size, 2)
+    assert.equal(parts.loss, whole.loss)
+    for (const name of dense) {
+      const [a, b] = [parts.gradients[name]!, whole.gradients[name]!]
+      const scale = Math.max(...b.map(Math.abs))
+      assert.ok(
+        a.every((g, i) => Math.abs(g - b[i]!) < 1e-5 * scale),
+        `${name} in chunks of ${size}`,
+      )
+    }
+  }
+})
