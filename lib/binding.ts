@@ -75,6 +75,8 @@ export interface NativeSounds {
   features: Float32Array
   /** Frames of each clip. */
   frames: Int32Array
+  /** The features are what encodeSounds made of the frames, [tokens, audioFeatures], and `frames` count those. */
+  encoded?: boolean
 }
 
 /** What a batch holds beside text. */
@@ -112,6 +114,8 @@ export interface NativeModelInfo {
   /** Token id that stands for a feature of a sound, and mel bins of its frames; null where the model takes no sound. */
   audioToken: number | null
   melBins: number | null
+  /** Channels of the encoder's features. */
+  audioFeatures: number | null
   dimensions: number
   dtype: string
   checkpointDtype: string
@@ -140,6 +144,8 @@ export interface NativeBinding {
   visionStates(model: NativeModel, media: NativeMedia): Promise<Float32Array[]>
   /** Of the encoder of sound: before the first block, after each, then its features, then projected. For tests. */
   audioStates(model: NativeModel, media: NativeMedia): Promise<Float32Array[]>
+  /** What the encoder makes of clips, [tokens, audioFeatures]. */
+  encodeSounds(model: NativeModel, media: NativeMedia): Promise<Float32Array>
   /** Tokens that stand for clips of so many frames. */
   audioTokens(model: NativeModel, frames: Int32Array): Int32Array
   /** One step of training, `step` is a NativeStep as JSON. */

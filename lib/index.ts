@@ -28,3 +28,9 @@ export {
   type Usage,
 } from './model'
 export { type AttachAudioOptions, type AttachAudioReport, attachAudio } from './omni/attach-audio'
+export type { Dataset, DatasetSource, TrainingRow } from './train/data'
+export type { Sampling } from './train/sampler'
+export { recoverProjector, rehearse, trainSpecialist } from './train/stages'
+export type { LogEntry, TrainOptions, TrainReport } from './train/train'
+export { trainingHtml } from './train/train'
+export type { TrainableOptions } from './train/trainable'

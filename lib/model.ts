@@ -1,8 +1,8 @@
 // loadModel and Model: a directory in, vectors out.
 import path from 'node:path'
-import { binding, type NativeMedia, type NativeModel, type NativeModelInfo } from './binding'
+import { binding, type NativeMedia, type NativeModel, type NativeModelInfo, type NativeTrainingPlan } from './binding'
 import { type Content, contentOf, type EmbedInput, type Modality } from './embed/inputs'
-import { joined, MediaReader, type Medium, placeholdersOf } from './embed/media'
+import { joined, MediaReader, type Medium, placeholdersOf, type SoundCache } from './embed/media'
 import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
@@ -117,7 +117,8 @@ interface Settings extends MediaSettings {
   signal: AbortSignal | undefined
 }
 
-interface Batch {
+/** Inputs that go through the model together. */
+export interface Batch {
   /** Which inputs it holds, rising. */
   indices: number[]
   /** Inputs up to here that were left out since the batch before. */
@@ -135,7 +136,12 @@ interface Batch {
  *
  * @throws ConanError MODEL_NOT_FOUND, CONFIG_INVALID, UNSUPPORTED_ARCHITECTURE, TENSOR_MISSING, FILE_CORRUPT, ...
  */
-export async function loadModel(directory: string, options: LoadOptions = {}): Promise<Model> {
+export function loadModel(directory: string, options: LoadOptions = {}): Promise<Model> {
+  return load(directory, options, undefined)
+}
+
+/** @internal a model whose weights can be trained: in float32 where they train */
+export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
   if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
   const device = options.device ?? 'auto'
   if (device !== 'auto' && device !== 'cpu') {
@@ -157,6 +163,7 @@ export async function loadModel(directory: string, options: LoadOptions = {}): P
       threads,
       pooling: read.pooling,
       dense: read.dense,
+      ...(training && { training: JSON.stringify(training) }),
     })
   } catch (error) {
     throw asConanError(error)
@@ -337,6 +344,29 @@ export class Model {
     return out
   }
 
+  /**
+   * @internal Inputs made ready for forward passes, in as many batches as maxBatchTokens asks for; with `kind` under the model's prompt
+   * for it. Inputs that cannot be read are in `failed` of the batches where `onError` is 'skip'.
+   */
+  async prepare(inputs: EmbedInput[], options: EmbedOptions, kind?: 'query' | 'document'): Promise<Batch[]> {
+    const names = kind === 'query' ? ['query'] : ['document', 'passage', 'corpus']
+    const settings = this.settings(kind === undefined ? options : this.withPrompt(options, names))
+    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
+    const batches: Batch[] = []
+    for await (const batch of this.batches(contents, settings)) batches.push(batch)
+    return batches
+  }
+
+  /** @internal Work on the native model, when what was asked for before is done. */
+  run<T>(work: (handle: NativeModel) => Promise<T>, signal?: AbortSignal): Promise<T> {
+    return this.forward(signal, work)
+  }
+
+  /** @internal Sounds go through the encoder once, and come from `cache` afterwards. */
+  cacheSounds(cache: SoundCache): void {
+    this.media.cache = { ...cache, encode: (media) => this.run((handle) => binding().encodeSounds(handle, media)), width: this.info.audioFeatures ?? 1 }
+  }
+
   /** Frees the weights, after running work is done. Later calls fail with DISPOSED. Calling it twice is fine. */
   async dispose(): Promise<void> {
     const handle = this.handle
@@ -425,7 +455,7 @@ export class Model {
         ids,
         offsets,
         truncated: pending.map((item) => item.truncated),
-        media: joined(media, this.info.melBins ?? 1),
+        media: joined(media, this.media.cache?.width ?? this.info.melBins ?? 1, this.media.cache !== undefined),
         tokens: { image: tokensOf('image'), video: tokensOf('video'), audio: tokensOf('audio') },
       }
       failed = []

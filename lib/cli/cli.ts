@@ -9,8 +9,9 @@ import { embed } from './commands/embed'
 import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
+import { recover, rehearse, train } from './commands/train'
 
-const commands: Record<string, Command> = { embed, fuse, drift, 'extract-lora': extractLora, 'attach-audio': attachAudio, inspect }
+const commands: Record<string, Command> = { embed, fuse, drift, train, recover, rehearse, 'extract-lora': extractLora, 'attach-audio': attachAudio, inspect }
 
 const usage = `conan-embed <verb> [arguments]
 

@@ -1,8 +1,8 @@
 // What stands beside text in an input: decoded and prepared for the towers, with the tokens that stand for it in a prompt.
-import type { NativeMedia, NativeModelInfo, NativePictures } from '../binding'
+import type { NativeMedia, NativeModelInfo, NativePictures, NativeSounds } from '../binding'
 import { asConanError, ConanError } from '../errors'
 import type { ModelDirectory } from '../files/model-directory'
-import { audioFeatures } from '../media/audio'
+import { type AudioInput, type AudioPart, audioFeatures } from '../media/audio'
 import { documentImage } from '../media/document'
 import { imagePatches } from '../media/image'
 import type { AudioSettings, ImageSettings, MediaSettings, VideoSettings } from '../media/processor'
@@ -32,9 +32,20 @@ export function placeholdersOf(info: NativeModelInfo, directory: ModelDirectory,
   return { image: around(info.imageToken, vision), video: around(info.videoToken, vision), audio: around(info.audioToken, audio) }
 }
 
+/** Where encoded sounds are kept, by what they were made from. */
+export interface SoundCache {
+  get(key: string): Float32Array | undefined
+  set(key: string, features: Float32Array): void
+  /** What tells one sound from another; undefined: this one is not kept. */
+  keyOf(input: AudioInput, part: AudioPart): string | undefined
+}
+
 const plural = { image: 'images', video: 'videos', audio: 'sounds' }
 
 export class MediaReader {
+  /** With it, sounds are handed over encoded; `width`: channels of a feature. */
+  cache: (SoundCache & { encode: (media: NativeMedia) => Promise<Float32Array>; width: number }) | undefined
+
   constructor(
     private readonly placeholders: Placeholders,
     /** Tokens that stand for a clip of so many frames. */
@@ -57,7 +68,7 @@ export class MediaReader {
         const all = [...images, ...(page === undefined ? [] : [page])]
         media.push(...(await Promise.all(all.map(async (each) => this.image(await imagePatches(each, image), image)))))
       }
-      if (audio) for (const each of audios) media.push(this.audio(await audioFeatures(each, part, audio, this.limitSeconds(audio))))
+      if (audio) for (const each of audios) media.push(await this.sound(each, part, audio))
       return media
     } catch (error) {
       const known = asConanError(error)
@@ -96,9 +107,17 @@ export class MediaReader {
     return { kind: 'video', tokens, expanded: seconds.map((time) => `<${secondsText(time)} seconds>${start}${picture}${end}`).join(''), pictures }
   }
 
-  private audio(features: Float32Array): Medium {
-    const tokens = this.audioTokens(features.length / this.melBins)
-    return { kind: 'audio', tokens, expanded: this.placeholders.audio!.token.repeat(tokens), features }
+  private async sound(input: AudioInput, part: AudioPart, settings: AudioSettings): Promise<Medium> {
+    const of = (features: Float32Array, tokens: number): Medium => ({ kind: 'audio', tokens, expanded: this.placeholders.audio!.token.repeat(tokens), features })
+    const { cache } = this
+    const key = cache?.keyOf(input, part)
+    const known = key === undefined ? undefined : cache!.get(key)
+    if (known) return of(known, known.length / cache!.width)
+    const frames = await audioFeatures(input, part, settings, this.limitSeconds(settings))
+    if (!cache) return of(frames, this.audioTokens(frames.length / this.melBins))
+    const encoded = await cache.encode({ sounds: { features: frames, frames: Int32Array.of(frames.length / this.melBins) } })
+    if (key !== undefined) cache.set(key, encoded)
+    return of(encoded, encoded.length / cache.width)
   }
 
   /** Sound of this length has more tokens than an input may have: there is no need to decode on. */
@@ -115,8 +134,8 @@ function tokensOf({ grids }: NativePictures, { merge }: ImageSettings): number {
   return patches / merge ** 2
 }
 
-/** Media of a batch, as the native side takes them. */
-export function joined(media: Medium[], melBins: number): NativeMedia | undefined {
+/** Media of a batch, as the native side takes them; `width`: values in a frame of sound, or `encoded` in a feature. */
+export function joined(media: Medium[], width: number, encoded = false): NativeMedia | undefined {
   const pictures = media.flatMap(({ pictures }) => pictures ?? [])
   const features = media.flatMap(({ features }) => features ?? [])
   if (pictures.length + features.length === 0) return undefined
@@ -124,8 +143,12 @@ export function joined(media: Medium[], melBins: number): NativeMedia | undefine
     pictures: pictures.length
       ? { patches: concatenated(pictures.map(({ patches }) => patches)), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) }
       : undefined,
-    sounds: features.length ? { features: concatenated(features), frames: Int32Array.from(features, ({ length }) => length / melBins) } : undefined,
+    sounds: features.length ? sounds(features, width, encoded) : undefined,
   }
+}
+
+function sounds(features: Float32Array[], width: number, encoded: boolean): NativeSounds {
+  return { features: concatenated(features), frames: Int32Array.from(features, ({ length }) => length / width), encoded }
 }
 
 function concatenated(parts: Float32Array[]): Float32Array {

@@ -275,7 +275,8 @@ struct MediaOf {
     Sounds& sounds = media.sounds;
     sounds.frames.assign(frames.Data(), frames.Data() + frames.ElementLength());
     sounds.features = features.Data();
-    const int64_t bins = model.audio() ? model.audio()->bins() : 0;
+    sounds.encoded = js.Get("encoded").ToBoolean();
+    const int64_t bins = !model.audio() ? 0 : sounds.encoded ? model.audio()->outputs() : model.audio()->bins();
     const bool positive = std::all_of(sounds.frames.begin(), sounds.frames.end(), [](int32_t n) { return n > 0; });
     if (sounds.frames.empty() || !positive || int64_t(features.ElementLength()) != sounds.frame_count() * bins)
       throw Failure{"INVALID_INPUT",
@@ -350,6 +351,19 @@ Napi::Value audio_tokens(const Napi::CallbackInfo& info) {
   Napi::Int32Array out = Napi::Int32Array::New(info.Env(), frames.ElementLength());
   for (size_t i = 0; i < frames.ElementLength(); ++i) out[i] = int32_t(audio->tokens(frames[i]));
   return out;
+}
+
+/// encodeSounds(handle, media) -> Promise<Float32Array>
+Napi::Value encode_sounds(const Napi::CallbackInfo& info) {
+  std::shared_ptr<TextModel> model = handle_of(info)->model;
+  auto media = std::make_shared<MediaOf>(info, 1, *model);
+  auto out = std::make_shared<std::vector<float>>();
+  return Task::run(
+      info.Env(), [=] { *out = model->encode(media->media.sounds); },
+      [=](Napi::Env env) -> Napi::Value {
+        media->release();
+        return floats(env, *out);
+      });
 }
 
 // ---- training
@@ -473,6 +487,7 @@ Napi::Value model_info(const Napi::CallbackInfo& info) {
   const AudioEncoder* audio = model.audio();
   out.Set("audioToken", audio ? Napi::Value(Napi::Number::New(info.Env(), model.audio_token())) : info.Env().Null());
   out.Set("melBins", audio ? Napi::Value(Napi::Number::New(info.Env(), double(audio->bins()))) : info.Env().Null());
+  out.Set("audioFeatures", audio ? Napi::Value(Napi::Number::New(info.Env(), double(audio->outputs()))) : info.Env().Null());
   out.Set("dimensions", double(model.dimensions()));
   out.Set("dtype", weight_format_name(model.format()));
   out.Set("checkpointDtype", dtype_name(model.checkpoint_dtype()));
@@ -668,6 +683,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"hiddenStates", hidden_states},
                                                                                           {"visionStates", vision_states},
                                                                                           {"audioStates", audio_states},
+                                                                                          {"encodeSounds", encode_sounds},
                                                                                           {"trainStep", train_step},
                                                                                           {"saveTraining", save_training},
                                                                                           {"loadTraining", load_training},

@@ -131,7 +131,7 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
       if (!is_picture) {
         if (is_sound) {
           if (sound == sounds.frames.size()) fail("INVALID_INPUT", "input ", b, ": its tokens stand for more sounds than the ", sound, " there are");
-          if (const int64_t tokens = audio_->tokens(sounds.frames[sound]); end - t != tokens)
+          if (const int64_t tokens = sounds.encoded ? sounds.frames[sound] : audio_->tokens(sounds.frames[sound]); end - t != tokens)
             fail("INVALID_INPUT", "input ", b, ": expected ", tokens, " tokens for a sound of ", sounds.frames[sound], " frames, got ", end - t);
           ++sound;
         }
@@ -161,7 +161,8 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
   if (picture != pictures.grids.size()) fail("INVALID_INPUT", "expected tokens for ", pictures.grids.size(), " pictures, found them for ", picture);
   if (sound != sounds.frames.size()) fail("INVALID_INPUT", "expected tokens for ", sounds.frames.size(), " sounds, found them for ", sound);
   if (!heard.empty()) {
-    const Matrix features = audio_->forward(*context_, sounds);
+    const int64_t n = sounds.frame_count(), d = audio_->outputs();
+    const Matrix features = sounds.encoded ? Matrix{const_cast<float*>(sounds.features), n, d, d} : audio_->forward(*context_, sounds);
     if (pass) pass->heard = features, pass->sources.push_back(0);
     input.replaced.push_back({std::move(heard), projector_->forward(*context_, features)});
   }
@@ -221,6 +222,13 @@ std::vector<std::vector<float>> TextModel::vision_states(const Pictures& picture
   keep(features.tokens);
   for (const Matrix& values : features.deepstack) keep(values);
   return out;
+}
+
+std::vector<float> TextModel::encode(const Sounds& sounds) {
+  if (!audio_) fail("INVALID_INPUT", "expected a model with an encoder of sound");
+  std::lock_guard<std::mutex> lock(running_);
+  Arena::Scope scope(context_->scratch);
+  return values_of(audio_->forward(*context_, sounds));
 }
 
 std::vector<std::vector<float>> TextModel::audio_states(const Sounds& sounds) {

@@ -63,6 +63,8 @@ class TextModel {
   std::vector<std::vector<float>> hidden_states(const TokenBatch& batch, const Media& media);
   /// Of the vision tower: the patches [N, hidden] before the first block and after each, then tokens, then deepstack. For tests.
   std::vector<std::vector<float>> vision_states(const Pictures& pictures);
+  /// Features [sum of tokens, encoder's outputs], to be handed over as encoded sounds later.
+  std::vector<float> encode(const Sounds& sounds);
   /// Of the encoder of sound: before the first block and after each, then its features, then projected. For tests.
   std::vector<std::vector<float>> audio_states(const Sounds& sounds);
 

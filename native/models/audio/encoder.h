@@ -9,10 +9,11 @@
 
 namespace conan {
 
-/// Clips of a batch, one after the other: a clip's log-mel frames.
+/// Clips of a batch, one after the other: a clip's log-mel frames, or, `encoded`, what the encoder once made of them.
 struct Sounds {
-  const float* features = nullptr;  // [sum of frames, bins]
+  const float* features = nullptr;  // [sum of frames, bins], or [sum of frames, outputs]
   std::vector<int32_t> frames;
+  bool encoded = false;
 
   int64_t frame_count() const {
     int64_t n = 0;

@@ -1,0 +1,143 @@
+// Training rows: JSON lines and Parquet, one file or a weighted list of them.
+import { existsSync, readFileSync, statSync } from 'node:fs'
+import { open } from 'node:fs/promises'
+import path from 'node:path'
+import type { EmbedInput } from '../embed/inputs'
+import { ConanError, shown } from '../errors'
+
+export interface TrainingRow {
+  query: EmbedInput
+  positives: EmbedInput[]
+  negatives: EmbedInput[]
+  /** For graded pairs: how similar query and positive are. */
+  score?: number
+}
+
+export interface Dataset {
+  name: string
+  rows: TrainingRow[]
+  /** For `sampling: 'weighted'`; default 1. */
+  weight: number
+  /** For `sampling: 'equal'`: datasets of one modality share its part. */
+  modality: string
+  /** Whether documents look for their queries as well; undefined: as the run says. */
+  bidirectional?: boolean
+}
+
+/** One entry of a dataset list. */
+export interface DatasetSource {
+  path?: string
+  rows?: object[]
+  name?: string
+  weight?: number
+  modality?: string
+  bidirectional?: boolean
+}
+
+const media = ['image', 'video', 'document', 'audio'] as const
+
+/** Paths are relative to the file that names them. */
+function located(value: unknown, directory: string | undefined): unknown {
+  if (directory === undefined || typeof value !== 'object' || value === null) return value
+  const place = (name: unknown) => (typeof name === 'string' && !/^(data|file):/.test(name) ? path.resolve(directory, name) : name)
+  const out: Record<string, unknown> = { ...value }
+  for (const kind of media) if (out[kind] !== undefined) out[kind] = Array.isArray(out[kind]) ? (out[kind] as unknown[]).map(place) : place(out[kind])
+  return out
+}
+
+function rowOf(given: unknown, where: string, directory: string | undefined): TrainingRow {
+  const row = (typeof given === 'object' && given !== null ? given : {}) as Record<string, unknown>
+  const query = row.query ?? row.anchor
+  const wrong = (expected: string, got: unknown) => new ConanError('INVALID_INPUT', `${where}: expected ${expected}, got ${shown(got)}`)
+  if (query === undefined) throw wrong('an object with "query" (or "anchor") and "positive"', given)
+  const positives = row.positive === undefined ? (row.positives ?? []) : row.positive
+  const list = (value: unknown): unknown[] => (Array.isArray(value) ? value : [value])
+  // negative, negatives, negative_1, negative_2, ... as sentence-transformers and mteb write them
+  const negatives = Object.entries(row)
+    .filter(([key, value]) => /^negatives?(_\d+)?$/.test(key) && value !== undefined && value !== null)
+    .flatMap(([, value]) => list(value))
+  const values = [query, ...list(positives), ...negatives]
+  for (const value of values) if (typeof value !== 'string' && (typeof value !== 'object' || value === null)) throw wrong('texts or objects with text, image, ...', value)
+  if (list(positives).length === 0) throw new ConanError('INVALID_INPUT', `${where}: expected a positive, found none`)
+  const score = row.score ?? row.label
+  if (score !== undefined && typeof score !== 'number') throw wrong('a number as "score"', score)
+  const at = (value: unknown) => located(value, directory) as EmbedInput
+  return { query: at(query), positives: list(positives).map(at), negatives: negatives.map(at), ...(score !== undefined && { score }) }
+}
+
+async function parquetRows(file: string): Promise<object[]> {
+  const { parquetReadObjects } = await import('hyparquet')
+  const handle = await open(file)
+  try {
+    const { size } = await handle.stat()
+    const slice = async (start: number, end = size) => {
+      const bytes = new Uint8Array(end - start)
+      await handle.read(bytes, 0, bytes.length, start)
+      return bytes.buffer
+    }
+    return (await parquetReadObjects({ file: { byteLength: size, slice } })) as object[]
+  } catch (error) {
+    throw new ConanError('FILE_CORRUPT', `${file}: not a Parquet file that can be read: ${(error as Error).message}`, { cause: error })
+  } finally {
+    await handle.close()
+  }
+}
+
+function jsonRows(file: string): object[] {
+  return readFileSync(file, 'utf8')
+    .split('\n')
+    .map((line, i) => {
+      if (line.trim() === '') return undefined
+      try {
+        return JSON.parse(line)
+      } catch {
+        throw new ConanError('INVALID_INPUT', `${file}: line ${i + 1}: expected JSON, got ${shown(line)}`)
+      }
+    })
+    .filter((row) => row !== undefined)
+}
+
+async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> {
+  const known = ['path', 'rows', 'name', 'weight', 'modality', 'bidirectional']
+  for (const key of Object.keys(source)) if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `data: expected ${known.join(', ')}, got ${shown(key)}`)
+  let rows: object[]
+  let name = source.name ?? 'rows'
+  let directory: string | undefined
+  if (source.path !== undefined) {
+    const file = path.resolve(base, source.path)
+    if (!existsSync(file) || !statSync(file).isFile()) throw new ConanError('FILE_IO', `data: ${file}: expected a file, found ${existsSync(file) ? 'something else' : 'none'}`)
+    rows = file.endsWith('.parquet') ? await parquetRows(file) : jsonRows(file)
+    name = source.name ?? source.path
+    directory = path.dirname(file)
+  } else if (Array.isArray(source.rows)) rows = source.rows
+  else throw new ConanError('INVALID_OPTION', `data: expected "path" or "rows", got ${shown(source)}`)
+  if (rows.length === 0) throw new ConanError('INVALID_INPUT', `data: ${name}: expected rows, found none`)
+  if (source.weight !== undefined && !(source.weight > 0 && Number.isFinite(source.weight)))
+    throw new ConanError('INVALID_OPTION', `data: ${name}: weight: expected a positive number, got ${shown(source.weight)}`)
+  return {
+    name,
+    rows: rows.map((row, i) => rowOf(row, `${name}: row ${i + 1}`, directory)),
+    weight: source.weight ?? 1,
+    modality: source.modality ?? name,
+    ...(source.bidirectional !== undefined && { bidirectional: source.bidirectional }),
+  }
+}
+
+/**
+ * Training data: a .jsonl or .parquet file, a YAML file with `datasets: [{path, weight, modality, bidirectional}]`, such a list, or rows.
+ *
+ * @throws ConanError INVALID_INPUT, INVALID_OPTION, FILE_IO, FILE_CORRUPT
+ */
+export async function readData(data: string | object[]): Promise<Dataset[]> {
+  if (typeof data === 'string' && /\.ya?ml$/.test(data)) {
+    const { parse } = await import('yaml')
+    if (!existsSync(data)) throw new ConanError('FILE_IO', `data: ${data}: expected a file, found none`)
+    const list = parse(readFileSync(data, 'utf8'))?.datasets
+    if (!Array.isArray(list) || list.length === 0) throw new ConanError('INVALID_INPUT', `${data}: expected a list "datasets", got ${shown(list)}`)
+    return Promise.all(list.map((source) => datasetOf(source, path.dirname(path.resolve(data)))))
+  }
+  if (typeof data === 'string') return [await datasetOf({ path: data }, '.')]
+  if (!Array.isArray(data) || data.length === 0) throw new ConanError('INVALID_OPTION', `data: expected a file, a list of datasets or rows, got ${shown(data)}`)
+  const isList = data.every((each) => typeof each === 'object' && each !== null && ('path' in each || 'rows' in each))
+  return Promise.all((isList ? (data as DatasetSource[]) : [{ rows: data }]).map((source) => datasetOf(source, '.')))
+}
