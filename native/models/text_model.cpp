@@ -162,14 +162,18 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
   if (sound != sounds.frames.size()) fail("INVALID_INPUT", "expected tokens for ", sounds.frames.size(), " sounds, found them for ", sound);
   if (!heard.empty()) {
     const int64_t n = sounds.frame_count(), d = audio_->outputs();
-    const Matrix features = sounds.encoded ? Matrix{const_cast<float*>(sounds.features), n, d, d} : audio_->forward(*context_, sounds);
+    Transformer::Observer audio_record;
+    if (pass && audio_->trains(*pass->gradients)) audio_record = audio_->record(*context_, pass->heard_tape, *pass->gradients);
+    const Matrix features = sounds.encoded ? Matrix{const_cast<float*>(sounds.features), n, d, d} : audio_->forward(*context_, sounds, audio_record);
     if (pass) pass->heard = features, pass->sources.push_back(0);
     input.replaced.push_back({std::move(heard), projector_->forward(*context_, features)});
   }
   if (seen.empty()) return input;  // positions equal along all axes: as any text
   const std::vector<RopeConfig>& ropes = config().ropes;
   if (std::any_of(ropes.begin(), ropes.end(), [](const RopeConfig& rope) { return !rope.axis.empty(); })) input.positions = std::move(positions);
-  VisionTower::Features features = vision_->forward(*context_, pictures);
+  Transformer::Observer vision_record;
+  if (pass && vision_->trains(*pass->gradients)) vision_record = vision_->record(*context_, pass->seen_tape, *pass->gradients);
+  VisionTower::Features features = vision_->forward(*context_, pictures, vision_record);
   for (const Matrix& values : features.deepstack) input.added.push_back({seen, values});
   if (pass) pass->sources.push_back(1);
   input.replaced.push_back({std::move(seen), features.tokens});

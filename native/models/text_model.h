@@ -77,6 +77,9 @@ class TextModel {
     std::vector<Matrix> dense;    // inputs of the dense layers
     Matrix heard;                 // features of the encoder of sound, the projector's input
     std::vector<size_t> sources;  // of input.replaced: 0 sounds, 1 pictures
+    const Gradients* gradients = nullptr;
+    const Media* media = nullptr;
+    Tape heard_tape, seen_tape;   // of the towers, where they train
   };
   Context& context() { return *context_; }
   std::mutex& running() { return running_; }
@@ -107,7 +110,8 @@ class TextModel {
   WeightLoader& open_loader(const std::string& probe);
   void load_audio(const Json& config, const std::string& path);
   TransformerInput input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass = nullptr);
-  bool trains_projector(const Gradients& gradients) const;
+  /// Whether anything in front of the language model trains that this pass has gone through.
+  bool trains_in_front(const TrainingPass& pass, const Gradients& gradients) const;
   struct Dense {
     std::unique_ptr<Weight> weight;
     Values bias;

@@ -4,15 +4,22 @@
 
 namespace conan {
 
-bool TextModel::trains_projector(const Gradients& gradients) const { return projector_ && projector_->trains(gradients); }
+bool TextModel::trains_in_front(const TrainingPass& pass, const Gradients& gradients) const {
+  for (const size_t source : pass.sources) {
+    if (source == 0 && (projector_->trains(gradients) || (audio_->trains(gradients) && !pass.media->sounds.encoded))) return true;
+    if (source == 1 && vision_->trains(gradients)) return true;
+  }
+  return false;
+}
 
 Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Media& media, const Gradients& gradients) {
   cancelled_ = false;
   Context& context = *context_;
   pass.batch = batch;
+  pass.gradients = &gradients;
+  pass.media = &media;
   pass.input = input_of(batch, media, &pass);
-  const bool through = trains_projector(gradients) && !pass.sources.empty();
-  const int64_t lowest = through ? 0 : transformer_->lowest_trained(gradients);
+  const int64_t lowest = trains_in_front(pass, gradients) ? 0 : transformer_->lowest_trained(gradients);
   pass.final = transformer_->forward(context, pass.input, std::nullopt, transformer_->record(context, pass.tape, lowest));
   pass.pooled = context.scratch.matrix(batch.sequences, config().hidden);
   context.ops.pool(context, {pass.final, pass.pooled, batch.offsets, pooling_});
@@ -48,14 +55,19 @@ void TextModel::backward(TrainingPass& pass, const Matrix& dy, Gradients& gradie
     d = context.scratch.matrix(d.rows, dense.weight->cols);
     linear_input(context, gradients, *dense.weight, args.y, d);
   }
-  const bool projector = trains_projector(gradients);
-  const bool inputs = projector && !pass.sources.empty();
-  if (!inputs && transformer_->lowest_trained(gradients) == config().layers && pass.tape.lowest >= config().layers) return;
+  const bool inputs = trains_in_front(pass, gradients);
   const Matrix states = context.scratch.matrix(pass.batch.tokens(), config().hidden);
   context.ops.pool_backward(context, {pass.final, d, states, pass.batch.offsets, pooling_});
   const InputGradients given = transformer_->backward(context, pass.input, pass.tape, states, gradients, inputs);
-  for (size_t i = 0; inputs && i < pass.sources.size(); ++i)
-    if (pass.sources[i] == 0) projector_->backward(context, pass.heard, given.replaced[i], gradients, false);
+  for (size_t i = 0; inputs && i < pass.sources.size(); ++i) {
+    if (pass.sources[i] == 0) {
+      const bool encoder = audio_->trains(gradients) && !pass.media->sounds.encoded;
+      const Matrix dx = projector_->backward(context, pass.heard, given.replaced[i], gradients, encoder);
+      if (encoder) audio_->backward(context, pass.media->sounds, pass.heard_tape, dx, gradients);
+    } else if (vision_->trains(gradients)) {
+      vision_->backward(context, pass.media->pictures, pass.seen_tape, {given.replaced[i], given.added}, gradients);
+    }
+  }
 }
 
 }  // namespace conan

@@ -38,6 +38,7 @@ struct TransformerInput {
 /// States of one pass, from layer `lowest` on.
 struct Tape {
   int64_t lowest = 0;
+  std::unique_ptr<Arena> memory;  // its own: a forward pass gives its scratch memory back
   std::vector<Matrix> states;  // before layer lowest, lowest + 1, ..., after the last (before the final norm)
 };
 
@@ -70,9 +71,11 @@ class Transformer {
   Observer record(Context& context, Tape& tape, int64_t lowest) const;
   /// From the gradient of the final hidden states `dy` [T, hidden], which it overwrites, to the gradients of all that trains, and, with
   /// `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are computed again from
-  /// their inputs (activation checkpointing).
+  /// their inputs (activation checkpointing). `above` sees the gradient of the states after each layer first, and may add to it.
   InputGradients backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
-                          bool inputs) const;
+                          bool inputs, const Observer& above = {}) const;
+  /// The final norm of states as the tape ends with them.
+  void finish(Context& context, const Matrix& states, const Matrix& y) const { normalize(context, final_norm_, states, y); }
   /// Once small tensors have changed in their place.
   void refresh() { spread_relative_bias(); }
 

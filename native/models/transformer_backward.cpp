@@ -28,17 +28,6 @@ int64_t Transformer::lowest_trained(const Gradients& gradients) const {
   return gradients.wants(relative_values_) ? 0 : config_.layers;
 }
 
-Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
-  tape.lowest = lowest;
-  tape.states.clear();
-  return [&context, &tape](int64_t layer, const Matrix& states) {
-    if (layer < tape.lowest) return;
-    const Matrix copy = context.scratch.matrix(states.rows, states.cols);
-    for (int64_t t = 0; t < states.rows; ++t) std::copy_n(states.row(t), states.cols, copy.row(t));
-    tape.states.push_back(copy);
-  };
-}
-
 /// What a layer computes on its way; the names are those of the formulas in backward_layer.
 struct Transformer::LayerState {
   Matrix a, raw, qkv, attended, o, middle, m, u, g, d;
@@ -46,19 +35,28 @@ struct Transformer::LayerState {
 
 namespace {
 
-void copy_rows(const Matrix& from, const Matrix& to) {
-  for (int64_t t = 0; t < from.rows; ++t) std::copy_n(from.row(t), from.cols, to.row(t));
-}
-
-void add_rows(const Matrix& from, const Matrix& to) {
-  for (int64_t t = 0; t < from.rows; ++t)
-    for (int64_t c = 0; c < from.cols; ++c) to.row(t)[c] += from.row(t)[c];
+/// to = from, or to += from.
+void put(Context& context, const Matrix& from, const Matrix& to, bool add) {
+  std::vector<int32_t> all(static_cast<size_t>(from.rows));
+  std::iota(all.begin(), all.end(), 0);
+  context.ops.scatter(context, {from, to, all.data(), add});
 }
 
 }  // namespace
 
+Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
+  tape.lowest = lowest;
+  tape.states.clear();
+  tape.memory = std::make_unique<Arena>(context.ops);
+  return [&context, &tape](int64_t layer, const Matrix& states) {
+    if (layer < tape.lowest) return;
+    tape.states.push_back(tape.memory->matrix(states.rows, states.cols));
+    put(context, states, tape.states.back(), false);
+  };
+}
+
 InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
-                                     bool inputs) const {
+                                     bool inputs, const Observer& above) const {
   const TransformerConfig& c = config_;
   const OperationTable& ops = context.ops;
   const Pass pass = begin(input);
@@ -94,8 +92,8 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
   };
   auto sum = [&](const Matrix& x, const Matrix& y) {
     const Matrix out = context.scratch.matrix(x.rows, x.cols);
-    copy_rows(x, out);
-    add_rows(y, out);
+    put(context, x, out, false);
+    put(context, y, out, true);
     return out;
   };
 
@@ -107,6 +105,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
   for (size_t i = 0; inputs && i < input.added.size(); ++i) out.added.push_back(context.scratch.matrix(int64_t(input.added[i].rows.size()), C));
   for (int64_t i = c.layers; i-- > tape.lowest;) {
     if (context.cancelled && context.cancelled->load(std::memory_order_relaxed)) fail("ABORTED", "the backward pass was cancelled");
+    if (above) above(i + 1, dy);
     if (inputs && size_t(i) < input.added.size()) ops.gather(context, {dy, out.added[size_t(i)], input.added[size_t(i)].rows.data()});
     Arena::Scope scope(context.scratch);
     const Layer& layer = layers_[size_t(i)];
@@ -119,7 +118,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     s.raw = s.qkv;
     if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
       s.raw = context.scratch.matrix(T, Q + KV);
-      copy_rows(s.qkv.columns(0, Q + KV), s.raw);
+      put(context, s.qkv.columns(0, Q + KV), s.raw, false);
     }
     rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
     rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());

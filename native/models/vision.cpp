@@ -86,14 +86,10 @@ void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x,
   context.ops.linear(context, linear);
 }
 
-VisionTower::Features VisionTower::forward(Context& context, const Pictures& pictures, const Transformer::Observer& observer) const {
-  check(pictures);
+void VisionTower::plan_of(const Pictures& pictures, Plan& plan) const {
   const VisionConfig& v = config_;
-  const int64_t N = pictures.patch_count(), C = v.tower.hidden;
-  TransformerInput input;
-  std::vector<int32_t> offsets{0}, taps;
-  std::vector<float> weights;
-  input.positions.resize(size_t(2 * N));
+  const int64_t N = pictures.patch_count();
+  plan.input.positions.resize(size_t(2 * N));
   int64_t patch = 0;
   for (const auto& [rows, columns] : pictures.grids) {
     // Place i of n patches lies at i * (grid - 1) / (n - 1) of the learned grid; bilinear between the four around it.
@@ -107,18 +103,28 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
       for (int64_t block_column = 0; block_column < columns; block_column += v.merge)
         for (int64_t r = block_row; r < block_row + v.merge; ++r)
           for (int64_t c = block_column; c < block_column + v.merge; ++c, ++patch) {
-            input.positions[size_t(patch)] = int32_t(r);
-            input.positions[size_t(N + patch)] = int32_t(c);
+            plan.input.positions[size_t(patch)] = int32_t(r);
+            plan.input.positions[size_t(N + patch)] = int32_t(c);
             int64_t top, bottom, left, right;
             float down, across;
             axis(r, rows, top, bottom, down);
             axis(c, columns, left, right, across);
             for (int64_t row : {top, bottom})
-              for (int64_t column : {left, right}) taps.push_back(int32_t(row * v.grid + column));
-            weights.insert(weights.end(), {(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across});
+              for (int64_t column : {left, right}) plan.taps.push_back(int32_t(row * v.grid + column));
+            plan.shares.insert(plan.shares.end(), {(1 - down) * (1 - across), (1 - down) * across, down * (1 - across), down * across});
           }
-    offsets.push_back(int32_t(patch));
+    plan.offsets.push_back(int32_t(patch));
   }
+  plan.input.batch.offsets = plan.offsets.data();
+  plan.input.batch.sequences = int(pictures.grids.size());
+}
+
+VisionTower::Features VisionTower::forward(Context& context, const Pictures& pictures, const Transformer::Observer& observer) const {
+  check(pictures);
+  const VisionConfig& v = config_;
+  const int64_t N = pictures.patch_count(), C = v.tower.hidden;
+  Plan plan;
+  plan_of(pictures, plan);
 
   Features features;
   const int64_t unit = v.merge * v.merge;
@@ -129,9 +135,9 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
   GatherArgs positions;
   positions.x = {const_cast<float*>(positions_.data()), v.grid * v.grid, C, C};
   positions.y = place;
-  positions.rows = taps.data();
+  positions.rows = plan.taps.data();
   positions.taps = 4;
-  positions.weights = weights.data();
+  positions.weights = plan.shares.data();
   context.ops.gather(context, positions);
   LinearArgs embed;
   embed.x = {const_cast<float*>(pictures.patches), N, v.patch_values(), v.patch_values()};
@@ -141,16 +147,115 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
   embed.y = x;
   context.ops.linear(context, embed);
 
-  input.batch.offsets = offsets.data();
-  input.batch.sequences = int(pictures.grids.size());
-  input.embeddings = x;
-  const Matrix last = blocks_->forward(context, input, std::nullopt, [&](int64_t layer, const Matrix& states) {
+  plan.input.embeddings = x;
+  const Matrix last = blocks_->forward(context, plan.input, std::nullopt, [&](int64_t layer, const Matrix& states) {
     for (size_t i = 0; i < v.deepstack.size(); ++i)
       if (v.deepstack[i] + 1 == layer) merge(context, deepstack_[i], states, features.deepstack[i]);
     if (observer) observer(layer, states);
   });
   merge(context, merger_, last, features.tokens);
   return features;
+}
+
+bool VisionTower::trains(const Gradients& gradients, const Merger& merger) {
+  return gradients.wants(*merger.in) || gradients.wants(*merger.out) || gradients.wants(merger.norm_weight) || gradients.wants(merger.norm_bias) ||
+         gradients.wants(merger.in_bias) || gradients.wants(merger.out_bias);
+}
+
+bool VisionTower::stem_trains(const Gradients& gradients) const {
+  return gradients.wants(*patch_) || gradients.wants(patch_bias_) || gradients.wants(positions_);
+}
+
+int64_t VisionTower::lowest_trained(const Gradients& gradients) const {
+  if (stem_trains(gradients)) return 0;
+  int64_t lowest = blocks_->lowest_trained(gradients);
+  for (size_t i = 0; i < deepstack_.size(); ++i)
+    if (trains(gradients, deepstack_[i])) lowest = std::min(lowest, config_.deepstack[i] + 1);
+  return lowest;
+}
+
+bool VisionTower::trains(const Gradients& gradients) const {
+  return trains(gradients, merger_) || lowest_trained(gradients) < blocks_->config().layers ||
+         std::any_of(deepstack_.begin(), deepstack_.end(), [&](const Merger& merger) { return trains(gradients, merger); });
+}
+
+Transformer::Observer VisionTower::record(Context& context, Tape& tape, const Gradients& gradients) const {
+  return blocks_->record(context, tape, lowest_trained(gradients));
+}
+
+void VisionTower::merge_backward(Context& context, const Merger& merger, const Matrix& x, const Matrix& dy, const Matrix& dx,
+                                 Gradients& gradients) const {
+  const int64_t unit = config_.merge * config_.merge, wide = x.cols * unit, rows = x.rows / unit;
+  Arena::Scope scope(context.scratch);
+  std::vector<int32_t> all(static_cast<size_t>(x.rows));
+  std::iota(all.begin(), all.end(), 0);
+  const Matrix together = context.scratch.contiguous(x.rows, x.cols), normed = context.scratch.contiguous(x.rows, x.cols),
+               back = context.scratch.contiguous(x.rows, x.cols);
+  const auto joined = [&](const Matrix& m) { return Matrix{m.data, rows, wide, wide}; };
+  context.ops.gather(context, {x, together, all.data()});
+  const auto as_normed = [&](const Matrix& m) { return merger.norm_after ? joined(m) : m; };
+  NormArgs norm;
+  norm.eps = config_.tower.norm_eps;
+  norm.weight = merger.norm_weight.data();
+  norm.bias = merger.norm_bias.data();
+  norm.x = as_normed(together);
+  norm.y = as_normed(normed);
+  context.ops.norm(context, norm);
+  const Matrix u = context.scratch.matrix(rows, wide), h = context.scratch.matrix(rows, wide);
+  LinearArgs linear;
+  linear.x = joined(normed);
+  linear.weight = merger.in.get();
+  linear.bias = merger.in_bias.data();
+  linear.y = u;
+  context.ops.linear(context, linear);
+  context.ops.activate(context, {Activation::gelu_erf, false, u, h});
+  gradients.linear(context, *merger.out, merger.out_bias, dy, h);
+  linear_input(context, gradients, *merger.out, dy, h);
+  context.ops.activate_backward(context, {Activation::gelu_erf, false, u, h, u});
+  gradients.linear(context, *merger.in, merger.in_bias, u, joined(normed));
+  linear_input(context, gradients, *merger.in, u, joined(back));
+  NormBackwardArgs norm_backward;
+  norm_backward.eps = config_.tower.norm_eps;
+  norm_backward.x = as_normed(together);
+  norm_backward.weight = merger.norm_weight.data();
+  norm_backward.dy = norm_backward.dx = as_normed(back);
+  norm_backward.dweight = gradients.values(merger.norm_weight);
+  norm_backward.dbias = gradients.values(merger.norm_bias);
+  context.ops.norm_backward(context, norm_backward);
+  context.ops.scatter(context, {back, dx, all.data(), true});
+}
+
+void VisionTower::backward(Context& context, const Pictures& pictures, const Tape& tape, const Features& d, Gradients& gradients) const {
+  Arena::Scope scope(context.scratch);
+  const int64_t N = pictures.patch_count(), C = config_.tower.hidden;
+  const Matrix dx = context.scratch.matrix(N, C);
+  for (int64_t i = 0; i < N; ++i) std::fill_n(dx.row(i), C, 0.f);
+  const auto states = [&](int64_t layer) { return tape.states[size_t(layer - tape.lowest)]; };
+  const int64_t layers = blocks_->config().layers;
+  merge_backward(context, merger_, states(layers), d.tokens, dx, gradients);
+  Plan plan;
+  plan_of(pictures, plan);
+  const bool stem = stem_trains(gradients);
+  const auto deepstack_at = [&](int64_t layer, const Matrix& gradient) {
+    for (size_t i = 0; i < config_.deepstack.size() && i < d.deepstack.size(); ++i)
+      if (config_.deepstack[i] + 1 == layer) merge_backward(context, deepstack_[i], states(layer), d.deepstack[i], gradient, gradients);
+  };
+  const InputGradients given = blocks_->backward(context, plan.input, tape, dx, gradients, stem, deepstack_at);
+  if (tape.lowest > 0 && !stem) deepstack_at(tape.lowest, dx);  // below the lowest layer that is gone through
+  if (!stem) return;
+  const int64_t width = config_.patch_values();
+  gradients.linear(context, *patch_, patch_bias_, given.embeddings, {const_cast<float*>(pictures.patches), N, width, width});
+  if (float* positions = gradients.values(positions_)) {
+    const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
+    std::vector<int32_t> ids(static_cast<size_t>(N));
+    for (int tap = 0; tap < 4; ++tap) {
+      for (int64_t i = 0; i < N; ++i) {
+        ids[size_t(i)] = plan.taps[size_t(4 * i + tap)];
+        for (int64_t c = 0; c < C; ++c) share.row(i)[c] = given.embeddings.row(i)[c] * plan.shares[size_t(4 * i + tap)];
+      }
+      context.ops.embed_backward(context, {ids.data(), 1, share, table});
+    }
+  }
 }
 
 }  // namespace conan

@@ -35,6 +35,12 @@ class VisionTower {
   /// The memory is the context's scratch.
   Features forward(Context& context, const Pictures& pictures, const Transformer::Observer& observer = {}) const;
 
+  bool trains(const Gradients& gradients) const;
+  /// As observer of forward(): keeps what backward() needs.
+  Transformer::Observer record(Context& context, Tape& tape, const Gradients& gradients) const;
+  /// Gradients of all that trains, for those of the features.
+  void backward(Context& context, const Pictures& pictures, const Tape& tape, const Features& d, Gradients& gradients) const;
+
  private:
   struct Merger {
     Values norm_weight, norm_bias, in_bias, out_bias;
@@ -43,6 +49,18 @@ class VisionTower {
   };
   Merger load_merger(Context& context, WeightLoader& loader, WeightFormat format, const std::string& name, bool norm_after) const;
   void merge(Context& context, const Merger& merger, const Matrix& x, const Matrix& y) const;
+  /// dx += gradient of merge at x.
+  void merge_backward(Context& context, const Merger& merger, const Matrix& x, const Matrix& dy, const Matrix& dx, Gradients& gradients) const;
+  static bool trains(const Gradients& gradients, const Merger& merger);
+  bool stem_trains(const Gradients& gradients) const;
+  int64_t lowest_trained(const Gradients& gradients) const;
+  /// What goes into the blocks but for the embeddings, and the four of the learned positions around each patch with their shares.
+  struct Plan {
+    TransformerInput input;
+    std::vector<int32_t> offsets{0}, taps;
+    std::vector<float> shares;
+  };
+  void plan_of(const Pictures& pictures, Plan& plan) const;
 
   VisionConfig config_;
   std::unique_ptr<Weight> patch_;

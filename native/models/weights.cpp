@@ -96,7 +96,7 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
     source.parts.push_back(take(name, {rows[i], cols}));
   }
   if (problems_) return std::make_unique<Weight>();
-  WeightParts parts{{}, rows, cols};
+  WeightParts parts{{}, rows, cols, 0};
   for (const std::string& name : names) parts.names.push_back(prefix_ + name + ".weight");
   std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
   if (observer_) observer_->packed(*weight, parts, source);
@@ -116,9 +116,37 @@ std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::st
 
 std::unique_ptr<Weight> WeightLoader::pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format) {
   if (problems_) return std::make_unique<Weight>();
-  const WeightParts parts{{prefix_ + name}, {view.shape[0]}, view.shape[1]};
+  const WeightParts parts{{prefix_ + name}, {view.shape[0]}, view.shape[1], 0};
   std::unique_ptr<Weight> weight = context.ops.pack(context, {prefix_ + name, {view}, false}, observer_ ? observer_->format(parts, format) : format);
   if (observer_) observer_->packed(*weight, parts, {prefix_ + name, {view}, false});
+  return weight;
+}
+
+std::vector<float> reorder_taps(const float* values, int64_t rows, int64_t cols, int64_t channels, bool back) {
+  std::vector<float> out(size_t(rows * cols));
+  const int64_t taps = cols / channels;
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t c = 0; c < channels; ++c)
+      for (int64_t k = 0; k < taps; ++k) {
+        const int64_t stored = r * cols + c * taps + k, packed = r * cols + k * channels + c;
+        out[size_t(back ? stored : packed)] = values[back ? packed : stored];
+      }
+  return out;
+}
+
+std::unique_ptr<Weight> WeightLoader::pack_convolution(Context& context, const std::string& name, const std::vector<int64_t>& shape,
+                                                       int64_t channels, WeightFormat format) {
+  TensorView view = take(name + ".weight", shape);
+  const int64_t rows = shape[0], cols = view.size() / rows;
+  if (problems_) return std::make_unique<Weight>();
+  std::vector<float> stored(size_t(view.size()));
+  read_f32(view, 0, view.size(), stored.data());
+  const std::vector<float> values = reorder_taps(stored.data(), rows, cols, channels, false);
+  WeightParts parts{{prefix_ + name + ".weight"}, {rows}, cols, channels};
+  const WeightSource source{parts.names[0], {{values.data(), Dtype::f32, {rows, cols}}}, false};
+  std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
+  view.shape = {rows, cols};
+  if (observer_) observer_->packed(*weight, parts, {parts.names[0], {view}, false});
   return weight;
 }
 

@@ -45,7 +45,11 @@ struct WeightParts {
   std::vector<std::string> names;  // of tensors
   std::vector<int64_t> rows;
   int64_t cols = 0;
+  int64_t channels = 0;  // > 0: a row is stored [channels, taps] and packed [taps, channels] (convolutions)
 };
+
+/// The columns of rows [rows, channels * taps] from stored order to packed order, or `back`.
+std::vector<float> reorder_taps(const float* values, int64_t rows, int64_t cols, int64_t channels, bool back);
 
 /// Follows what becomes of a checkpoint's tensors, and may put others in their place: training.
 class WeightObserver {
@@ -84,6 +88,10 @@ class WeightLoader {
                                      WeightFormat format);
   /// A tensor of take() in another shape of two dimensions.
   std::unique_ptr<Weight> pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format);
+  /// Module `name`, whose weight is stored with `shape` [outputs, channels, taps ...] or [outputs, channels * taps]: packed
+  /// [outputs, taps * channels].
+  std::unique_ptr<Weight> pack_convolution(Context& context, const std::string& name, const std::vector<int64_t>& shape, int64_t channels,
+                                           WeightFormat format);
   /// lm_head.weight outside the prefix, for checkpoints that store only that of a tied pair.
   bool has_head() const { return checkpoint_.find("lm_head.weight") != nullptr; }
   TensorView take_head(const std::vector<int64_t>& shape);

@@ -24,6 +24,10 @@ Matrix matrix_of(std::vector<float>& values, int64_t rows, int64_t cols) { retur
 
 TensorView view_of(const std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), Dtype::f32, {rows, cols}}; }
 
+void add_to(std::vector<float>& sum, const std::vector<float>& more) {
+  for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
+}
+
 std::vector<float> transpose(const float* values, int64_t rows, int64_t cols) {
   std::vector<float> out(size_t(rows * cols));
   for (int64_t r = 0; r < rows; ++r)
@@ -155,7 +159,7 @@ std::vector<float> Parameters::effective(const LowRank& low, const TensorView& s
 
 WeightSource Parameters::source_of(const Use& use, std::vector<std::vector<float>>& kept) const {
   WeightSource source{use.parts.names[0], {}, false};
-  kept.reserve(use.parts.names.size());
+  kept.reserve(2 * use.parts.names.size());
   for (size_t i = 0; i < use.parts.names.size(); ++i) {
     const std::string& name = use.parts.names[i];
     if (const Parameter* parameter = dense(name)) {
@@ -166,6 +170,13 @@ WeightSource Parameters::source_of(const Use& use, std::vector<std::vector<float
     } else {
       source.parts.push_back(use.stored[i]);
     }
+  }
+  if (use.parts.channels > 0) {
+    const int64_t rows = use.parts.rows[0], cols = use.parts.cols;
+    std::vector<float> stored(size_t(rows * cols));
+    read_f32(source.parts[0], 0, rows * cols, stored.data());
+    kept.push_back(reorder_taps(stored.data(), rows, cols, use.parts.channels, false));
+    source.parts[0] = view_of(kept.back(), rows, cols);
   }
   return source;
 }
@@ -231,15 +242,22 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
     const int64_t rows = found->second.parts.rows[i];
     const Matrix own = dy.columns(first, rows);
     const std::string& name = found->second.parts.names[i];
-    if (Parameter* parameter = dense(name))
-      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, found->second.parts.cols), nullptr});
-    else if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x);
+    const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
+    if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels);
+    Parameter* parameter = dense(name);
+    if (parameter && channels > 0) {
+      std::vector<float> packed(size_t(rows * cols));
+      context.ops.linear_backward(context, {own, x, matrix_of(packed, rows, cols), nullptr});
+      add_to(parameter->gradient, reorder_taps(packed.data(), rows, cols, channels, true));
+    } else if (parameter) {
+      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr});
+    }
     first += rows;
   }
 }
 
 /// With t = x A^T and u = dy B: dB += scale dy^T t, dA += scale u^T x.
-void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x) {
+void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels) {
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
@@ -254,10 +272,17 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
     for (int64_t i = 0; i < T; ++i)
       for (int64_t k = 0; k < low.rank; ++k) out.row(i)[k] *= low.scale;
   };
-  product(x, view_of(low.a->value, low.rank, cols), t);
+  const std::vector<float> a = channels > 0 ? reorder_taps(low.a->value.data(), low.rank, cols, channels, false) : low.a->value;
+  product(x, view_of(a, low.rank, cols), t);
   product(dy, view_of(turned, low.rank, rows), u);
   context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr});
-  context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr});
+  if (channels > 0) {
+    std::vector<float> packed(size_t(low.rank * cols));
+    context.ops.linear_backward(context, {u, x, matrix_of(packed, low.rank, cols), nullptr});
+    add_to(low.a->gradient, reorder_taps(packed.data(), low.rank, cols, channels, true));
+  } else {
+    context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr});
+  }
 }
 
 float* Parameters::values(const Values& values) {

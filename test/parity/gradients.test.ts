@@ -5,7 +5,8 @@ import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
-import { fixtures, floats, ints, pico, readSafetensors } from '../support'
+import { attachAudio } from '../../lib'
+import { fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary } from '../support'
 
 const native = binding()
 const step: NativeStep = {
@@ -42,6 +43,28 @@ const trained = (name: string, plan: object, threads = 2) =>
     training: JSON.stringify({ dense: [], lowRank: [], seed: 0, optimizer: {}, ...plan }),
   })
 
+/** Norms and samples of every tensor's gradient, relative error below 1e-4. */
+function checkGradients(gradients: Record<string, Float32Array>, want: Map<string, Tensor>): void {
+  const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
+  assert.deepEqual(Object.keys(gradients).sort(), [...names].sort())
+  const largest = Math.max(...names.map((name) => floats(want.get(`norm ${name}`)!)[0]!))
+  for (const tensor of names) {
+    const gradient = gradients[tensor]!
+    const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
+    const reference = floats(want.get(`norm ${tensor}`)!)[0]!
+    // What is zero in exact arithmetic (a key's bias) is noise on both sides.
+    const noise = 1e-6 * largest
+    assert.ok(Math.abs(norm - reference) < 1e-4 * reference + noise, `${tensor}: norm ${norm}, PyTorch ${reference}`)
+    const samples = floats(want.get(`samples ${tensor}`)!)
+    const stride = Math.max(1, Math.floor(gradient.length / 24))
+    const scale = Math.max(reference / Math.sqrt(gradient.length), ...samples.map(Math.abs))
+    for (const [i, sample] of samples.entries()) {
+      const got = gradient[i * stride]!
+      assert.ok(Math.abs(got - sample) < 1e-4 * scale + noise, `${tensor}[${i * stride}]: ${got}, PyTorch ${sample}`)
+    }
+  }
+}
+
 for (const file of readdirSync(path.join(fixtures, 'gradients'))) {
   const name = file.replace('.safetensors', '')
   test(`${name}: PyTorch's gradients`, async () => {
@@ -51,22 +74,7 @@ for (const file of readdirSync(path.join(fixtures, 'gradients'))) {
     const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), JSON.stringify(step))
     const expected = floats(want.get('loss')!)[0]!
     assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
-    const gradients = native.gradients(model)
-    assert.deepEqual(Object.keys(gradients).sort(), [...names].sort())
-    const largest = Math.max(...names.map((name) => floats(want.get(`norm ${name}`)!)[0]!))
-    for (const tensor of names) {
-      const gradient = gradients[tensor]!
-      const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
-      const reference = floats(want.get(`norm ${tensor}`)!)[0]!
-      // What is zero in exact arithmetic (a key's bias) is noise on both sides.
-      const noise = 1e-6 * largest
-      assert.ok(Math.abs(norm - reference) < 1e-4 * reference + noise, `${tensor}: norm ${norm}, PyTorch ${reference}`)
-      const samples = floats(want.get(`samples ${tensor}`)!)
-      const stride = Math.max(1, Math.floor(gradient.length / 24))
-      const scale = Math.max(reference / Math.sqrt(gradient.length), ...samples.map(Math.abs))
-      for (const [i, sample] of samples.entries())
-        assert.ok(Math.abs(gradient[i * stride]! - sample) < 1e-4 * scale + noise, `${tensor}[${i * stride}]: ${gradient[i * stride]}, PyTorch ${sample}`)
-    }
+    checkGradients(native.gradients(model), want)
     native.dispose(model)
   })
 }
@@ -95,3 +103,30 @@ test('chunks of any size give the gradient of the whole batch; threads change no
     }
   }
 })
+
+for (const name of ['omni', 'whisper'])
+  test(`${name}: gradients through the towers, the projector and the language model`, async () => {
+    const want = readSafetensors(path.join(fixtures, 'gradients-media', `${name}.safetensors`))
+    let directory = path.join(fixtures, 'audio', 'omni')
+    if (name === 'whisper') {
+      directory = path.join(temporary(), 'bert')
+      await attachAudio(pico('bert'), path.join(fixtures, 'audio', 'whisper'), { out: directory, projector: path.join(fixtures, 'audio', 'projector-bert') })
+    }
+    const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
+    const training = JSON.stringify({ dense: names, lowRank: [], seed: 0, optimizer: {} })
+    const pooling = name === 'omni' ? 'lasttoken' : 'mean'
+    const model = await native.load({ directory, adapters: [], dtype: 'float32', threads: 2, pooling, dense: [], training })
+    const whole: NativeChunk = {
+      ids: ints(want.get('ids')!),
+      offsets: ints(want.get('offsets')!),
+      media: {
+        sounds: { features: floats(want.get('mels')!), frames: ints(want.get('frames')!) },
+        ...(want.has('patches') && { pictures: { patches: floats(want.get('patches')!), grids: ints(want.get('grids')!) } }),
+      },
+    }
+    const { loss } = await native.trainStep(model, [whole], JSON.stringify(step))
+    const expected = floats(want.get('loss')!)[0]!
+    assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
+    checkGradients(native.gradients(model), want)
+    native.dispose(model)
+  })

@@ -45,12 +45,12 @@ const settings: Record<string, { key: string; kind: Kind; help: string }> = {
   instruction: { key: 'instruction', kind: 'text', help: 'TEXT    of queries' },
 }
 
-function optionsOf(args: Arguments, model: string): TrainOptions {
+async function optionsOf(args: Arguments, model: string): Promise<TrainOptions> {
   const config = string(args, 'config')
   let options: Record<string, unknown> = {}
   if (config !== undefined) {
     if (!existsSync(config)) throw new ConanError('FILE_IO', `--config: ${config}: expected a file, found none`)
-    const { parse } = require('yaml') as typeof import('yaml')
+    const { parse } = await import('yaml')
     options = parse(readFileSync(config, 'utf8')) ?? {}
     const known = new Set([...Object.values(settings).map(({ key }) => key.split('.')[0] as string), 'model', 'processor', 'beta1', 'beta2', 'epsilon'])
     for (const key of Object.keys(options)) if (!known.has(key)) throw new ConanError('INVALID_OPTION', `${config}: expected one of ${[...known].join(', ')}, got ${shown(key)}`)
@@ -86,7 +86,7 @@ function command(summary: string, stage: (options: TrainOptions) => Promise<Trai
     async run(args) {
       const [model, ...rest] = args.positionals
       if (rest.length) throw new CommandError('expected one model directory')
-      const options = optionsOf(args, model as string)
+      const options = await optionsOf(args, model as string)
       const bar = progress(args.values.json === true)
       try {
         const report = await interruptible((signal) => stage({ ...options, signal, onProgress: ({ step, steps, tokens }) => bar.update(step, steps, tokens) }))

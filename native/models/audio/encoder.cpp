@@ -85,17 +85,12 @@ std::vector<float> sinusoids(int64_t positions, int64_t channels) {
 
 Convolution load_convolution(Context& context, WeightLoader& loader, WeightFormat format, const std::string& name, const std::vector<int64_t>& shape,
                              int64_t channels) {
-  const Values stored = loader.take_values(name + ".weight", shape);
-  const int64_t outputs = shape[0], C = channels, K = int64_t(stored.size()) / (outputs * C);
   Convolution convolution;
-  convolution.channels = C;
-  convolution.taps = K;
-  std::vector<float> values(stored.size());
-  for (int64_t o = 0; o < outputs; ++o)
-    for (int64_t c = 0; c < C; ++c)
-      for (int64_t k = 0; k < K; ++k) values[size_t((o * K + k) * C + c)] = stored[size_t((o * C + c) * K + k)];
-  convolution.weight = loader.pack_view(context, name + ".weight", {values.data(), Dtype::f32, {outputs, K * C}}, format);
-  if (shape.size() > 2) convolution.bias = loader.take_values(name + ".bias", {outputs});
+  convolution.channels = channels;
+  for (size_t i = 1; i < shape.size(); ++i) convolution.taps *= shape[i];
+  convolution.taps /= channels;
+  convolution.weight = loader.pack_convolution(context, name, shape, channels, format);
+  if (shape.size() > 2) convolution.bias = loader.take_values(name + ".bias", {shape[0]});
   return convolution;
 }
 
@@ -115,6 +110,49 @@ void convolve(Context& context, const Convolution& convolution, const Matrix& x,
     args.y = y.slice(first, count);
     own.ops.linear(own, args);
   });
+}
+
+void convolve_backward(Context& context, const Convolution& convolution, const Matrix& x, const std::vector<int32_t>& rows, Activation activation,
+                       const Matrix& dy, const Matrix& dx, Gradients& gradients) {
+  constexpr int64_t kBlock = 1024;  // rows at a time: what is gathered for them is many times as large
+  const int64_t K = convolution.taps, C = convolution.channels, wide = K * C, N = convolution.weight->rows;
+  if (dx.data)
+    for (int64_t i = 0; i < dx.rows; ++i) clear_row(dx, i);
+  for (int64_t first = 0; first < dy.rows; first += kBlock) {
+    Arena::Scope scope(context.scratch);
+    const int64_t count = std::min(kBlock, dy.rows - first);
+    const Matrix together = context.scratch.contiguous(count * K, C), u = context.scratch.matrix(count, N);
+    const Matrix joined{together.data, count, wide, wide};
+    context.ops.gather(context, {x, together, rows.data() + first * K});
+    Matrix du = dy.slice(first, count);
+    if (activation != Activation::none) {
+      LinearArgs args;
+      args.x = joined;
+      args.weight = convolution.weight.get();
+      args.bias = convolution.bias.data();
+      args.y = u;
+      context.ops.linear(context, args);
+      context.ops.activate_backward(context, {activation, false, u, du, u});
+      du = u;
+    }
+    gradients.linear(context, *convolution.weight, convolution.bias, du, joined);
+    if (!dx.data) continue;
+    const Matrix back = context.scratch.matrix(count, wide);
+    linear_input(context, gradients, *convolution.weight, du, back);
+    std::vector<int32_t> tap(static_cast<size_t>(count));
+    for (int64_t k = 0; k < K; ++k) {  // for one tap no row comes twice but that of zeros
+      for (int64_t i = 0; i < count; ++i) tap[size_t(i)] = rows[size_t((first + i) * K + k)];
+      context.ops.scatter(context, {back.columns(k * C, C), dx, tap.data(), true});
+    }
+  }
+}
+
+Transformer::Observer AudioEncoder::record(Context& context, Tape& tape, const Gradients& gradients) const {
+  return blocks_->record(context, tape, stem_trains(gradients) ? 0 : blocks_->lowest_trained(gradients));
+}
+
+bool AudioEncoder::trains(const Gradients& gradients) const {
+  return stem_trains(gradients) || head_trains(gradients) || blocks_->lowest_trained(gradients) < blocks_->config().layers;
 }
 
 void clear_row(const Matrix& x, int64_t row) { std::fill_n(x.row(row), x.cols, 0.f); }

@@ -34,8 +34,19 @@ class AudioEncoder {
   virtual Matrix forward(Context& context, const Sounds& sounds, const Transformer::Observer& observer = {}) const = 0;
   virtual size_t weight_bytes() const = 0;
 
+  bool trains(const Gradients& gradients) const;
+  /// As observer of forward(): keeps what backward() needs.
+  Transformer::Observer record(Context& context, Tape& tape, const Gradients& gradients) const;
+  /// Gradients of all that trains, for `dy` [sum of tokens, outputs], which is overwritten.
+  virtual void backward(Context& context, const Sounds& sounds, const Tape& tape, const Matrix& dy, Gradients& gradients) const = 0;
+
  protected:
+  /// Whether anything before, or behind, the blocks trains.
+  virtual bool stem_trains(const Gradients& gradients) const = 0;
+  virtual bool head_trains(const Gradients&) const { return false; }
+
   int64_t bins_ = 0, outputs_ = 0;
+  std::unique_ptr<Transformer> blocks_;
 };
 
 /// What config.json says about sound beside the language model.
@@ -79,6 +90,13 @@ Convolution load_convolution(Context& context, WeightLoader& loader, WeightForma
 /// y[i] = act(sum over taps k of W_k x[rows[i * taps + k]] + bias) + residual[i]. A row beyond the edge is a row of zeros in x.
 void convolve(Context& context, const Convolution& convolution, const Matrix& x, const std::vector<int32_t>& rows, Activation activation,
               const Matrix& residual, const Matrix& y);
+
+/// Gradients of that (without residual): of the weights, and of x where dx is there, which is overwritten.
+void convolve_backward(Context& context, const Convolution& convolution, const Matrix& x, const std::vector<int32_t>& rows, Activation activation,
+                       const Matrix& dy, const Matrix& dx, Gradients& gradients);
+inline bool trains(const Gradients& gradients, const Convolution& convolution) {
+  return gradients.wants(*convolution.weight) || gradients.wants(convolution.bias);
+}
 
 /// Row `row` of x set to zero.
 void clear_row(const Matrix& x, int64_t row);

@@ -48,48 +48,74 @@ class Qwen3Omni : public AudioEncoder {
   }
 
   Matrix forward(Context& context, const Sounds& sounds, const Transformer::Observer& observer) const override {
-    const int64_t C = blocks_->config().hidden;
-    std::vector<int32_t> offsets{0};
-    std::vector<Chunk> chunks;
-    int64_t begin = 0, N = 0;
-    for (int32_t frames : sounds.frames) {
-      for (int64_t at = 0; at < frames; at += chunk_) {
-        const int64_t own = std::min(chunk_, frames - at);
-        chunks.push_back({begin + at, own, frames < chunk_ ? own : chunk_});
-      }
-      begin += frames;
-      for (int64_t left = tokens(frames); left > 0; left -= window_) offsets.push_back(int32_t(N += std::min(left, window_)));
-    }
+    const Plan plan = plan_of(sounds);
+    const int64_t C = blocks_->config().hidden, N = plan.offsets.back();
     const Matrix features = context.scratch.matrix(N, outputs_);
     Arena::Scope scope(context.scratch);
     const Matrix x = context.scratch.matrix(N, C);
     int64_t done = 0;
-    for (size_t first = 0; first < chunks.size(); first += kTogether) {
-      const size_t count = std::min(kTogether, chunks.size() - first);
-      done += stem(context, sounds, chunks.data() + first, count, x, done);
+    for (size_t first = 0; first < plan.chunks.size(); first += kTogether) {
+      Arena::Scope own(context.scratch);
+      const size_t count = std::min(kTogether, plan.chunks.size() - first);
+      const Stem stem = stem_of(context, sounds, plan.chunks.data() + first, count);
+      const auto made = int64_t(stem.places.size());
+      const Matrix place = context.scratch.matrix(made, C);
+      context.ops.gather(context, {{const_cast<float*>(positions_.data()), chunk_tokens(chunk_), C, C}, place, stem.places.data()});
+      convolve(context, out_, stem.grids.back(), stem.taken, Activation::none, place, x.slice(done, made));
+      done += made;
     }
-    TransformerInput input;
-    input.batch.offsets = offsets.data();
-    input.batch.sequences = int(offsets.size()) - 1;
-    input.embeddings = x;
-    const Matrix last = blocks_->forward(context, input, std::nullopt, observer);
+    const Matrix last = blocks_->forward(context, input_of(plan, x), std::nullopt, observer);
     context.ops.for_rows(context, N, 2 * C + outputs_, [&](Context& own, int64_t row, int64_t count) {
       Arena::Scope inner_scope(own.scratch);
-      LinearArgs args;
-      args.x = last.slice(row, count);
-      args.weight = proj1_.get();
-      args.bias = proj1_bias_.data();
-      args.activation = activation_;
-      args.y = own.scratch.matrix(count, C);
-      own.ops.linear(own, args);
-      args.x = args.y;
-      args.weight = proj2_.get();
-      args.bias = proj2_bias_.data();
-      args.activation = Activation::none;
-      args.y = features.slice(row, count);
-      own.ops.linear(own, args);
+      const Matrix h = own.scratch.matrix(count, C);
+      layer(own, *proj1_, proj1_bias_, activation_, last.slice(row, count), h);
+      layer(own, *proj2_, proj2_bias_, Activation::none, h, features.slice(row, count));
     });
     return features;
+  }
+
+  void backward(Context& context, const Sounds& sounds, const Tape& tape, const Matrix& dy, Gradients& gradients) const override {
+    Arena::Scope scope(context.scratch);
+    const Plan plan = plan_of(sounds);
+    const int64_t C = blocks_->config().hidden, N = plan.offsets.back();
+    const bool stem = stem_trains(gradients);
+    // From the features to the last block's states, which are what the tape ends with, normalised.
+    const Matrix last = context.scratch.matrix(N, C), u = context.scratch.matrix(N, C), h = context.scratch.matrix(N, C);
+    blocks_->finish(context, tape.states.back(), last);
+    layer(context, *proj1_, proj1_bias_, Activation::none, last, u);
+    context.ops.activate(context, {activation_, false, u, h});
+    gradients.linear(context, *proj2_, proj2_bias_, dy, h);
+    linear_input(context, gradients, *proj2_, dy, h);
+    context.ops.activate_backward(context, {activation_, false, u, h, u});
+    gradients.linear(context, *proj1_, proj1_bias_, u, last);
+    linear_input(context, gradients, *proj1_, u, h);
+    const InputGradients given = blocks_->backward(context, input_of(plan, {}), tape, h, gradients, stem);
+    if (!stem) return;
+    int64_t done = 0;
+    for (size_t first = 0; first < plan.chunks.size(); first += kTogether) {
+      Arena::Scope own(context.scratch);
+      const size_t count = std::min(kTogether, plan.chunks.size() - first);
+      const Stem made = stem_of(context, sounds, plan.chunks.data() + first, count);
+      const auto tokens = int64_t(made.places.size());
+      Matrix d = context.scratch.matrix(made.grids.back().rows, made.grids.back().cols);
+      convolve_backward(context, out_, made.grids.back(), made.taken, Activation::none, given.embeddings.slice(done, tokens), d, gradients);
+      for (size_t i = convolutions_.size(); i-- > 0;) {
+        const Matrix& x = made.grids[i];
+        const Matrix dx = i > 0 ? context.scratch.matrix(x.rows, x.cols) : Matrix{};
+        convolve_backward(context, convolutions_[i], x, made.taps[i], Activation::gelu_erf, d.slice(0, d.rows - 1), dx, gradients);
+        d = dx;
+      }
+      done += tokens;
+    }
+  }
+
+ protected:
+  bool stem_trains(const Gradients& gradients) const override {
+    return conan::trains(gradients, out_) ||
+           std::any_of(convolutions_.begin(), convolutions_.end(), [&](const Convolution& each) { return conan::trains(gradients, each); });
+  }
+  bool head_trains(const Gradients& gradients) const override {
+    return gradients.wants(*proj1_) || gradients.wants(*proj2_) || gradients.wants(proj1_bias_) || gradients.wants(proj2_bias_);
   }
 
  private:
@@ -100,17 +126,60 @@ class Qwen3Omni : public AudioEncoder {
 
   static int64_t chunk_tokens(int64_t frames) { return frames == 0 ? 0 : halved(halved(halved(frames))); }
 
-  /// The tokens of `count` chunks into rows of x from `done` on; returns how many.
-  int64_t stem(Context& context, const Sounds& sounds, const Chunk* chunks, size_t count, const Matrix& x, int64_t done) const {
-    Arena::Scope scope(context.scratch);
-    // A grid of time and frequency for each chunk, time by time; then a row of zeros.
+  struct Plan {
+    std::vector<Chunk> chunks;
+    std::vector<int32_t> offsets{0};  // of attention's windows
+  };
+
+  Plan plan_of(const Sounds& sounds) const {
+    Plan plan;
+    int64_t begin = 0, N = 0;
+    for (int32_t frames : sounds.frames) {
+      for (int64_t at = 0; at < frames; at += chunk_) {
+        const int64_t own = std::min(chunk_, frames - at);
+        plan.chunks.push_back({begin + at, own, frames < chunk_ ? own : chunk_});
+      }
+      begin += frames;
+      for (int64_t left = tokens(frames); left > 0; left -= window_) plan.offsets.push_back(int32_t(N += std::min(left, window_)));
+    }
+    return plan;
+  }
+
+  static TransformerInput input_of(const Plan& plan, const Matrix& embeddings) {
+    TransformerInput input;
+    input.batch.offsets = plan.offsets.data();
+    input.batch.sequences = int(plan.offsets.size()) - 1;
+    input.embeddings = embeddings;
+    return input;
+  }
+
+  static void layer(Context& context, const Weight& weight, const Values& bias, Activation activation, const Matrix& x, const Matrix& y) {
+    LinearArgs args;
+    args.x = x;
+    args.weight = &weight;
+    args.bias = bias.data();
+    args.activation = activation;
+    args.y = y;
+    context.ops.linear(context, args);
+  }
+
+  /// Chunks through the convolutions: what goes into each and comes out of the last, [time * frequency + 1, channels] with a last row of
+  /// zeros; the rows each output looks at; and which of the last make a token, at which place of its chunk.
+  struct Stem {
+    std::vector<Matrix> grids;
+    std::vector<std::vector<int32_t>> taps;
+    std::vector<int32_t> taken, places;
+  };
+
+  Stem stem_of(Context& context, const Sounds& sounds, const Chunk* chunks, size_t count) const {
+    Stem stem;
     std::vector<int64_t> times;
     int64_t frequencies = bins_, rows = 0;
     for (size_t i = 0; i < count; ++i) times.push_back(chunks[i].padded), rows += chunks[i].padded * bins_;
-    Matrix grid = context.scratch.contiguous(rows + 1, 1);
-    std::fill_n(grid.data, rows + 1, 0.f);
+    stem.grids.push_back(context.scratch.contiguous(rows + 1, 1));
+    std::fill_n(stem.grids[0].data, rows + 1, 0.f);
     for (size_t i = 0, at = 0; i < count; at += size_t(chunks[i++].padded * bins_))
-      std::copy_n(sounds.features + chunks[i].first * bins_, chunks[i].frames * bins_, grid.data + at);
+      std::copy_n(sounds.features + chunks[i].first * bins_, chunks[i].frames * bins_, stem.grids[0].data + at);
     for (const Convolution& convolution : convolutions_) {
       const int64_t next = halved(frequencies);
       std::vector<int32_t> taps;
@@ -129,21 +198,18 @@ class Qwen3Omni : public AudioEncoder {
       }
       const Matrix smaller = context.scratch.matrix(made + 1, convolution.weight->rows);
       clear_row(smaller, made);
-      convolve(context, convolution, grid, taps, Activation::gelu_erf, {}, smaller.slice(0, made));
-      grid = smaller, rows = made, frequencies = next;
+      convolve(context, convolution, stem.grids.back(), taps, Activation::gelu_erf, {}, smaller.slice(0, made));
+      stem.grids.push_back(smaller);
+      stem.taps.push_back(std::move(taps));
+      rows = made, frequencies = next;
     }
-    std::vector<int32_t> taken, places;
     int64_t begin = 0;
     for (size_t i = 0; i < count; begin += times[i++])
       for (int64_t t = 0; t < chunk_tokens(chunks[i].frames); ++t) {
-        for (int64_t f = 0; f < frequencies; ++f) taken.push_back(int32_t((begin + t) * frequencies + f));
-        places.push_back(int32_t(t));
+        for (int64_t f = 0; f < frequencies; ++f) stem.taken.push_back(int32_t((begin + t) * frequencies + f));
+        stem.places.push_back(int32_t(t));
       }
-    const auto made = int64_t(places.size()), C = x.cols;
-    const Matrix place = context.scratch.matrix(made, C);
-    context.ops.gather(context, {{const_cast<float*>(positions_.data()), chunk_tokens(chunk_), C, C}, place, places.data()});
-    convolve(context, out_, grid, taken, Activation::none, place, x.slice(done, made));
-    return made;
+    return stem;
   }
 
   std::vector<Convolution> convolutions_;
@@ -151,7 +217,6 @@ class Qwen3Omni : public AudioEncoder {
   std::vector<float> positions_;  // [tokens of a chunk, hidden]
   int64_t chunk_ = 0, window_ = 0;
   Activation activation_ = Activation::gelu_erf;
-  std::unique_ptr<Transformer> blocks_;
   std::unique_ptr<Weight> proj1_, proj2_;
   Values proj1_bias_, proj2_bias_;
 };

@@ -32,45 +32,82 @@ class Whisper : public AudioEncoder {
   size_t weight_bytes() const override { return blocks_->weight_bytes() + conv1_.weight->bytes + conv2_.weight->bytes; }
 
   Matrix forward(Context& context, const Sounds& sounds, const Transformer::Observer& observer) const override {
-    const int64_t T = sounds.frame_count(), C = outputs_;
+    const Plan plan = plan_of(sounds);
+    const auto N = int64_t(plan.places.size()), C = outputs_;
+    const Matrix y = context.scratch.matrix(N, C);
+    {
+      Arena::Scope scope(context.scratch);
+      const Matrix inner = first_convolution(context, sounds, plan, nullptr), place = context.scratch.matrix(N, C);
+      context.ops.gather(context, {{positions_.data(), max_positions_, C, C}, place, plan.places.data()});
+      convolve(context, conv2_, inner, plan.second_taps, Activation::gelu_erf, place, y);
+    }
+    return blocks_->forward(context, input_of(plan, y), std::nullopt, observer);
+  }
+
+  void backward(Context& context, const Sounds& sounds, const Tape& tape, const Matrix& dy, Gradients& gradients) const override {
+    Arena::Scope scope(context.scratch);
+    const Plan plan = plan_of(sounds);
+    const bool stem = stem_trains(gradients);
+    const InputGradients given = blocks_->backward(context, input_of(plan, {}), tape, dy, gradients, stem);
+    if (!stem) return;
+    Matrix heard;
+    const Matrix inner = first_convolution(context, sounds, plan, &heard);
+    const bool first = conan::trains(gradients, conv1_);
+    const Matrix d = first ? context.scratch.matrix(inner.rows, inner.cols) : Matrix{};
+    convolve_backward(context, conv2_, inner, plan.second_taps, Activation::gelu_erf, given.embeddings, d, gradients);
+    if (first) convolve_backward(context, conv1_, heard, plan.first_taps, Activation::gelu_erf, d.slice(0, d.rows - 1), {}, gradients);
+  }
+
+ protected:
+  bool stem_trains(const Gradients& gradients) const override { return conan::trains(gradients, conv1_) || conan::trains(gradients, conv2_); }
+
+ private:
+  /// Which rows every output of the convolutions looks at, and where it stands in its window.
+  struct Plan {
     std::vector<int32_t> first_taps, second_taps, places, offsets{0};
-    const auto zero = int32_t(T);  // the row after the last
+  };
+
+  Plan plan_of(const Sounds& sounds) const {
+    Plan plan;
+    const auto zero = int32_t(sounds.frame_count());  // the row after the last
     int32_t begin = 0;
     for (int32_t frames : sounds.frames)
       for (const int32_t clip_end = begin + frames; begin < clip_end;) {
         const auto end = int32_t(std::min<int64_t>(clip_end, begin + 2 * max_positions_));
         for (int32_t t = begin; t < end; ++t)
-          for (int32_t k = t - 1; k <= t + 1; ++k) first_taps.push_back(k < begin || k >= end ? zero : k);
+          for (int32_t k = t - 1; k <= t + 1; ++k) plan.first_taps.push_back(k < begin || k >= end ? zero : k);
         for (int32_t t = begin; t < end; t += 2) {
-          for (int32_t k = t - 1; k <= t + 1; ++k) second_taps.push_back(k < begin || k >= end ? zero : k);
-          places.push_back((t - begin) / 2);
+          for (int32_t k = t - 1; k <= t + 1; ++k) plan.second_taps.push_back(k < begin || k >= end ? zero : k);
+          plan.places.push_back((t - begin) / 2);
         }
-        offsets.push_back(int32_t(places.size()));
+        plan.offsets.push_back(int32_t(plan.places.size()));
         begin = end;
       }
-    const auto N = int64_t(places.size());
-    const Matrix y = context.scratch.matrix(N, C);
-    {
-      Arena::Scope scope(context.scratch);
-      const Matrix heard = context.scratch.matrix(T + 1, bins_), inner = context.scratch.matrix(T + 1, C), place = context.scratch.matrix(N, C);
-      for (int64_t t = 0; t < T; ++t) std::copy_n(sounds.features + t * bins_, bins_, heard.row(t));
-      for (const Matrix& x : {heard, inner}) clear_row(x, T);
-      convolve(context, conv1_, heard, first_taps, Activation::gelu_erf, {}, inner.slice(0, T));
-      context.ops.gather(context, {{const_cast<float*>(positions_.data()), max_positions_, C, C}, place, places.data()});
-      convolve(context, conv2_, inner, second_taps, Activation::gelu_erf, place, y);
-    }
-    TransformerInput input;
-    input.batch.offsets = offsets.data();
-    input.batch.sequences = int(offsets.size()) - 1;
-    input.embeddings = y;
-    return blocks_->forward(context, input, std::nullopt, observer);
+    return plan;
   }
 
- private:
+  static TransformerInput input_of(const Plan& plan, const Matrix& embeddings) {
+    TransformerInput input;
+    input.batch.offsets = plan.offsets.data();
+    input.batch.sequences = int(plan.offsets.size()) - 1;
+    input.embeddings = embeddings;
+    return input;
+  }
+
+  /// [T + 1, hidden], the last row zero; `heard` takes its input.
+  Matrix first_convolution(Context& context, const Sounds& sounds, const Plan& plan, Matrix* heard) const {
+    const int64_t T = sounds.frame_count();
+    const Matrix x = context.scratch.matrix(T + 1, bins_), y = context.scratch.matrix(T + 1, outputs_);
+    for (int64_t t = 0; t < T; ++t) std::copy_n(sounds.features + t * bins_, bins_, x.row(t));
+    for (const Matrix& each : {x, y}) clear_row(each, T);
+    convolve(context, conv1_, x, plan.first_taps, Activation::gelu_erf, {}, y.slice(0, T));
+    if (heard) *heard = x;
+    return y;
+  }
+
   Convolution conv1_, conv2_;
   int64_t max_positions_ = 0;
   Values positions_;
-  std::unique_ptr<Transformer> blocks_;
 };
 
 }  // namespace
