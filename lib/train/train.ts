@@ -354,7 +354,9 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   }
   const loadOptions = { ...(dtype && { dtype }), ...(threads !== undefined && { threads }), ...(maxTokens !== undefined && { maxTokens }), ...(processor && { processor }) }
   const model = await load(base.root, loadOptions, { dense: choice.dense, lowRank: choice.lowRank, seed, optimizer })
-  if (model.supports('audio')) model.cacheSounds(soundCache(path.join(work, 'sounds'))) // encoders do not train
+  const trains = [...choice.dense, ...choice.lowRank.map(({ tensor }) => tensor)]
+  // An encoder that is frozen says the same of a sound every time.
+  if (model.supports('audio') && !trains.some((name) => /(^|\.)audio_tower\./.test(name))) model.cacheSounds(soundCache(path.join(work, 'sounds')))
   const run = new Run(model, options, settings, sampler, positive(options.chunkTokens, 'chunkTokens', 8192))
   try {
     let step = 0

@@ -25,8 +25,8 @@ export interface TrainableChoice {
 
 /** What is no linear layer although it is a matrix. */
 const notLinear = /embed|wte|wpe|position|lm_head|pooler|relative_attention_bias|LayerNorm|norm/i
-/** Towers in front of the language model: their weights do not train yet. */
-const towers = /(^|\.)(visual|audio_tower)\./
+/** Whisper's positions are sinusoids, and stay so. */
+const fixed = /(^|\.)audio_tower\.embed_positions\./
 
 function patterns(list: string[] | undefined, what: string): RegExp[] {
   return (list ?? []).map((pattern) => {
@@ -47,7 +47,7 @@ export function chooseTrainable(model: Parent, options: TrainableOptions): Train
   if (!(alpha > 0 && Number.isFinite(alpha))) throw new ConanError('INVALID_OPTION', `trainable.alpha: expected a positive number, got ${shown(options.alpha)}`)
   const unused = new Set(inspect(model.root).unused)
   const names = [...model.tensors.values()]
-    .filter(({ name }) => !unused.has(name) && !towers.test(name))
+    .filter(({ name }) => !unused.has(name) && !fixed.test(name))
     .filter(({ name }) => (include.length === 0 || include.some((pattern) => pattern.test(name))) && !exclude.some((pattern) => pattern.test(name)))
   const isProjector = (name: string) => /(^|\.)audio_projector\./.test(name)
   const chosen =
