@@ -108,7 +108,12 @@ export class MediaReader {
   }
 
   private async sound(input: AudioInput, part: AudioPart, settings: AudioSettings): Promise<Medium> {
-    const of = (features: Float32Array, tokens: number): Medium => ({ kind: 'audio', tokens, expanded: this.placeholders.audio!.token.repeat(tokens), features })
+    const of = (features: Float32Array, tokens: number): Medium => ({
+      kind: 'audio',
+      tokens,
+      expanded: this.placeholders.audio!.token.repeat(tokens),
+      features,
+    })
     const { cache } = this
     const key = cache?.keyOf(input, part)
     const known = key === undefined ? undefined : cache!.get(key)

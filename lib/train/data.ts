@@ -57,7 +57,8 @@ function rowOf(given: unknown, where: string, directory: string | undefined): Tr
     .filter(([key, value]) => /^negatives?(_\d+)?$/.test(key) && value !== undefined && value !== null)
     .flatMap(([, value]) => list(value))
   const values = [query, ...list(positives), ...negatives]
-  for (const value of values) if (typeof value !== 'string' && (typeof value !== 'object' || value === null)) throw wrong('texts or objects with text, image, ...', value)
+  for (const value of values)
+    if (typeof value !== 'string' && (typeof value !== 'object' || value === null)) throw wrong('texts or objects with text, image, ...', value)
   if (list(positives).length === 0) throw new ConanError('INVALID_INPUT', `${where}: expected a positive, found none`)
   const score = row.score ?? row.label
   if (score !== undefined && typeof score !== 'number') throw wrong('a number as "score"', score)
@@ -99,13 +100,15 @@ function jsonRows(file: string): object[] {
 
 async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> {
   const known = ['path', 'rows', 'name', 'weight', 'modality', 'bidirectional']
-  for (const key of Object.keys(source)) if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `data: expected ${known.join(', ')}, got ${shown(key)}`)
+  for (const key of Object.keys(source))
+    if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `data: expected ${known.join(', ')}, got ${shown(key)}`)
   let rows: object[]
   let name = source.name ?? 'rows'
   let directory: string | undefined
   if (source.path !== undefined) {
     const file = path.resolve(base, source.path)
-    if (!existsSync(file) || !statSync(file).isFile()) throw new ConanError('FILE_IO', `data: ${file}: expected a file, found ${existsSync(file) ? 'something else' : 'none'}`)
+    if (!existsSync(file) || !statSync(file).isFile())
+      throw new ConanError('FILE_IO', `data: ${file}: expected a file, found ${existsSync(file) ? 'something else' : 'none'}`)
     rows = file.endsWith('.parquet') ? await parquetRows(file) : jsonRows(file)
     name = source.name ?? source.path
     directory = path.dirname(file)

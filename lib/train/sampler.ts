@@ -34,7 +34,11 @@ export function randomNumbers(seed: number): () => number {
 
 /** What tells one document from another. */
 export const documentKey = (input: unknown): string =>
-  typeof input === 'string' ? input : JSON.stringify(input, (_, value) => (ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('base64') : value))
+  typeof input === 'string'
+    ? input
+    : JSON.stringify(input, (_, value) =>
+        ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('base64') : value,
+      )
 
 /** Rows of one dataset in ever new order. */
 class Deck {

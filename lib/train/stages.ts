@@ -27,14 +27,18 @@ export async function recoverProjector(options: TrainOptions): Promise<TrainRepo
     throw new ConanError('INVALID_OPTION', `recover: expected trainable.mode "projector", got "${options.trainable.mode}"`)
   const inputs = await withoutSound(options)
   const vectors = async (directory: string) => {
-    await using model = await loadModel(directory, { ...(options.dtype && { dtype: options.dtype }), ...(options.threads !== undefined && { threads: options.threads }) })
+    await using model = await loadModel(directory, {
+      ...(options.dtype && { dtype: options.dtype }),
+      ...(options.threads !== undefined && { threads: options.threads }),
+    })
     return (await model.embed(inputs)).vectors
   }
   const before = inputs.length ? await vectors(options.model) : undefined
   const report = await train({ learningRate: 1e-3, ...options, trainable: { ...options.trainable, mode: 'projector' } }, 'recover')
   if (before) {
     const after = await vectors(report.directory)
-    if (!before.every((value, i) => Object.is(value, after[i]))) throw new ConanError('INTERNAL', `${report.directory}: vectors of inputs without sound have changed`)
+    if (!before.every((value, i) => Object.is(value, after[i])))
+      throw new ConanError('INTERNAL', `${report.directory}: vectors of inputs without sound have changed`)
   }
   return report
 }
@@ -55,8 +59,5 @@ async function withoutSound({ data }: TrainOptions): Promise<EmbedInput[]> {
 export function rehearse(options: TrainOptions): Promise<TrainReport> {
   const steps = options.steps === undefined && options.epochs === undefined ? { steps: 2000 } : {}
   const exclude = ['audio_tower\\.', 'audio_projector\\.', ...(options.trainable?.exclude ?? [])]
-  return train(
-    { sampling: 'equal', learningRate: 1e-5, ...steps, ...options, trainable: { mode: 'lora', ...options.trainable, exclude } },
-    'rehearse',
-  )
+  return train({ sampling: 'equal', learningRate: 1e-5, ...steps, ...options, trainable: { mode: 'lora', ...options.trainable, exclude } }, 'rehearse')
 }

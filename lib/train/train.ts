@@ -173,7 +173,8 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
 /** What a resumed run must have in common with the one it goes on with. */
 function identityOf(options: TrainOptions, stage: string): string {
   const { signal: _, onProgress: __, threads: ___, out: ____, ...rest } = options
-  const stamp = (file: unknown) => (typeof file === 'string' && existsSync(file) && statSync(file).isFile() ? [file, statSync(file).size, statSync(file).mtimeMs] : file)
+  const stamp = (file: unknown) =>
+    typeof file === 'string' && existsSync(file) && statSync(file).isFile() ? [file, statSync(file).size, statSync(file).mtimeMs] : file
   return createHash('sha256')
     .update(JSON.stringify([stage, rest, stamp(options.data)], (_, value) => (ArrayBuffer.isView(value) ? documentKey(value) : value)))
     .digest('hex')
@@ -247,7 +248,11 @@ class Run {
     const tokens = chunks.reduce((sum, { ids }) => sum + ids.length, 0)
     if (settings.loss === 'graded') {
       if (whole.length < 2) return undefined
-      const pairs = { left: whole.map(({ query }) => query), right: whole.map(({ positives }) => positives[0] as number), grades: whole.map(({ row }) => row.score as number) }
+      const pairs = {
+        left: whole.map(({ query }) => query),
+        right: whole.map(({ positives }) => positives[0] as number),
+        grades: whole.map(({ row }) => row.score as number),
+      }
       return { chunks, tokens, step: { graded: { ...pairs, scale: 20 } } }
     }
     const used = [...document.values()]
@@ -289,7 +294,9 @@ function soundCache(directory: string): SoundCache {
     keyOf(input, part) {
       if (typeof input !== 'string' || input.startsWith('data:') || !existsSync(input)) return undefined
       const { size, mtimeMs } = statSync(input)
-      return createHash('sha256').update(JSON.stringify([path.resolve(input), size, mtimeMs, part])).digest('hex')
+      return createHash('sha256')
+        .update(JSON.stringify([path.resolve(input), size, mtimeMs, part]))
+        .digest('hex')
     },
     get(key) {
       if (!existsSync(file(key))) return undefined
@@ -352,7 +359,12 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
     beta2: real(options.beta2, 'beta2', 0.999),
     epsilon: real(options.epsilon, 'epsilon', 1e-8),
   }
-  const loadOptions = { ...(dtype && { dtype }), ...(threads !== undefined && { threads }), ...(maxTokens !== undefined && { maxTokens }), ...(processor && { processor }) }
+  const loadOptions = {
+    ...(dtype && { dtype }),
+    ...(threads !== undefined && { threads }),
+    ...(maxTokens !== undefined && { maxTokens }),
+    ...(processor && { processor }),
+  }
   const model = await load(base.root, loadOptions, { dense: choice.dense, lowRank: choice.lowRank, seed, optimizer })
   const trains = [...choice.dense, ...choice.lowRank.map(({ tensor }) => tensor)]
   // An encoder that is frozen says the same of a sound every time.
@@ -366,7 +378,11 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
       ;({ step, batches } = saved)
       Object.assign(run, { skipped: saved.skipped, rows: saved.rows, truncated: saved.truncated })
       run.skip(batches)
-      run.log.push(...readLines(logFile).map((line) => JSON.parse(line) as LogEntry).filter((entry) => entry.step <= step))
+      run.log.push(
+        ...readLines(logFile)
+          .map((line) => JSON.parse(line) as LogEntry)
+          .filter((entry) => entry.step <= step),
+      )
       replaceFile(logFile, run.log.map((entry) => `${JSON.stringify(entry)}\n`).join(''))
     } else writeFileSync(logFile, '')
     const resumedAt = step
@@ -391,7 +407,9 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
         if (options.signal?.aborted) {
           next?.catch(() => {})
           if (part === 0) await save()
-          throw new ConanError('ABORTED', `${stage} was stopped at step ${step} of ${settings.steps}; the same call goes on from there`, { cause: options.signal.reason })
+          throw new ConanError('ABORTED', `${stage} was stopped at step ${step} of ${settings.steps}; the same call goes on from there`, {
+            cause: options.signal.reason,
+          })
         }
         const prepared = await (next as Promise<Prepared>)
         batches++
@@ -453,7 +471,10 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
     }
     if (lora) renameSync(trained, path.join(partial, 'adapter'))
     rmSync(work, { recursive: true })
-    writeFileSync(path.join(partial, 'training-report.json'), `${JSON.stringify({ ...report, settings: { ...settings, batchSize, seed, ...optimizer } }, null, 1)}\n`)
+    writeFileSync(
+      path.join(partial, 'training-report.json'),
+      `${JSON.stringify({ ...report, settings: { ...settings, batchSize, seed, ...optimizer } }, null, 1)}\n`,
+    )
     writeFileSync(path.join(partial, 'training.html'), trainingHtml(report))
     renameSync(partial, out)
     return report
@@ -490,7 +511,18 @@ export function trainingHtml({ stage, log, steps, rows, skipped, truncated, trai
         'recall at 1',
       ),
     )
-  const facts = table(['', ''], [['steps', steps], ['rows', rows], ['rows left out', skipped], ['inputs shortened', truncated], ['trained parameters', String(trainedParameters)], ['tokens', String(tokens)], ['seconds', seconds]])
+  const facts = table(
+    ['', ''],
+    [
+      ['steps', steps],
+      ['rows', rows],
+      ['rows left out', skipped],
+      ['inputs shortened', truncated],
+      ['trained parameters', String(trainedParameters)],
+      ['tokens', String(tokens)],
+      ['seconds', seconds],
+    ],
+  )
   return page(`${escapeHtml(stage)}`, [facts, ...charts])
 }
 

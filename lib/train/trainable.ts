@@ -57,7 +57,12 @@ export function chooseTrainable(model: Parent, options: TrainableOptions): Train
         ? names
         : names.filter(({ name, shape }) => shape.length === 2 && name.endsWith('.weight') && !notLinear.test(name))
   if (chosen.length === 0)
-    throw new ConanError('INVALID_OPTION', `trainable: expected tensors to train by "${mode}", found none in ${model.directory}${mode === 'projector' ? ' (no audio_projector.*)' : ''}`)
+    throw new ConanError(
+      'INVALID_OPTION',
+      `trainable: expected tensors to train by "${mode}", found none in ${model.directory}${mode === 'projector' ? ' (no audio_projector.*)' : ''}`,
+    )
   const list = chosen.map(({ name }) => name)
-  return mode === 'lora' ? { dense: [], lowRank: list.map((tensor) => ({ tensor, rank, scale: alpha / rank })), rank, alpha } : { dense: list, lowRank: [], rank, alpha }
+  return mode === 'lora'
+    ? { dense: [], lowRank: list.map((tensor) => ({ tensor, rank, scale: alpha / rank })), rank, alpha }
+    : { dense: list, lowRank: [], rank, alpha }
 }

@@ -43,7 +43,14 @@ export async function writeModel(base: Parent, trained: string, choice: Trainabl
     const adapter = choice.lowRank.length > 0
     const tensors = [...base.tensors.values()]
       .sort((a, b) => elementBytes(b) - elementBytes(a))
-      .map(({ name, shape, dtype }) => ({ name, shape, dtype, algorithm: 'copy', options: {}, parents: [{ checkpoint: dense.has(name) ? 1 : 0, tensor: name }] }))
+      .map(({ name, shape, dtype }) => ({
+        name,
+        shape,
+        dtype,
+        algorithm: 'copy',
+        options: {},
+        parents: [{ checkpoint: dense.has(name) ? 1 : 0, tensor: name }],
+      }))
     const { files, totalBytes } = shards(tensors, 5e9)
     const plan = {
       output: place,

@@ -79,7 +79,7 @@ class TextModel {
     std::vector<size_t> sources;  // of input.replaced: 0 sounds, 1 pictures
     const Gradients* gradients = nullptr;
     const Media* media = nullptr;
-    Tape heard_tape, seen_tape;   // of the towers, where they train
+    Tape heard_tape, seen_tape;  // of the towers, where they train
   };
   Context& context() { return *context_; }
   std::mutex& running() { return running_; }

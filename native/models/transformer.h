@@ -39,7 +39,7 @@ struct TransformerInput {
 struct Tape {
   int64_t lowest = 0;
   std::unique_ptr<Arena> memory;  // its own: a forward pass gives its scratch memory back
-  std::vector<Matrix> states;  // before layer lowest, lowest + 1, ..., after the last (before the final norm)
+  std::vector<Matrix> states;     // before layer lowest, lowest + 1, ..., after the last (before the final norm)
 };
 
 /// Gradients of what a pass was given: of embeddings where there were no ids, and of RowValues in their order.
@@ -72,8 +72,8 @@ class Transformer {
   /// From the gradient of the final hidden states `dy` [T, hidden], which it overwrites, to the gradients of all that trains, and, with
   /// `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are computed again from
   /// their inputs (activation checkpointing). `above` sees the gradient of the states after each layer first, and may add to it.
-  InputGradients backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
-                          bool inputs, const Observer& above = {}) const;
+  InputGradients backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients, bool inputs,
+                          const Observer& above = {}) const;
   /// The final norm of states as the tape ends with them.
   void finish(Context& context, const Matrix& states, const Matrix& y) const { normalize(context, final_norm_, states, y); }
   /// Once small tensors have changed in their place.

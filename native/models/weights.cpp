@@ -134,8 +134,8 @@ std::vector<float> reorder_taps(const float* values, int64_t rows, int64_t cols,
   return out;
 }
 
-std::unique_ptr<Weight> WeightLoader::pack_convolution(Context& context, const std::string& name, const std::vector<int64_t>& shape,
-                                                       int64_t channels, WeightFormat format) {
+std::unique_ptr<Weight> WeightLoader::pack_convolution(Context& context, const std::string& name, const std::vector<int64_t>& shape, int64_t channels,
+                                                       WeightFormat format) {
   TensorView view = take(name + ".weight", shape);
   const int64_t rows = shape[0], cols = view.size() / rows;
   if (problems_) return std::make_unique<Weight>();

@@ -92,7 +92,12 @@ void Trainer::update(const StepOptions& options, double factor) {
     }
   }
   parameters_.clear_gradients();
-  parameters_.refresh(model_->context());
+  try {
+    parameters_.refresh(model_->context());
+  } catch (const Error& error) {
+    if (error.code() != std::string("WEIGHT_NOT_FINITE")) throw;
+    fail("LOSS_NOT_FINITE", "step ", steps_, ": ", error.what(), " after it (a smaller learning rate, or clipping?)");
+  }
   model_->refresh();
 }
 

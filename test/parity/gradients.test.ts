@@ -4,8 +4,8 @@ import assert from 'node:assert/strict'
 import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
 import { attachAudio } from '../../lib'
+import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
 import { fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary } from '../support'
 
 const native = binding()

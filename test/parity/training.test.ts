@@ -12,7 +12,9 @@ import { fixtures, floats, ints, readSafetensors, temporary } from '../support'
 const native = binding()
 const omni = path.join(fixtures, 'audio', 'omni')
 const want = readSafetensors(path.join(fixtures, 'gradients-media', 'omni.safetensors'))
-const curves: Record<string, { learningRate: number; losses: number[] }> = JSON.parse(readFileSync(path.join(fixtures, 'gradients-media', 'curves.json'), 'utf8'))
+const curves: Record<string, { learningRate: number; losses: number[] }> = JSON.parse(
+  readFileSync(path.join(fixtures, 'gradients-media', 'curves.json'), 'utf8'),
+)
 const whole: NativeChunk = {
   ids: ints(want.get('ids')!),
   offsets: ints(want.get('offsets')!),

@@ -53,7 +53,8 @@ async function optionsOf(args: Arguments, model: string): Promise<TrainOptions> 
     const { parse } = await import('yaml')
     options = parse(readFileSync(config, 'utf8')) ?? {}
     const known = new Set([...Object.values(settings).map(({ key }) => key.split('.')[0] as string), 'model', 'processor', 'beta1', 'beta2', 'epsilon'])
-    for (const key of Object.keys(options)) if (!known.has(key)) throw new ConanError('INVALID_OPTION', `${config}: expected one of ${[...known].join(', ')}, got ${shown(key)}`)
+    for (const key of Object.keys(options))
+      if (!known.has(key)) throw new ConanError('INVALID_OPTION', `${config}: expected one of ${[...known].join(', ')}, got ${shown(key)}`)
     // Paths are relative to the file that names them.
     for (const key of ['model', 'out', 'data', 'probe']) if (typeof options[key] === 'string') options[key] = path.resolve(path.dirname(config), options[key])
   }
@@ -68,7 +69,8 @@ async function optionsOf(args: Arguments, model: string): Promise<TrainOptions> 
     else options[first] = { ...(options[first] as object | undefined), [second]: value }
   }
   const whole = { ...options, model: model ?? options.model } as unknown as TrainOptions
-  for (const key of ['model', 'out', 'data'] as const) if (whole[key] === undefined) throw new CommandError(`expected ${key === 'model' ? 'a model directory' : `--${key}`}`)
+  for (const key of ['model', 'out', 'data'] as const)
+    if (whole[key] === undefined) throw new CommandError(`expected ${key === 'model' ? 'a model directory' : `--${key}`}`)
   return whole
 }
 
@@ -79,7 +81,9 @@ function command(summary: string, stage: (options: TrainOptions) => Promise<Trai
     options: {
       config: { type: 'string', short: 'c', help: 'FILE        YAML with these settings by their names in the API' },
       ...Object.fromEntries(
-        Object.entries(settings).map(([flag, { kind, help }]) => [flag, { type: kind === 'flag' ? 'boolean' : 'string', ...(kind === 'list' && { multiple: true }), help }] as const),
+        Object.entries(settings).map(
+          ([flag, { kind, help }]) => [flag, { type: kind === 'flag' ? 'boolean' : 'string', ...(kind === 'list' && { multiple: true }), help }] as const,
+        ),
       ),
       json: { type: 'boolean', help: '                 progress and the report as JSON' },
     },
