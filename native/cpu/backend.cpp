@@ -482,19 +482,26 @@ void linear_backward(Context& context, const LinearBackwardArgs& args) {
         for (int64_t c = first; c < first + count; ++c) args.dbias[c] += args.dy.row(t)[c];
     });
   if (!args.dw.data || T == 0) return;
-  const Matrix dy = transposed(context, args.dy);
-  std::unique_ptr<Weight> x;
-  {
-    const Matrix turned = transposed(context, args.x);
+  // y += a^T b
+  const auto add_product = [&](const Matrix& a, const Matrix& b, const Matrix& y, bool add) {
+    const Matrix turned_a = transposed(context, a), turned_b = transposed(context, b);
     WeightSource source{"activations", {}, false};
-    for (int64_t k = 0; k < K; ++k) source.parts.push_back({turned.row(k), Dtype::f32, {1, T}});
-    x = pack(context, source, WeightFormat::f32);
-  }
-  LinearArgs product;
-  product.x = dy;
-  product.weight = x.get();
-  product.residual = product.y = args.dw;
-  linear(context, product);
+    for (int64_t k = 0; k < b.cols; ++k) source.parts.push_back({turned_b.row(k), Dtype::f32, {1, T}});
+    const std::unique_ptr<Weight> packed = pack(context, source, WeightFormat::f32);
+    LinearArgs product;
+    product.x = turned_a;
+    product.weight = packed.get();
+    if (add) product.residual = y;
+    product.y = y;
+    linear(context, product);
+  };
+  if (4 * args.dy.cols > K) return add_product(args.dy, args.x, args.dw, true);
+  // The narrower side is the one to pack; the result comes out turned over.
+  const Matrix other = context.scratch.matrix(K, args.dy.cols);
+  add_product(args.x, args.dy, other, false);
+  const Matrix turned = transposed(context, other);
+  for (int64_t n = 0; n < turned.rows; ++n)
+    for (int64_t k = 0; k < K; ++k) args.dw.row(n)[k] += turned.row(n)[k];
 }
 
 void attention_backward(Context& context, const AttentionBackwardArgs& args) {

@@ -20,7 +20,8 @@ Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Med
   pass.media = &media;
   pass.input = input_of(batch, media, &pass);
   const int64_t lowest = trains_in_front(pass, gradients) ? 0 : transformer_->lowest_trained(gradients);
-  pass.final = transformer_->forward(context, pass.input, std::nullopt, transformer_->record(context, pass.tape, lowest));
+  const Transformer::Observer record = transformer_->record(context, pass.tape, lowest);
+  pass.final = transformer_->forward(context, pass.input, std::nullopt, record, &pass.tape);
   pass.pooled = context.scratch.matrix(batch.sequences, config().hidden);
   context.ops.pool(context, {pass.final, pass.pooled, batch.offsets, pooling_});
   Matrix x = pass.pooled;

@@ -224,7 +224,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   const Layer& layer = layers_[size_t(index)];
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   Arena::Scope scope(context.scratch);
-  Matrix x = pass.x.slice(first, count), qkv = pass.qkv.slice(first, count);
+  Matrix x = pass.x.slice(first, count), qkv = pass.qkv_of(index).slice(first, count);
   if (config_.placement != NormPlacement::post && layer.attention_norm) {
     Matrix normed = context.scratch.matrix(count, config_.hidden);
     normalize(context, layer.attention_norm, x, normed);
@@ -237,6 +237,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     args.bias = layer.qkv_bias.data();
     args.y = qkv;
     context.ops.linear(context, args);
+    if (const Tape::Kept* kept = pass.kept(index); kept && kept->raw.data) put(context, qkv.columns(0, Q + KV), kept->raw.slice(first, count), false);
     rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first);
   } else {
     args.weight = layer.kv.get();
@@ -252,8 +253,8 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   AttentionArgs args;
   args.q = q;
-  args.k = pass.qkv.columns(Q, KV);
-  args.v = pass.qkv.columns(Q + KV, KV);
+  args.k = pass.qkv_of(index).columns(Q, KV);
+  args.v = pass.qkv_of(index).columns(Q + KV, KV);
   args.y = y;
   args.q_offsets = q_offsets;
   args.kv_offsets = pass.batch.offsets;
@@ -269,7 +270,8 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
 }
 
 /// From attention to the end of the layer; x holds the layer's input and receives its output.
-void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const {
+void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept,
+                               int64_t first) const {
   Arena::Scope scope(context.scratch);
   const TransformerConfig& c = config_;
   const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
@@ -289,6 +291,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
     }
   };
   add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
+  if (kept) put(context, x, kept->middle.slice(first, x.rows), false);
   if (post) normalize(context, layer.attention_norm, x, x);
   Matrix input = x;
   if (!post) {
@@ -301,7 +304,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   args.weight = layer.mlp_in.get();
   args.bias = layer.mlp_in_bias.data();
   if (apart_) {
-    args.y = context.scratch.matrix(x.rows, layer.mlp_in->rows);
+    args.y = kept ? kept->inner.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
     context.ops.linear(context, args);
     context.ops.activate(context, {c.activation, c.gated, args.y, inner});
   } else {
@@ -311,6 +314,13 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   }
   add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
   if (post) normalize(context, layer.mlp_norm, x, x);
+}
+
+/// to = from, or to += from.
+void Transformer::put(Context& context, const Matrix& from, const Matrix& to, bool add) {
+  std::vector<int32_t> all(static_cast<size_t>(from.rows));
+  std::iota(all.begin(), all.end(), 0);
+  context.ops.scatter(context, {from, to, all.data(), add});
 }
 
 /// Hands the values of rows [first, first + count) over to x, the whole batch.
@@ -328,7 +338,7 @@ void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix
 Transformer::Pass Transformer::begin(const TransformerInput& input) const {
   const TransformerConfig& c = config_;
   const TokenBatch& batch = input.batch;
-  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}};
+  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
   int64_t longest = 0;
   for (int b = 0; b < batch.sequences; ++b) {
     int32_t counted = 0;
@@ -360,6 +370,21 @@ void Transformer::embed(Context& context, const TokenBatch& batch, const Pass& p
   context.ops.embed(context, args);
 }
 
+/// Room for what backward() then need not compute again, where the budget allows it and the layers are of a kind that keeps it.
+void Transformer::keep(Tape& tape, int64_t tokens) const {
+  const TransformerConfig& c = config_;
+  tape.kept.clear();
+  const int64_t Q = c.query_width(), KV = c.kv_width(), inner = c.gated ? 2 * c.intermediate : c.intermediate;
+  const bool norms = !c.names.q_norm.empty();
+  const int64_t width = padded_stride(Q + 2 * KV) + (norms ? padded_stride(Q + KV) : 0) + padded_stride(c.hidden) + padded_stride(inner);
+  if (c.placement != NormPlacement::pre || size_t((c.layers - tape.lowest) * tokens * width) * sizeof(float) > tape.budget) return;
+  for (int64_t i = tape.lowest; i < c.layers; ++i) {
+    Arena& memory = *tape.memory;
+    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), norms ? memory.matrix(tokens, Q + KV) : Matrix{}, memory.matrix(tokens, c.hidden),
+                         memory.matrix(tokens, inner)});
+  }
+}
+
 /// Values that replace embeddings, plus the learned positions and type that every row gets beside its token's embedding (BERT).
 std::vector<RowValues> Transformer::with_positions(Context& context, const std::vector<RowValues>& replaced,
                                                    const std::vector<int32_t>& table_rows) const {
@@ -382,7 +407,8 @@ std::vector<RowValues> Transformer::with_positions(Context& context, const std::
   return out;
 }
 
-Matrix Transformer::forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer) const {
+Matrix Transformer::forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer,
+                            Tape* tape) const {
   const TokenBatch& batch = input.batch;
   check(batch);
   const TransformerConfig& c = config_;
@@ -390,6 +416,8 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   const int64_t T = batch.tokens(), B = batch.sequences, Q = c.query_width(), KV = c.kv_width();
 
   Pass pass = begin(input);
+  pass.tape = tape;
+  if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   pass.attended = context.scratch.matrix(T, Q);
@@ -450,10 +478,10 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       });
       pass.x = x;
     } else {
-      attend(context, i, pass, pass.qkv.columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
+      attend(context, i, pass, pass.qkv_of(i).columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
-        finish_layer(own, layer, pass.attended.slice(first, count), x);
+        finish_layer(own, layer, pass.attended.slice(first, count), x, pass.kept(i), first);
         if (size_t(i) < input.added.size()) put_rows(own, input.added[size_t(i)], pass.x, first, count, true);
         if (!last) project(own, i + 1, pass, first, count);
         else if (final_norm_ && !observer) normalize(own, final_norm_, x, x);

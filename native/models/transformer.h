@@ -37,9 +37,17 @@ struct TransformerInput {
 
 /// States of one pass, from layer `lowest` on.
 struct Tape {
+  /// What a layer need not compute again: queries, keys and values (queries and keys before their norm apart), the state after attention, the
+  /// MLP's inner products.
+  struct Kept {
+    Matrix qkv, raw, middle, inner;
+  };
+
   int64_t lowest = 0;
   std::unique_ptr<Arena> memory;  // its own: a forward pass gives its scratch memory back
   std::vector<Matrix> states;     // before layer lowest, lowest + 1, ..., after the last (before the final norm)
+  std::vector<Kept> kept;         // of layer lowest, ...; empty: layers are computed again
+  size_t budget = 0;              // bytes that `kept` may take, else it stays empty
 };
 
 /// Gradients of what a pass was given: of embeddings where there were no ids, and of RowValues in their order.
@@ -81,7 +89,8 @@ class Transformer {
 
   /// Final hidden states: of all tokens [T, hidden], or with `pooling` one row per sequence [B, hidden]. The memory is
   /// the context's scratch.
-  Matrix forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer = {}) const;
+  Matrix forward(Context& context, const TransformerInput& input, std::optional<Pooling> pooling, const Observer& observer = {},
+                 Tape* tape = nullptr) const;
 
  private:
   struct Norm {
@@ -108,11 +117,19 @@ class Transformer {
     std::vector<int32_t> zeros;           // [B]
     std::vector<const RopeTable*> ropes;  // filled before the threads start
     std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
+    Tape* tape = nullptr;
+
+    const Tape::Kept* kept(int64_t layer) const {
+      return tape && layer >= tape->lowest && !tape->kept.empty() ? &tape->kept[size_t(layer - tape->lowest)] : nullptr;
+    }
+    const Matrix& qkv_of(int64_t layer) const { return kept(layer) ? kept(layer)->qkv : qkv; }
   };
+  void keep(Tape& tape, int64_t tokens) const;
   struct LayerState;
 
   Pass begin(const TransformerInput& input) const;
   void embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const;
+  static void put(Context& context, const Matrix& from, const Matrix& to, bool add);
   static void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add);
 
   void spread_relative_bias();
@@ -124,7 +141,8 @@ class Transformer {
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
   void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
               const int32_t* q_starts) const;
-  void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x) const;
+  void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept = nullptr,
+                    int64_t first = 0) const;
   const RopeTable& rope_table(int rope, int64_t positions) const;
   RopeTable rope_rows(const RopeConfig& config, const TransformerInput& input) const;
   std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;

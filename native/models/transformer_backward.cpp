@@ -33,21 +33,11 @@ struct Transformer::LayerState {
   Matrix a, raw, qkv, attended, o, middle, m, u, g, d;
 };
 
-namespace {
-
-/// to = from, or to += from.
-void put(Context& context, const Matrix& from, const Matrix& to, bool add) {
-  std::vector<int32_t> all(static_cast<size_t>(from.rows));
-  std::iota(all.begin(), all.end(), 0);
-  context.ops.scatter(context, {from, to, all.data(), add});
-}
-
-}  // namespace
-
 Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
   tape.lowest = lowest;
   tape.states.clear();
-  tape.memory = std::make_unique<Arena>(context.ops);
+  if (tape.memory) tape.memory->clear();  // what the pass before took serves this one too
+  else tape.memory = std::make_unique<Arena>(context.ops);
   return [&context, &tape](int64_t layer, const Matrix& states) {
     if (layer < tape.lowest) return;
     tape.states.push_back(tape.memory->matrix(states.rows, states.cols));
@@ -111,33 +101,44 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     const Layer& layer = layers_[size_t(i)];
     const Matrix& x = tape.states[size_t(i - tape.lowest)];
 
-    // Forward once more.
+    // Forward once more, as far as it was not kept and is looked at. pre: middle = x + o; sandwich: middle = x + norm(o); post: middle =
+    // norm(x + o).
+    const Tape::Kept* kept = tape.kept.empty() ? nullptr : &tape.kept[size_t(i - tape.lowest)];
+    const bool at_qkv = gradients.wants(*layer.qkv), at_output = gradients.wants(*layer.output);
     LayerState s;
-    s.a = !post && layer.attention_norm ? normed(layer.attention_norm, x) : x;
-    s.qkv = project(s.a, *layer.qkv, layer.qkv_bias);
-    s.raw = s.qkv;
-    if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
-      s.raw = context.scratch.matrix(T, Q + KV);
-      put(context, s.qkv.columns(0, Q + KV), s.raw, false);
-    }
-    rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
-    rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());
-    s.attended = context.scratch.matrix(T, Q);
-    Pass view{pass.batch, {}, s.qkv, {}, {}, {}, {}, {}, {}};
-    attend(context, i, view, s.qkv.columns(0, Q), s.attended, input.batch.offsets, pass.zeros.data());
-    s.o = project(s.attended, *layer.output, layer.output_bias);
-    // pre: middle = x + o; sandwich: middle = x + norm(o); post: middle = norm(x + o)
     Matrix before_norm;
-    if (post) {
-      before_norm = sum(x, s.o);
-      s.middle = normed(layer.attention_norm, before_norm);
+    s.a = post || !layer.attention_norm ? x : kept && !at_qkv ? Matrix{} : normed(layer.attention_norm, x);
+    if (kept) {
+      s.qkv = kept->qkv, s.raw = kept->raw, s.middle = kept->middle, s.u = kept->inner;
     } else {
-      s.middle = sum(x, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
+      s.qkv = project(s.a, *layer.qkv, layer.qkv_bias);
+      if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
+        s.raw = context.scratch.matrix(T, Q + KV);
+        put(context, s.qkv.columns(0, Q + KV), s.raw, false);
+      }
+      rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
+      rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());
     }
-    s.m = post ? s.middle : normed(layer.mlp_norm, s.middle);
-    s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias);
-    s.g = context.scratch.matrix(T, c.intermediate);
-    ops.activate(context, {c.activation, c.gated, s.u, s.g});
+    if (!kept || at_output) {
+      s.attended = context.scratch.matrix(T, Q);
+      const Pass view{pass.batch, {}, s.qkv, {}, {}, {}, {}, {}, {}, nullptr};
+      attend(context, i, view, s.qkv.columns(0, Q), s.attended, input.batch.offsets, pass.zeros.data());
+    }
+    if (!kept) {
+      s.o = project(s.attended, *layer.output, layer.output_bias);
+      if (post) {
+        before_norm = sum(x, s.o);
+        s.middle = normed(layer.attention_norm, before_norm);
+      } else {
+        s.middle = sum(x, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
+      }
+    }
+    if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? s.middle : normed(layer.mlp_norm, s.middle);
+    if (!kept) s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias);
+    if (post || sandwich || gradients.wants(*layer.mlp_out)) {
+      s.g = context.scratch.matrix(T, c.intermediate);
+      ops.activate(context, {c.activation, c.gated, s.u, s.g});
+    }
     if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias);
 
     // And back: dy is the gradient of the layer's output, and becomes that of its input.

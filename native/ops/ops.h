@@ -256,6 +256,8 @@ class Arena {
   /// Rows that lie one behind the other, so that several can be read as one longer row.
   Matrix contiguous(int64_t rows, int64_t cols);
   size_t bytes() const;
+  /// Gives back everything.
+  void clear() { chunk_ = used_ = 0; }
 
   /// Gives back everything taken after it was made.
   class Scope {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 
 namespace conan::train {
 
@@ -28,11 +29,30 @@ void add_to(std::vector<float>& sum, const std::vector<float>& more) {
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
 }
 
-std::vector<float> transpose(const float* values, int64_t rows, int64_t cols) {
+/// [rows, cols] -> [cols, rows]
+std::vector<float> transpose(const float* values, int64_t rows, int64_t cols, int threads) {
   std::vector<float> out(size_t(rows * cols));
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) out[size_t(c * rows + r)] = values[r * cols + c];
+  constexpr int64_t kTile = 32;  // so that what is read and what is written both stay in cache
+  WorkQueue queue((cols + kTile - 1) / kTile);
+  ThreadPool::instance().run(threads, [&](int) {
+    for (int64_t band; queue.next(band);)
+      for (int64_t top = 0; top < rows; top += kTile)
+        for (int64_t c = band * kTile; c < std::min(cols, (band + 1) * kTile); ++c)
+          for (int64_t r = top; r < std::min(rows, top + kTile); ++r) out[size_t(c * rows + r)] = values[r * cols + c];
+  });
   return out;
+}
+
+/// Values of a view in f32, row after row, on all threads.
+void read_rows(const TensorView& view, int64_t rows, float* out, int threads) {
+  const int64_t cols = view.size() / std::max<int64_t>(1, rows);
+  WorkQueue queue((rows + 63) / 64);
+  ThreadPool::instance().run(threads, [&](int) {
+    for (int64_t block; queue.next(block);) {
+      const int64_t first = block * 64, count = std::min<int64_t>(64, rows - first);
+      read_f32(view, first * cols, count * cols, out + first * cols);
+    }
+  });
 }
 
 }  // namespace
@@ -103,7 +123,9 @@ TensorView Parameters::use(const std::string& name, const TensorView& stored) {
     for (int64_t i = 0; i < low.a->size(); ++i) low.a->value[size_t(i)] = float(bound * (2 * uniform(seed_, low.a->name, i) - 1));
     stored_[name] = stored;
   }
-  loading_.push_back(std::make_unique<std::vector<float>>(effective(low, stored)));
+  // B begins at zero: the change is none.
+  loading_.push_back(std::make_unique<std::vector<float>>(size_t(stored.size())));
+  read_f32(stored, 0, stored.size(), loading_.back()->data());
   return {loading_.back()->data(), Dtype::f32, stored.shape};
 }
 
@@ -143,21 +165,23 @@ void Parameters::collect() {
   }
 }
 
-std::vector<float> Parameters::effective(const LowRank& low, const TensorView& stored) const {
+std::vector<float> Parameters::effective(Context& context, const LowRank& low, const TensorView& stored) const {
   std::vector<float> out(size_t(stored.size()));
-  read_f32(stored, 0, stored.size(), out.data());
   const int64_t rows = stored.shape[0], cols = stored.shape[1];
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t k = 0; k < low.rank; ++k) {
-      const float factor = low.scale * low.b->value[size_t(r * low.rank + k)];
-      if (factor == 0) continue;
-      const float* a = low.a->value.data() + k * cols;
-      for (int64_t c = 0; c < cols; ++c) out[size_t(r * cols + c)] += factor * a[c];
-    }
+  read_rows(stored, rows, out.data(), context.threads);
+  std::vector<float> b = low.b->value;
+  for (float& x : b) x *= low.scale;
+  const std::vector<float> a = transpose(low.a->value.data(), low.rank, cols, context.threads);
+  const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view_of(a, cols, low.rank)}, false}, WeightFormat::f32);
+  LinearArgs args;
+  args.x = matrix_of(b, rows, low.rank);
+  args.weight = weight.get();
+  args.residual = args.y = matrix_of(out, rows, cols);
+  context.ops.linear(context, args);
   return out;
 }
 
-WeightSource Parameters::source_of(const Use& use, std::vector<std::vector<float>>& kept) const {
+WeightSource Parameters::source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const {
   WeightSource source{use.parts.names[0], {}, false};
   kept.reserve(2 * use.parts.names.size());
   for (size_t i = 0; i < use.parts.names.size(); ++i) {
@@ -165,7 +189,7 @@ WeightSource Parameters::source_of(const Use& use, std::vector<std::vector<float
     if (const Parameter* parameter = dense(name)) {
       source.parts.push_back(view_of(parameter->value, use.parts.rows[i], use.parts.cols));
     } else if (const LowRank* low = low_rank(name)) {
-      kept.push_back(effective(*low, stored_.at(name)));
+      kept.push_back(effective(context, *low, stored_.at(name)));
       source.parts.push_back(view_of(kept.back(), use.parts.rows[i], use.parts.cols));
     } else {
       source.parts.push_back(use.stored[i]);
@@ -185,7 +209,7 @@ void Parameters::refresh(Context& context) {
   for (auto& [weight, use] : uses_) {
     if (!use.trains) continue;
     std::vector<std::vector<float>> kept;
-    context.ops.repack(context, source_of(use, kept), *use.weight);
+    context.ops.repack(context, source_of(context, use, kept), *use.weight);
     use.stale = true;
   }
   for (auto& [id, use] : small_) {
@@ -217,15 +241,15 @@ const Weight* Parameters::transposed(Context& context, const Weight& weight) {
   Use& use = found->second;
   if (use.transposed && !use.stale) return use.transposed.get();
   std::vector<std::vector<float>> kept;
-  const WeightSource source = source_of(use, kept);
+  const WeightSource source = source_of(context, use, kept);
   const int64_t rows = weight.rows, cols = weight.cols;
   std::vector<float> all(size_t(rows * cols));
   int64_t at = 0;
   for (const TensorView& part : source.parts) {
-    read_f32(part, 0, part.size(), all.data() + at);
+    read_rows(part, part.shape[0], all.data() + at, context.threads);
     at += part.size();
   }
-  const std::vector<float> turned = transpose(all.data(), rows, cols);
+  const std::vector<float> turned = transpose(all.data(), rows, cols, context.threads);
   const WeightSource other{source.name, {view_of(turned, cols, rows)}, false};
   if (use.transposed) context.ops.repack(context, other, *use.transposed);
   else use.transposed = context.ops.pack(context, other, weight.format);
@@ -261,7 +285,7 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
-  const std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank);
+  const std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank, context.threads);
   const auto product = [&](const Matrix& in, const TensorView& view, const Matrix& out) {
     const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view}, false}, WeightFormat::f32);
     LinearArgs args;

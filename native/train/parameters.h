@@ -85,8 +85,8 @@ class Parameters : public WeightObserver, public Gradients {
   bool trains(const std::string& name) const { return dense(name) || low_rank(name); }
   Parameter* add(const std::string& name, const std::vector<int64_t>& shape, bool decays);
   /// W + scale * B A of a tensor, in f32.
-  std::vector<float> effective(const LowRank& low, const TensorView& stored) const;
-  WeightSource source_of(const Use& use, std::vector<std::vector<float>>& kept) const;
+  std::vector<float> effective(Context& context, const LowRank& low, const TensorView& stored) const;
+  WeightSource source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const;
   void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;

@@ -24,20 +24,22 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   const Matrix vectors = context.scratch.matrix(rows, model_->dimensions()), gradient = context.scratch.matrix(rows, model_->dimensions());
 
   // The loss looks at all vectors; with several chunks each goes through the model twice, and only one at a time is remembered.
-  std::vector<TextModel::TrainingPass> passes(1);
+  const bool whole = chunks.size() == 1;
+  TextModel::TrainingPass only = begin_pass(whole);
   const auto forward = [&](const Chunk& chunk, TextModel::TrainingPass& pass, int64_t first) {
     const Matrix made = model_->forward(pass, chunk.view(), chunk.media, parameters_);
     for (int64_t b = 0; b < made.rows; ++b) std::copy_n(made.row(b), made.cols, vectors.row(first + b));
   };
   int64_t first = 0;
   for (const Chunk& chunk : chunks) {
-    if (chunks.size() == 1) {
-      forward(chunk, passes[0], 0);
+    if (whole) {
+      forward(chunk, only, 0);
       break;
     }
     Arena::Scope own(context.scratch);
-    TextModel::TrainingPass pass;
+    TextModel::TrainingPass pass = begin_pass(false);
     forward(chunk, pass, first);
+    end_pass(pass);
     first += chunk.view().sequences;
   }
   StepResult result;
@@ -49,14 +51,16 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   first = 0;
   for (const Chunk& chunk : chunks) {
     const int64_t count = chunk.view().sequences;
-    if (chunks.size() == 1) {
-      model_->backward(passes[0], gradient, parameters_);
+    if (whole) {
+      model_->backward(only, gradient, parameters_);
+      end_pass(only);
       break;
     }
     Arena::Scope own(context.scratch);
-    TextModel::TrainingPass pass;
+    TextModel::TrainingPass pass = begin_pass(true);
     model_->forward(pass, chunk.view(), chunk.media, parameters_);
     model_->backward(pass, gradient.slice(first, count), parameters_);
+    end_pass(pass);
     first += count;
   }
   parameters_.collect();
@@ -74,6 +78,22 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   result.gradient_norm = std::sqrt(squares);
   if (options.update) update(options, optimizer_.clip > 0 && result.gradient_norm > optimizer_.clip ? optimizer_.clip / result.gradient_norm : 1);
   return result;
+}
+
+/// A pass with the memory of the one before.
+TextModel::TrainingPass Trainer::begin_pass(bool keep) {
+  TextModel::TrainingPass pass;
+  pass.tape.memory = std::move(tapes_[0].memory);
+  pass.heard_tape.memory = std::move(tapes_[1].memory);
+  pass.seen_tape.memory = std::move(tapes_[2].memory);
+  pass.tape.budget = keep ? optimizer_.activation_bytes : 0;
+  return pass;
+}
+
+void Trainer::end_pass(TextModel::TrainingPass& pass) {
+  tapes_[0].memory = std::move(pass.tape.memory);
+  tapes_[1].memory = std::move(pass.heard_tape.memory);
+  tapes_[2].memory = std::move(pass.seen_tape.memory);
 }
 
 /// AdamW; `factor` scales the gradients (clipping).

@@ -14,6 +14,8 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   double weight_decay = 0.01;  // decoupled (Loshchilov & Hutter 2019); not on biases and norms
   double clip = 1;             // largest norm of all gradients together; 0: none
+  /// Memory that a pass may take to remember what it would compute again otherwise, which is a third of the work.
+  size_t activation_bytes = size_t(1) << 30;
 };
 
 /// Part of a batch that goes through the model at one time.
@@ -56,10 +58,13 @@ class Trainer {
 
  private:
   void update(const StepOptions& options, double factor);
+  TextModel::TrainingPass begin_pass(bool keep);
+  void end_pass(TextModel::TrainingPass& pass);
 
   Parameters parameters_;
   std::unique_ptr<TextModel> model_;
   OptimizerOptions optimizer_;
+  Tape tapes_[3];  // of the language model and the towers: their memory, from pass to pass
   int64_t steps_ = 0;
 };
 

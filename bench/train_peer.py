@@ -1,0 +1,60 @@
+"""The peer of bench/train.ts: one step for each line read, answered with its seconds and the process's memory.
+
+    python train_peer.py MODEL projector|lora DTYPE THREADS eager|compiled
+"""
+
+import json
+import re
+import sys
+import time
+
+import torch
+import transformers as T
+
+directory, mode, dtype, threads, form = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+torch.set_num_threads(threads)
+torch.manual_seed(0)
+model = T.AutoModel.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").train()
+model.requires_grad_(False)
+ids = (300 + torch.arange(32 * 64) * 37 % 1500).reshape(32, 64)
+features = torch.sin(torch.arange(16 * 62 * 512) * 0.37).reshape(16, 62, 512)
+projector = torch.nn.Sequential(torch.nn.Linear(512, 768), torch.nn.GELU(), torch.nn.Linear(768, 1024))
+if mode == "lora":
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(model, LoraConfig(r=16, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]))
+    trained = [p for p in model.parameters() if p.requires_grad]
+else:
+    trained = list(projector.parameters())
+optimizer = torch.optim.AdamW(trained, lr=1e-4)
+table = model.get_input_embeddings()
+
+
+def vectors():
+    if mode == "lora":
+        return model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+    embeddings = table(ids).clone()
+    embeddings[:16, 1:63] = projector(features).to(dtype)
+    return model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
+
+
+if form == "compiled":
+    vectors = torch.compile(vectors)
+
+
+def memory():
+    return int(re.search(r"VmRSS:\s+(\d+)", open("/proc/self/status").read())[1]) / 1024
+
+
+for _ in sys.stdin:
+    start = time.perf_counter()
+    unit = torch.nn.functional.normalize(vectors().float(), dim=-1)
+    scores = unit[:16] @ unit[16:].T / 0.05
+    target = torch.arange(16)
+    loss = (torch.nn.functional.cross_entropy(scores, target) + torch.nn.functional.cross_entropy(scores.T, target)) / 2
+    held = memory()
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+    optimizer.step()
+    print(json.dumps(dict(seconds=time.perf_counter() - start, memory=max(held, memory()), loss=float(loss.detach()))), flush=True)
