@@ -6,12 +6,24 @@ import { type Command, CommandError, parse } from './command'
 import { attachAudio } from './commands/attach-audio'
 import { drift } from './commands/drift'
 import { embed } from './commands/embed'
+import { evaluation } from './commands/eval'
 import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 import { recover, rehearse, train } from './commands/train'
 
-const commands: Record<string, Command> = { embed, fuse, drift, train, recover, rehearse, 'extract-lora': extractLora, 'attach-audio': attachAudio, inspect }
+const commands: Record<string, Command> = {
+  embed,
+  fuse,
+  drift,
+  train,
+  recover,
+  rehearse,
+  eval: evaluation,
+  'extract-lora': extractLora,
+  'attach-audio': attachAudio,
+  inspect,
+}
 
 const usage = `conan-embed <verb> [arguments]
 

@@ -37,7 +37,7 @@ export interface DatasetSource {
 const media = ['image', 'video', 'document', 'audio'] as const
 
 /** Paths are relative to the file that names them. */
-function located(value: unknown, directory: string | undefined): unknown {
+export function located(value: unknown, directory: string | undefined): unknown {
   if (directory === undefined || typeof value !== 'object' || value === null) return value
   const place = (name: unknown) => (typeof name === 'string' && !/^(data|file):/.test(name) ? path.resolve(directory, name) : name)
   const out: Record<string, unknown> = { ...value }
@@ -84,7 +84,7 @@ async function parquetRows(file: string): Promise<object[]> {
   }
 }
 
-function jsonRows(file: string): object[] {
+export function jsonRows(file: string): object[] {
   return readFileSync(file, 'utf8')
     .split('\n')
     .map((line, i) => {

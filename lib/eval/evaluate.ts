@@ -1,0 +1,314 @@
+// evaluate(): a model on tasks described by rows, with results in mteb's JSON.
+import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import type { EmbedInput } from '../embed/inputs'
+import { ConanError, shown } from '../errors'
+import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
+import { jsonRows, located } from '../train/data'
+import { documentKey } from '../train/sampler'
+import { averagePrecision, classificationScores, kMeans, linearProbe, pearson, ranking, rankingScores, spearman, vMeasure } from './metrics'
+
+export const taskTypes = ['retrieval', 'classification', 'zero-shot', 'clustering', 'sts', 'pair', 'reranking'] as const
+export type TaskType = (typeof taskTypes)[number]
+
+/**
+ * Rows are a .jsonl file or objects. An input is a text, or {text, image, ...}.
+ * - retrieval: `rows` {query, positive | positives}, all positives being the corpus, or `queries` and `corpus` {id, ...input} with `qrels`
+ *   {query, document, score}
+ * - classification: `train` and `rows` {input, label}: a linear probe on the vectors
+ * - zero-shot: `rows` {input, label}, `labels` {label: input}: the nearest label
+ * - clustering: `rows` {input, label}
+ * - sts: `rows` {left, right, score}          - pair: `rows` {left, right, label: 0 | 1}
+ * - reranking: `rows` {query, positives, negatives}
+ */
+export interface Task {
+  name: string
+  type: TaskType
+  rows?: string | object[]
+  queries?: string | object[]
+  corpus?: string | object[]
+  qrels?: string | object[]
+  train?: string | object[]
+  labels?: Record<string, EmbedInput>
+  /** Of queries. */
+  instruction?: string
+  /** Which of the scores counts; default as mteb has it for this type. */
+  mainScore?: string
+}
+
+export interface EvaluateOptions {
+  /** Where a result file of mteb's form is written for every task. */
+  out?: string
+  seed?: number
+  signal?: AbortSignal
+  onProgress?: (progress: { task: string; done: number; total: number }) => void
+}
+
+export interface TaskResult {
+  task: string
+  type: TaskType
+  mainScore: number
+  scores: Record<string, number>
+  seconds: number
+}
+
+const mainScores: Record<TaskType, string> = {
+  retrieval: 'ndcg_at_10',
+  classification: 'accuracy',
+  'zero-shot': 'accuracy',
+  clustering: 'v_measure',
+  sts: 'cosine_spearman',
+  pair: 'max_ap',
+  reranking: 'map_at_1000',
+}
+
+type Row = Record<string, unknown>
+
+class Evaluation {
+  constructor(
+    private readonly model: Model,
+    private readonly task: Task,
+    private readonly directory: string,
+    private readonly seed: number,
+    private readonly signal: AbortSignal | undefined,
+  ) {}
+
+  run(): Promise<Record<string, number>> {
+    const { type } = this.task
+    if (type === 'retrieval') return this.retrieval()
+    if (type === 'classification') return this.classification()
+    if (type === 'zero-shot') return this.zeroShot()
+    if (type === 'clustering') return this.clustering()
+    if (type === 'sts') return this.sts()
+    return type === 'pair' ? this.pair() : this.reranking()
+  }
+
+  private rows(key: 'rows' | 'queries' | 'corpus' | 'qrels' | 'train'): Row[] {
+    const given = this.task[key]
+    if (Array.isArray(given)) return given as Row[]
+    if (typeof given !== 'string')
+      throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "${key}" as a .jsonl file or rows, got ${shown(given)}`)
+    const file = path.resolve(this.directory, given)
+    if (!existsSync(file) || !statSync(file).isFile()) throw new ConanError('FILE_IO', `task ${this.task.name}: ${key}: expected a file ${file}, found none`)
+    const folder = path.dirname(file)
+    return (jsonRows(file) as Row[]).map((row) => {
+      const whole = located(row, folder) as Row
+      return Object.fromEntries(
+        Object.entries(whole).map(([name, value]) => [name, Array.isArray(value) ? value.map((each) => located(each, folder)) : located(value, folder)]),
+      )
+    })
+  }
+
+  private value<T>(row: Row, key: string, i: number, test: (value: unknown) => boolean, expected: string): T {
+    if (!test(row[key])) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: row ${i + 1}: "${key}": expected ${expected}, got ${shown(row[key])}`)
+    return row[key] as T
+  }
+
+  private input(row: Row, key: string, i: number): EmbedInput {
+    return this.value(row, key, i, (value) => typeof value === 'string' || (typeof value === 'object' && value !== null), 'a text or an object')
+  }
+
+  private list(row: Row, one: string, many: string): EmbedInput[] {
+    const value = row[many] ?? row[one]
+    return value === undefined ? [] : ((Array.isArray(value) ? value : [value]) as EmbedInput[])
+  }
+
+  private queries(inputs: EmbedInput[]): Promise<EmbedResult> {
+    const { instruction } = this.task
+    return this.model.embedQuery(inputs, this.options(instruction === undefined ? {} : { instruction }))
+  }
+
+  private documents(inputs: EmbedInput[]): Promise<EmbedResult> {
+    return this.model.embedDocument(inputs, this.options({}))
+  }
+
+  private plain(inputs: EmbedInput[]): Promise<EmbedResult> {
+    return this.model.embed(inputs, this.options({}))
+  }
+
+  private options(more: EmbedOptions): EmbedOptions {
+    return { ...more, ...(this.signal && { signal: this.signal }) }
+  }
+
+  private mean(list: Record<string, number>[]): Record<string, number> {
+    const keys = Object.keys(list[0] ?? {})
+    return Object.fromEntries(keys.map((key) => [key, list.reduce((sum, each) => sum + each[key]!, 0) / list.length]))
+  }
+
+  private async retrieval(): Promise<Record<string, number>> {
+    let queries: EmbedInput[]
+    let corpus: EmbedInput[]
+    let relevance: Map<number, number>[]
+    if (this.task.rows !== undefined) {
+      const rows = this.rows('rows')
+      const documents = new Map<string, EmbedInput>()
+      queries = rows.map((row, i) => this.input(row, 'query', i))
+      const positives = rows.map((row) => this.list(row, 'positive', 'positives'))
+      for (const document of positives.flat()) documents.set(documentKey(document), document)
+      const place = new Map([...documents.keys()].map((key, i) => [key, i]))
+      corpus = [...documents.values()]
+      relevance = positives.map((own) => new Map(own.map((document) => [place.get(documentKey(document)) as number, 1])))
+    } else {
+      const [asked, stored, grades] = [this.rows('queries'), this.rows('corpus'), this.rows('qrels')]
+      const inputOf = ({ id: _, title, ...rest }: Row): EmbedInput =>
+        typeof title === 'string' && typeof rest.text === 'string' ? ({ ...rest, text: `${title} ${rest.text}`.trim() } as EmbedInput) : (rest as EmbedInput)
+      const places = (rows: Row[]) => new Map(rows.map((row, i) => [String(row.id), i]))
+      const [q, d] = [places(asked), places(stored)]
+      queries = asked.map(inputOf)
+      corpus = stored.map(inputOf)
+      relevance = queries.map(() => new Map())
+      for (const [i, row] of grades.entries()) {
+        const [query, document] = [q.get(String(row.query)), d.get(String(row.document))]
+        if (query === undefined || document === undefined)
+          throw new ConanError(
+            'INVALID_INPUT',
+            `task ${this.task.name}: qrels: row ${i + 1}: expected ids of a query and a document, got ${shown(row.query)} and ${shown(row.document)}`,
+          )
+        relevance[query]!.set(document, Number(row.score ?? 1))
+      }
+    }
+    const [a, b] = [await this.queries(queries), await this.documents(corpus)]
+    const scores: Record<string, number>[] = []
+    for (const [i, own] of relevance.entries()) {
+      if (own.size === 0) continue
+      const row = { vectors: a.vectors.slice(i * a.dimensions, (i + 1) * a.dimensions), dimensions: a.dimensions }
+      const grades = new Float64Array(corpus.length)
+      for (const [document, grade] of own) grades[document] = grade
+      scores.push(rankingScores(ranking(this.model.similarity(row, b)), grades, [1, 3, 5, 10, 20, 100, 1000]))
+    }
+    if (scores.length === 0) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected queries with relevant documents, found none`)
+    return this.mean(scores)
+  }
+
+  private labelled(key: 'rows' | 'train'): { inputs: EmbedInput[]; labels: string[] } {
+    const rows = this.rows(key)
+    const isLabel = (value: unknown) => typeof value === 'string' || typeof value === 'number'
+    return { inputs: rows.map((row, i) => this.input(row, 'input', i)), labels: rows.map((row, i) => String(this.value(row, 'label', i, isLabel, 'a label'))) }
+  }
+
+  private async classification(): Promise<Record<string, number>> {
+    const [train, test] = [this.labelled('train'), this.labelled('rows')]
+    const [a, b] = [await this.plain(train.inputs), await this.plain(test.inputs)]
+    return { ...classificationScores(test.labels, linearProbe(a.vectors as Float32Array, train.labels, b.vectors as Float32Array, a.dimensions)) }
+  }
+
+  private async zeroShot(): Promise<Record<string, number>> {
+    const { inputs, labels } = this.labelled('rows')
+    const names = Object.entries(this.task.labels ?? {})
+    if (names.length < 2) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "labels" {label: input}, got ${shown(this.task.labels)}`)
+    const similarity = this.model.similarity(await this.plain(inputs), await this.documents(names.map(([, input]) => input)))
+    const found = inputs.map((_, i) => names[ranking(similarity.subarray(i * names.length, (i + 1) * names.length))[0]!]![0])
+    return { ...classificationScores(labels, found) }
+  }
+
+  private async clustering(): Promise<Record<string, number>> {
+    const { inputs, labels } = this.labelled('rows')
+    const { vectors, dimensions } = await this.plain(inputs)
+    return { v_measure: vMeasure(labels, kMeans(vectors as Float32Array, dimensions, new Set(labels).size, this.seed)) }
+  }
+
+  /** Cosines of the rows' two sides. */
+  private async sides(): Promise<{ rows: Row[]; cosines: number[] }> {
+    const rows = this.rows('rows')
+    const [a, b] = [await this.plain(rows.map((row, i) => this.input(row, 'left', i))), await this.plain(rows.map((row, i) => this.input(row, 'right', i)))]
+    const n = a.dimensions
+    const cosines = rows.map((_, i) => {
+      let dot = 0
+      for (let c = 0; c < n; c++) dot += a.vectors[i * n + c]! * b.vectors[i * n + c]!
+      return dot
+    })
+    return { rows, cosines }
+  }
+
+  private async sts(): Promise<Record<string, number>> {
+    const { rows, cosines } = await this.sides()
+    const scores = rows.map((row, i) => this.value<number>(row, 'score', i, Number.isFinite, 'a number'))
+    return { cosine_spearman: spearman(cosines, scores), cosine_pearson: pearson(cosines, scores) }
+  }
+
+  private async pair(): Promise<Record<string, number>> {
+    const { rows, cosines } = await this.sides()
+    const labels = rows.map((row, i) => this.value<number>(row, 'label', i, (value) => value === 0 || value === 1, '0 or 1'))
+    const ap = averagePrecision(cosines, labels)
+    return { cosine_ap: ap, max_ap: ap }
+  }
+
+  private async reranking(): Promise<Record<string, number>> {
+    const rows = this.rows('rows')
+    const queries = await this.queries(rows.map((row, i) => this.input(row, 'query', i)))
+    const sides = rows.map((row) => [this.list(row, 'positive', 'positives'), this.list(row, 'negative', 'negatives')] as const)
+    const documents = await this.documents(sides.flatMap(([positives, negatives]) => [...positives, ...negatives]))
+    const n = queries.dimensions
+    let at = 0
+    const scores = sides.map(([positives, negatives], i) => {
+      const count = positives.length + negatives.length
+      const own = { vectors: documents.vectors.slice(at * n, (at + count) * n), dimensions: n }
+      at += count
+      const similarity = this.model.similarity({ vectors: queries.vectors.slice(i * n, (i + 1) * n), dimensions: n }, own)
+      return rankingScores(
+        ranking(similarity),
+        Array.from({ length: count }, (_, d) => (d < positives.length ? 1 : 0)),
+        [10, 1000],
+      )
+    })
+    return this.mean(scores)
+  }
+}
+
+function checked(task: Task): void {
+  if (typeof task?.name !== 'string' || task.name === '') throw new ConanError('INVALID_INPUT', `task: expected a name, got ${shown(task?.name)}`)
+  if (!taskTypes.includes(task.type))
+    throw new ConanError('INVALID_INPUT', `task ${task.name}: type: expected one of ${taskTypes.join(', ')}, got ${shown(task.type)}`)
+}
+
+/** Tasks of a YAML or JSON file (`tasks: [...]`, or one alone), and the directory that their paths are relative to. */
+async function tasksOf(tasks: string | Task[]): Promise<{ list: Task[]; directory: string }> {
+  if (Array.isArray(tasks)) return { list: tasks, directory: '.' }
+  if (!existsSync(tasks)) throw new ConanError('FILE_IO', `tasks: ${tasks}: expected a file, found none`)
+  const { parse } = await import('yaml')
+  const read = parse(readFileSync(tasks, 'utf8'))
+  const list = Array.isArray(read) ? read : Array.isArray(read?.tasks) ? read.tasks : [read]
+  return { list, directory: path.dirname(path.resolve(tasks)) }
+}
+
+/**
+ * Scores of a model on tasks. With `out`, a file of mteb's form for each.
+ *
+ * @param model a loaded model, or a directory
+ * @param tasks tasks, or a .yaml or .json file with `tasks`
+ * @throws ConanError INVALID_INPUT (a task or row that is not what it should be), FILE_IO, and what embed throws
+ */
+export async function evaluate(model: Model | string, tasks: string | Task[], options: EvaluateOptions = {}): Promise<TaskResult[]> {
+  const { list, directory } = await tasksOf(tasks)
+  for (const task of list) checked(task)
+  const loaded = typeof model === 'string' ? await loadModel(model) : model
+  const results: TaskResult[] = []
+  try {
+    for (const [i, task] of list.entries()) {
+      const start = performance.now()
+      const scores = await new Evaluation(loaded, task, directory, options.seed ?? 42, options.signal).run()
+      const main = task.mainScore ?? mainScores[task.type]
+      if (scores[main] === undefined)
+        throw new ConanError('INVALID_OPTION', `task ${task.name}: mainScore: expected one of ${Object.keys(scores).join(', ')}, got ${shown(main)}`)
+      const seconds = (performance.now() - start) / 1000
+      results.push({ task: task.name, type: task.type, mainScore: scores[main], scores, seconds })
+      if (options.out !== undefined) writeResult(options.out, task, results.at(-1) as TaskResult)
+      options.onProgress?.({ task: task.name, done: i + 1, total: list.length })
+    }
+    return results
+  } finally {
+    if (typeof model === 'string') await loaded.dispose()
+  }
+}
+
+function writeResult(directory: string, { name }: Task, { mainScore, scores, seconds }: TaskResult): void {
+  mkdirSync(directory, { recursive: true })
+  const result = {
+    dataset_revision: 'local',
+    task_name: name,
+    mteb_version: '2.0.0',
+    scores: { test: [{ ...scores, main_score: mainScore, hf_subset: 'default', languages: ['eng-Latn'] }] },
+    evaluation_time: seconds,
+  }
+  writeFileSync(path.join(directory, `${name.replace(/[^\w.-]+/g, '_')}.json`), `${JSON.stringify(result, null, 2)}\n`)
+}
