@@ -30,6 +30,7 @@ export {
 } from './model'
 export { type AttachAudioOptions, type AttachAudioReport, attachAudio } from './omni/attach-audio'
 export type { Dataset, DatasetSource, TrainingRow } from './train/data'
+export { type MineOptions, type MineReport, mineNegatives } from './train/mine'
 export type { Sampling } from './train/sampler'
 export { recoverProjector, rehearse, trainSpecialist } from './train/stages'
 export type { LogEntry, TrainOptions, TrainReport } from './train/train'

@@ -10,6 +10,7 @@ import { evaluation } from './commands/eval'
 import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
+import { mine } from './commands/mine'
 import { recover, rehearse, train } from './commands/train'
 
 const commands: Record<string, Command> = {
@@ -19,6 +20,7 @@ const commands: Record<string, Command> = {
   train,
   recover,
   rehearse,
+  mine,
   eval: evaluation,
   'extract-lora': extractLora,
   'attach-audio': attachAudio,

@@ -99,7 +99,7 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
   WeightParts parts{{}, rows, cols, 0};
   for (const std::string& name : names) parts.names.push_back(prefix_ + name + ".weight");
   std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
-  if (observer_) observer_->packed(*weight, parts, source);
+  if (observer_) observer_->packed(*weight, parts, source, checkpoint_);
   for (const TensorView& part : source.parts) checkpoint_.release(part);
   merged_.resize(before);
   return weight;
@@ -118,7 +118,7 @@ std::unique_ptr<Weight> WeightLoader::pack_view(Context& context, const std::str
   if (problems_) return std::make_unique<Weight>();
   const WeightParts parts{{prefix_ + name}, {view.shape[0]}, view.shape[1], 0};
   std::unique_ptr<Weight> weight = context.ops.pack(context, {prefix_ + name, {view}, false}, observer_ ? observer_->format(parts, format) : format);
-  if (observer_) observer_->packed(*weight, parts, {prefix_ + name, {view}, false});
+  if (observer_) observer_->packed(*weight, parts, {prefix_ + name, {view}, false}, checkpoint_);
   return weight;
 }
 
@@ -146,7 +146,7 @@ std::unique_ptr<Weight> WeightLoader::pack_convolution(Context& context, const s
   const WeightSource source{parts.names[0], {{values.data(), Dtype::f32, {rows, cols}}}, false};
   std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
   view.shape = {rows, cols};
-  if (observer_) observer_->packed(*weight, parts, {parts.names[0], {view}, false});
+  if (observer_) observer_->packed(*weight, parts, {parts.names[0], {view}, false}, checkpoint_);
   return weight;
 }
 

@@ -59,7 +59,7 @@ class WeightObserver {
   virtual TensorView use(const std::string& name, const TensorView& stored) = 0;
   virtual WeightFormat format(const WeightParts& parts, WeightFormat wanted) = 0;
   /// `source` stays readable as long as the model lives.
-  virtual void packed(Weight& weight, const WeightParts& parts, const WeightSource& source) = 0;
+  virtual void packed(Weight& weight, const WeightParts& parts, const WeightSource& source, const Checkpoint& checkpoint) = 0;
   virtual void taken(const Values& values, const ValuesPart& part) = 0;
 };
 

@@ -130,13 +130,15 @@ TensorView Parameters::use(const std::string& name, const TensorView& stored) {
 }
 
 WeightFormat Parameters::format(const WeightParts& parts, WeightFormat wanted) {
+  // Values are kept in f32; products may be in 16 bits, as in mixed precision. Whole numbers are too coarse to move.
   for (const std::string& name : parts.names)
-    if (trains(name)) return WeightFormat::f32;
+    if (trains(name) && wanted == WeightFormat::i8) return WeightFormat::f32;
   return wanted;
 }
 
-void Parameters::packed(Weight& weight, const WeightParts& parts, const WeightSource& source) {
+void Parameters::packed(Weight& weight, const WeightParts& parts, const WeightSource& source, const Checkpoint& checkpoint) {
   Use& use = uses_[&weight];
+  use.checkpoint = &checkpoint;
   use.weight = &weight;
   use.parts = parts;
   use.stored = source.parts;
@@ -247,6 +249,7 @@ const Weight* Parameters::transposed(Context& context, const Weight& weight) {
   int64_t at = 0;
   for (const TensorView& part : source.parts) {
     read_rows(part, part.shape[0], all.data() + at, context.threads);
+    use.checkpoint->release(part);  // where it lies in a file: its pages have served
     at += part.size();
   }
   const std::vector<float> turned = transpose(all.data(), rows, cols, context.threads);

@@ -52,7 +52,7 @@ class Parameters : public WeightObserver, public Gradients {
   // As the model loads.
   TensorView use(const std::string& name, const TensorView& stored) override;
   WeightFormat format(const WeightParts& parts, WeightFormat wanted) override;
-  void packed(Weight& weight, const WeightParts& parts, const WeightSource& source) override;
+  void packed(Weight& weight, const WeightParts& parts, const WeightSource& source, const Checkpoint& checkpoint) override;
   void taken(const Values& values, const ValuesPart& part) override;
 
   // As it goes back.
@@ -69,6 +69,7 @@ class Parameters : public WeightObserver, public Gradients {
     Weight* weight = nullptr;
     WeightParts parts;
     std::vector<TensorView> stored;  // where a part does not train
+    const Checkpoint* checkpoint = nullptr;
     bool trains = false;
     std::unique_ptr<Weight> transposed;
     bool stale = false;  // transposed, since the values changed

@@ -22,7 +22,8 @@ const allowed: Record<string, string[]> = {
   media: ['base'],
   merge: ['ops', 'base'],
   models: ['ops', 'base'],
-  addon: ['media', 'merge', 'models', 'ops', 'base'],
+  train: ['models', 'ops', 'base'],
+  addon: ['media', 'merge', 'models', 'ops', 'base', 'train'],
 }
 
 test('native includes go downward only', () => {

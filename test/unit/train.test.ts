@@ -4,7 +4,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { ConanError, loadModel, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
+import { ConanError, loadModel, mineNegatives, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
 import { type Dataset, readData } from '../../lib/train/data'
 import { documentKey, Sampler } from '../../lib/train/sampler'
@@ -253,6 +253,42 @@ test('schedules', () => {
   const at = (step: number, schedule: string) => learningRateAt(step, 100, { peak: 1, warmup: 0.1, schedule })
   assert.deepEqual([at(1, 'cosine'), at(10, 'cosine'), at(100, 'linear'), at(50, 'constant')], [0.1, 1, 0, 1])
   assert.ok(Math.abs(at(55, 'cosine') - 0.5) < 1e-12 && Math.abs(at(55, 'linear') - 0.5) < 1e-12)
+})
+
+test("hard negatives: similar, and nobody's positives", async () => {
+  const place = temporary()
+  const out = path.join(place, 'mined.jsonl')
+  const report = await mineNegatives(pico('bert'), rows, { out, count: 3 })
+  assert.equal(report.rows, 40)
+  const mined = readFileSync(out, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  const documents = new Set(rows.map(({ positive }) => positive))
+  for (const [i, row] of mined.entries()) {
+    assert.deepEqual([row.query, row.positive], [rows[i]!.query, [rows[i]!.positive]])
+    assert.ok(row.negatives.length <= 3 && row.negatives.every((document: string) => documents.has(document) && document !== rows[i]!.positive))
+  }
+  const run = spawnSync(
+    process.execPath,
+    [
+      path.join(root, 'dist/cli.js'),
+      'mine',
+      pico('bert'),
+      out,
+      '--out',
+      path.join(place, 'more.jsonl'),
+      '--relative-margin',
+      '2',
+      '--count',
+      '2',
+      '--from',
+      '2',
+    ],
+    { encoding: 'utf8' },
+  )
+  assert.match(run.stdout, /40 rows, 80 negatives among 40 documents/, run.stderr)
+  await assert.rejects(mineNegatives(pico('bert'), rows, { out, from: 5, to: 4 }), { code: 'INVALID_OPTION' })
 })
 
 test('a model that was not loaded for training cannot be trained', async () => {
