@@ -34,6 +34,29 @@ export interface MineReport {
   short: number
 }
 
+/** Of the documents that `eligible` names, those with the highest scores, best first; equal ones in order. */
+function best(scores: Float32Array, count: number, eligible: (document: number) => boolean): number[] {
+  const found: number[] = []
+  for (let document = 0; document < scores.length; document++) {
+    const score = scores[document] as number
+    if (found.length === count && score <= (scores[found[count - 1] as number] as number)) continue
+    if (!eligible(document)) continue
+    let at = found.length
+    while (at > 0 && (scores[found[at - 1] as number] as number) < score) at--
+    found.splice(at, 0, document)
+    if (found.length > count) found.pop()
+  }
+  return found
+}
+
+/** Rows go into a file of text: what is given as bytes or samples has no place there. */
+function lineOf(row: object): string {
+  return JSON.stringify(row, function (this: Record<string, unknown>, key, value) {
+    if (ArrayBuffer.isView(this[key])) throw new ConanError('INVALID_INPUT', `${key}: expected a path or a URL, got bytes: rows are written as JSON lines`)
+    return value
+  })
+}
+
 /**
  * Adds hard negatives to rows, found by `model` among the positives of all rows.
  *
@@ -57,6 +80,16 @@ export async function mineNegatives(model: string, data: string | object[], opti
   })
   const common = options.signal ? { signal: options.signal } : {}
   const answers = await loaded.embedDocument([...documents.values()], common)
+  const answersTo = new Map<string, Set<number>>() // a query may stand in several rows
+  for (const { query, positives, negatives } of rows) {
+    const key = documentKey(query)
+    const known = answersTo.get(key) ?? new Set()
+    for (const document of [...positives, ...negatives]) {
+      const at = place.get(documentKey(document))
+      if (at !== undefined) known.add(at)
+    }
+    answersTo.set(key, known)
+  }
   const lines: string[] = []
   let negatives = 0
   let short = 0
@@ -70,17 +103,15 @@ export async function mineNegatives(model: string, data: string | object[], opti
     const similarity = loaded.similarity(queries, answers)
     for (const [i, row] of part.entries()) {
       const scores = similarity.subarray(i * keys.length, (i + 1) * keys.length)
-      const own = new Set(row.positives.map((document) => place.get(documentKey(document)) as number))
-      const limit = margin * Math.max(...[...own].map((document) => scores[document] as number))
-      const order = Array.from({ length: keys.length }, (_, document) => document)
-        .filter((document) => !own.has(document) && (scores[document] as number) < limit)
-        .sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b)
-      const chosen = order.slice(from - 1, to).slice(0, count)
+      const known = answersTo.get(documentKey(row.query)) as Set<number>
+      const own = row.positives.map((document) => scores[place.get(documentKey(document)) as number] as number)
+      const limit = margin * Math.max(...own)
+      const chosen = best(scores, to, (document) => !known.has(document) && (scores[document] as number) < limit).slice(from - 1, from - 1 + count)
       negatives += chosen.length
       short += chosen.length < count ? 1 : 0
       const found = chosen.map((document) => documents.get(keys[document] as string) as EmbedInput)
       lines.push(
-        JSON.stringify({
+        lineOf({
           query: row.query,
           positive: row.positives,
           negatives: [...row.negatives, ...found],

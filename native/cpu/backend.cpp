@@ -73,6 +73,13 @@ size_t element_bytes(Layout layout) {
   }
 }
 
+/// Where element k of column c stands in its panel.
+int64_t place(Layout layout, int width, int64_t k, int64_t c) {
+  const int64_t NR = 2 * width, g = group(layout);
+  if (layout == Layout::bf16_columns) return k * NR + 2 * (c % width) + c / width;
+  return (k / g * NR + c) * g + k % g;
+}
+
 /// One panel from `columns` rows of floats [NR][K]; a null row is padding.
 void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const float*>& columns, int width) {
   const int NR = 2 * width;
@@ -117,15 +124,16 @@ void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const flo
 
 void fill(Context& context, const WeightSource& source, PackedWeight* weight);
 
-std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
+/// Room for a weight [rows, cols].
+std::unique_ptr<PackedWeight> unfilled(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
   auto weight = std::make_unique<PackedWeight>();
   const int width = kernels(context).width, NR = 2 * width;
   weight->kernel = &kernels(context).gemm[int(format)];
   weight->format = format;
-  weight->gated = source.gated;
-  for (const TensorView& part : source.parts) weight->rows += part.shape[0];
-  const int64_t K = weight->cols = source.parts[0].shape[1], g = group(weight->kernel->layout);
-  weight->panels = source.gated ? (weight->rows / 2 + width - 1) / width : (weight->rows + NR - 1) / NR;
+  weight->gated = gated;
+  weight->rows = rows;
+  const int64_t K = weight->cols = cols, g = group(weight->kernel->layout);
+  weight->panels = gated ? (weight->rows / 2 + width - 1) / width : (weight->rows + NR - 1) / NR;
   weight->steps = (K + g - 1) / g;
   weight->panel_bytes = size_t(weight->steps * g * NR) * element_bytes(weight->kernel->layout);
   weight->bytes = size_t(weight->panels) * weight->panel_bytes;
@@ -134,6 +142,13 @@ std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, Weigh
     weight->column_scale.resize(size_t(weight->panels * NR));
     if (weight->kernel->layout == Layout::i8_quads) weight->compensation.resize(size_t(weight->panels * NR));
   }
+  return weight;
+}
+
+std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
+  int64_t rows = 0;
+  for (const TensorView& part : source.parts) rows += part.shape[0];
+  std::unique_ptr<PackedWeight> weight = unfilled(context, rows, source.parts[0].shape[1], source.gated, format);
   fill(context, source, weight.get());
   return weight;
 }
@@ -179,6 +194,57 @@ void fill(Context& context, const WeightSource& source, PackedWeight* weight) {
       pack_panel(*weight, panel, columns, width);
     }
   });
+}
+
+/// Tiles of NR x NR elements lie together in both packings, so that a tile is turned by one permutation of its elements.
+template <class Element>
+void turn_panels(Context& context, const PackedWeight& from, PackedWeight& to) {
+  const int width = kernels(context).width;
+  const int64_t NR = 2 * width, tile = NR * NR, from_steps = from.steps * group(from.kernel->layout), to_steps = to.steps * group(to.kernel->layout);
+  const Layout layout = from.kernel->layout;
+  std::vector<uint16_t> turned(static_cast<size_t>(tile));
+  for (int64_t k = 0; k < NR; ++k)
+    for (int64_t c = 0; c < NR; ++c) turned[size_t(place(layout, width, k, c))] = uint16_t(place(layout, width, c, k));
+  WorkQueue queue(to.panels);
+  ThreadPool::instance().run(context.threads, [&](int) {
+    for (int64_t panel; queue.next(panel);) {
+      Element* const out = reinterpret_cast<Element*>(to.data + size_t(panel) * to.panel_bytes);
+      for (int64_t p = 0; p < from.panels; ++p) {
+        const Element* const in = reinterpret_cast<const Element*>(from.data + size_t(p) * from.panel_bytes) + panel * tile;
+        if ((panel + 1) * NR <= from_steps && (p + 1) * NR <= to_steps) {
+          for (int64_t i = 0; i < tile; ++i) out[p * tile + i] = in[turned[size_t(i)]];
+          continue;
+        }
+        // At an edge one of them ends within the tile; beyond it there are zeros.
+        for (int64_t k = 0; k < std::min(NR, to_steps - p * NR); ++k)
+          for (int64_t c = 0; c < NR; ++c)
+            out[p * tile + place(layout, width, k, c)] = panel * NR + c < from_steps ? in[place(layout, width, c, k)] : Element(0);
+      }
+    }
+  });
+}
+
+void pack_transposed(Context& context, const Weight& weight, std::unique_ptr<Weight>& into) {
+  const auto& from = static_cast<const PackedWeight&>(weight);
+  if (!into) into = unfilled(context, from.cols, from.rows, false, from.format);
+  auto& to = static_cast<PackedWeight&>(*into);
+  if (from.gated || to.rows != from.cols || to.cols != from.rows || to.format != from.format)
+    fail("INTERNAL", "pack_transposed: weights do not match");
+  switch (element_bytes(from.kernel->layout)) {
+    case 4: return turn_panels<float>(context, from, to);
+    case 2: return turn_panels<uint16_t>(context, from, to);
+    default: break;
+  }
+  // Whole numbers have a scale for each output, and the outputs are others now.
+  const int width = kernels(context).width;
+  const int64_t NR = 2 * width;
+  std::vector<float> values(size_t(from.rows * from.cols));
+  for (int64_t n = 0; n < from.rows; ++n) {
+    const char* const panel = from.data + size_t(n / NR) * from.panel_bytes;
+    for (int64_t k = 0; k < from.cols; ++k)
+      values[size_t(k * from.rows + n)] = float(int8_t(panel[place(from.kernel->layout, width, k, n % NR)])) * from.column_scale[size_t(n)];
+  }
+  fill(context, {"transposed", {{values.data(), Dtype::f32, {from.cols, from.rows}}}, false}, &to);
 }
 
 // ---- division of rows
@@ -545,6 +611,7 @@ OperationTable table_of(const Kernels& kernels) {
   t.pool = pool;
   t.normalize = normalize;
   t.repack = repack;
+  t.pack_transposed = pack_transposed;
   t.norm_backward = norm_backward;
   t.activate = activate;
   t.activate_backward = activate_backward;

@@ -60,6 +60,16 @@ std::unique_ptr<Weight> pack(Context&, const WeightSource& source, WeightFormat 
 
 void repack(Context&, const WeightSource& source, Weight& weight) { fill(source, weight.format, static_cast<PlainWeight*>(&weight)); }
 
+void pack_transposed(Context&, const Weight& from, std::unique_ptr<Weight>& into) {
+  const auto& weight = static_cast<const PlainWeight&>(from);
+  std::vector<float> turned(weight.values.size());
+  for (int64_t n = 0; n < weight.rows; ++n)
+    for (int64_t k = 0; k < weight.cols; ++k)
+      turned[size_t(k * weight.rows + n)] = weight.values[size_t(n * weight.cols + k)] * (weight.scale.empty() ? 1 : weight.scale[size_t(n)]);
+  if (!into) into = std::make_unique<PlainWeight>();
+  fill({"transposed", {{turned.data(), Dtype::f32, {weight.cols, weight.rows}}}, false}, weight.format, static_cast<PlainWeight*>(into.get()));
+}
+
 void for_rows(Context& context, int64_t rows, int64_t, const RowsBody& body) { body(context, 0, rows); }
 
 void embed(Context&, const EmbedArgs& a) {
@@ -412,6 +422,7 @@ const OperationTable& reference_table() {
     t.pool = pool;
     t.normalize = normalize;
     t.repack = repack;
+    t.pack_transposed = pack_transposed;
     t.norm_backward = norm_backward;
     t.activate = activate;
     t.activate_backward = activate_backward;

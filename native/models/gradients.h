@@ -12,7 +12,7 @@ class Gradients {
   virtual bool wants(const Weight& weight) const = 0;
   virtual bool wants(const Values& values) const = 0;
   virtual bool wants(const TensorView& table) const = 0;
-  /// The weight for products with gradients: dx = dy W.
+  /// The weight for products with gradients: dx = dy W. Until the next call.
   virtual const Weight* transposed(Context& context, const Weight& weight) = 0;
 
   /// For y = x W^T + bias and the gradient dy of y: those of W and bias are added to what is there. What does not train costs nothing.

@@ -224,7 +224,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   const Layer& layer = layers_[size_t(index)];
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   Arena::Scope scope(context.scratch);
-  Matrix x = pass.x.slice(first, count), qkv = pass.qkv_of(index).slice(first, count);
+  Matrix x = pass.x.slice(first, count), qkv = qkv_of(pass, index).slice(first, count);
   if (config_.placement != NormPlacement::post && layer.attention_norm) {
     Matrix normed = context.scratch.matrix(count, config_.hidden);
     normalize(context, layer.attention_norm, x, normed);
@@ -237,7 +237,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     args.bias = layer.qkv_bias.data();
     args.y = qkv;
     context.ops.linear(context, args);
-    if (const Tape::Kept* kept = pass.kept(index); kept && kept->raw.data) put(context, qkv.columns(0, Q + KV), kept->raw.slice(first, count), false);
+    if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty()) put(context, qkv, kept->qkv.slice(first, count), false);
     rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first);
   } else {
     args.weight = layer.kv.get();
@@ -253,8 +253,8 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   AttentionArgs args;
   args.q = q;
-  args.k = pass.qkv_of(index).columns(Q, KV);
-  args.v = pass.qkv_of(index).columns(Q + KV, KV);
+  args.k = qkv_of(pass, index).columns(Q, KV);
+  args.v = qkv_of(pass, index).columns(Q + KV, KV);
   args.y = y;
   args.q_offsets = q_offsets;
   args.kv_offsets = pass.batch.offsets;
@@ -375,13 +375,11 @@ void Transformer::keep(Tape& tape, int64_t tokens) const {
   const TransformerConfig& c = config_;
   tape.kept.clear();
   const int64_t Q = c.query_width(), KV = c.kv_width(), inner = c.gated ? 2 * c.intermediate : c.intermediate;
-  const bool norms = !c.names.q_norm.empty();
-  const int64_t width = padded_stride(Q + 2 * KV) + (norms ? padded_stride(Q + KV) : 0) + padded_stride(c.hidden) + padded_stride(inner);
+  const int64_t width = padded_stride(Q + 2 * KV) + padded_stride(c.hidden) + padded_stride(inner);
   if (c.placement != NormPlacement::pre || size_t((c.layers - tape.lowest) * tokens * width) * sizeof(float) > tape.budget) return;
   for (int64_t i = tape.lowest; i < c.layers; ++i) {
     Arena& memory = *tape.memory;
-    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), norms ? memory.matrix(tokens, Q + KV) : Matrix{}, memory.matrix(tokens, c.hidden),
-                         memory.matrix(tokens, inner)});
+    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), memory.matrix(tokens, c.hidden), memory.matrix(tokens, inner)});
   }
 }
 
@@ -478,7 +476,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       });
       pass.x = x;
     } else {
-      attend(context, i, pass, pass.qkv_of(i).columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
+      attend(context, i, pass, qkv_of(pass, i).columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
         finish_layer(own, layer, pass.attended.slice(first, count), x, pass.kept(i), first);

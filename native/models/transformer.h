@@ -37,10 +37,10 @@ struct TransformerInput {
 
 /// States of one pass, from layer `lowest` on.
 struct Tape {
-  /// What a layer need not compute again: queries, keys and values (queries and keys before their norm apart), the state after attention, the
-  /// MLP's inner products.
+  /// What a layer need not compute again: queries, keys and values (where queries and keys have a norm, as they are before it), the state
+  /// after attention, the MLP's inner products.
   struct Kept {
-    Matrix qkv, raw, middle, inner;
+    Matrix qkv, middle, inner;
   };
 
   int64_t lowest = 0;
@@ -122,8 +122,10 @@ class Transformer {
     const Tape::Kept* kept(int64_t layer) const {
       return tape && layer >= tape->lowest && !tape->kept.empty() ? &tape->kept[size_t(layer - tape->lowest)] : nullptr;
     }
-    const Matrix& qkv_of(int64_t layer) const { return kept(layer) ? kept(layer)->qkv : qkv; }
   };
+  const Matrix& qkv_of(const Pass& pass, int64_t layer) const {
+    return pass.kept(layer) && layers_[size_t(layer)].q_norm.empty() ? pass.kept(layer)->qkv : pass.qkv;
+  }
   void keep(Tape& tape, int64_t tokens) const;
   struct LayerState;
 

@@ -108,14 +108,14 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     LayerState s;
     Matrix before_norm;
     s.a = post || !layer.attention_norm ? x : kept && !at_qkv ? Matrix{} : normed(layer.attention_norm, x);
-    if (kept) {
-      s.qkv = kept->qkv, s.raw = kept->raw, s.middle = kept->middle, s.u = kept->inner;
-    } else {
-      s.qkv = project(s.a, *layer.qkv, layer.qkv_bias);
-      if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
-        s.raw = context.scratch.matrix(T, Q + KV);
-        put(context, s.qkv.columns(0, Q + KV), s.raw, false);
-      }
+    if (kept) s.middle = kept->middle, s.u = kept->inner;
+    s.qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias);
+    if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
+      s.raw = s.qkv;
+      s.qkv = context.scratch.matrix(T, Q + 2 * KV);
+      put(context, s.raw, s.qkv, false);
+    }
+    if (!kept || s.raw.data) {
       rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
       rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());
     }

@@ -22,6 +22,7 @@ void require(const OperationTable& t) {
 
 void require_training(const OperationTable& t) {
   const std::pair<const char*, bool> entries[] = {{"repack", t.repack},
+                                                  {"pack_transposed", t.pack_transposed},
                                                   {"norm_backward", t.norm_backward},
                                                   {"activate", t.activate},
                                                   {"activate_backward", t.activate_backward},

@@ -208,6 +208,8 @@ struct OperationTable {
   std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
   /// New values of the same shapes into a weight that pack() made.
   void (*repack)(Context&, const WeightSource&, Weight&) = nullptr;
+  /// The transpose of a packed weight (not a gated one), in the same format, into `into`: made here where it is null, else of that shape.
+  void (*pack_transposed)(Context&, const Weight& weight, std::unique_ptr<Weight>& into) = nullptr;
 
   /// Calls body for all rows, in one call or in several at the same time on parts of them: whatever suits the device.
   /// For chains of operations that look at one row only, so that what passes between them stays in cache.

@@ -138,11 +138,11 @@ WeightFormat Parameters::format(const WeightParts& parts, WeightFormat wanted) {
 
 void Parameters::packed(Weight& weight, const WeightParts& parts, const WeightSource& source, const Checkpoint& checkpoint) {
   Use& use = uses_[&weight];
-  use.checkpoint = &checkpoint;
   use.weight = &weight;
   use.parts = parts;
   use.stored = source.parts;
   for (const std::string& name : parts.names) use.trains |= trains(name);
+  for (const TensorView& part : source.parts) checkpoint.release(part);  // where it lies in a file: its pages have served
   loading_.clear();
 }
 
@@ -212,7 +212,6 @@ void Parameters::refresh(Context& context) {
     if (!use.trains) continue;
     std::vector<std::vector<float>> kept;
     context.ops.repack(context, source_of(context, use, kept), *use.weight);
-    use.stale = true;
   }
   for (auto& [id, use] : small_) {
     if (!use.trains) continue;
@@ -238,26 +237,10 @@ bool Parameters::wants(const TensorView& table) const {
 }
 
 const Weight* Parameters::transposed(Context& context, const Weight& weight) {
-  const auto found = uses_.find(&weight);
-  if (found == uses_.end()) fail("INTERNAL", "no source of a weight is known");
-  Use& use = found->second;
-  if (use.transposed && !use.stale) return use.transposed.get();
-  std::vector<std::vector<float>> kept;
-  const WeightSource source = source_of(context, use, kept);
-  const int64_t rows = weight.rows, cols = weight.cols;
-  std::vector<float> all(size_t(rows * cols));
-  int64_t at = 0;
-  for (const TensorView& part : source.parts) {
-    read_rows(part, part.shape[0], all.data() + at, context.threads);
-    use.checkpoint->release(part);  // where it lies in a file: its pages have served
-    at += part.size();
-  }
-  const std::vector<float> turned = transpose(all.data(), rows, cols, context.threads);
-  const WeightSource other{source.name, {view_of(turned, cols, rows)}, false};
-  if (use.transposed) context.ops.repack(context, other, *use.transposed);
-  else use.transposed = context.ops.pack(context, other, weight.format);
-  use.stale = false;
-  return use.transposed.get();
+  // One for all weights of a shape: to turn a weight costs little beside a product with it, and to keep all turned would double the model.
+  std::unique_ptr<Weight>& turned = turned_[{int(weight.format), weight.rows, weight.cols}];
+  context.ops.pack_transposed(context, weight, turned);
+  return turned.get();
 }
 
 void Parameters::linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) {

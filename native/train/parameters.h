@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "models/gradients.h"
@@ -69,10 +70,7 @@ class Parameters : public WeightObserver, public Gradients {
     Weight* weight = nullptr;
     WeightParts parts;
     std::vector<TensorView> stored;  // where a part does not train
-    const Checkpoint* checkpoint = nullptr;
     bool trains = false;
-    std::unique_ptr<Weight> transposed;
-    bool stale = false;  // transposed, since the values changed
   };
   struct SmallUse {
     Values values;
@@ -97,6 +95,7 @@ class Parameters : public WeightObserver, public Gradients {
   std::map<std::string, TensorView> stored_;  // of tensors of low rank
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
+  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;  // by format, rows and columns
   std::map<const void*, SmallUse> small_;
   uint64_t seed_;
 };

@@ -409,6 +409,28 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
     }
     check(equal(y.m, z.m), text(table.name, " repack"));
   }
+  for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
+    for (const auto& [N, K] : {std::pair<int64_t, int64_t>{20, 7}, {64, 64}, {256, 129}, {97, 200}, {1, 3}}) {
+      const std::string what = text(table.name, " pack_transposed ", weight_format_name(format), " ", N, "x", K);
+      std::vector<float> w = random_floats(size_t(N * K), 1), w2 = random_floats(size_t(N * K), 2), turned(size_t(N * K));
+      // Multiples of 1/128 with 127/128 in every row and column: every format holds them as they are, whichever way they lie.
+      for (float& value : w) value = std::clamp(std::nearbyint(value * 60), -127.f, 127.f) / 128;
+      for (int64_t i = 0; i < std::max(N, K); ++i) w[size_t(i % N * K + i % K)] = 127.f / 128;
+      for (int64_t n = 0; n < N; ++n)
+        for (int64_t k = 0; k < K; ++k) turned[size_t(k * N + n)] = w[size_t(n * K + k)];
+      Owned x(5, N, 3), y(5, K, 4), z(5, K, 5);
+      std::unique_ptr<Weight> one = table.pack(context, {"w", {view(w, {N, K})}, false}, format), into;
+      std::unique_ptr<Weight> other = table.pack(context, {"w", {view(w2, {N, K})}, false}, format);
+      table.pack_transposed(context, *other, into);
+      table.pack_transposed(context, *one, into);  // into what is there
+      std::unique_ptr<Weight> want = table.pack(context, {"w", {view(turned, {K, N})}, false}, format);
+      for (auto [weight, out] : {std::pair{into.get(), y.m}, std::pair{want.get(), z.m}}) {
+        LinearArgs args;
+        args.x = x.m, args.weight = weight, args.y = out;
+        table.linear(context, args);
+      }
+      check(equal(y.m, z.m), what);
+    }
 }
 
 void pack_cases(const OperationTable& table) {

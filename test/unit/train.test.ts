@@ -269,6 +269,15 @@ test("hard negatives: similar, and nobody's positives", async () => {
     assert.deepEqual([row.query, row.positive], [rows[i]!.query, [rows[i]!.positive]])
     assert.ok(row.negatives.length <= 3 && row.negatives.every((document: string) => documents.has(document) && document !== rows[i]!.positive))
   }
+  // Rows of one query share their positives.
+  const shared = [
+    { query: 'q', positive: 'one' },
+    { query: 'q', positive: 'two' },
+    { query: 'r', positive: 'three' },
+  ]
+  await mineNegatives(pico('bert'), shared, { out: path.join(place, 'shared.jsonl'), relativeMargin: 100 })
+  const first = JSON.parse(readFileSync(path.join(place, 'shared.jsonl'), 'utf8').split('\n')[0]!)
+  assert.deepEqual(first.negatives, ['three'])
   const run = spawnSync(
     process.execPath,
     [
