@@ -5,7 +5,7 @@ import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
 import { jsonRows, located } from '../train/data'
-import { documentKey } from '../train/sampler'
+import { distinctDocuments } from '../train/sampler'
 import { averagePrecision, classificationScores, kMeans, linearProbe, pearson, ranking, rankingScores, spearman, vMeasure } from './metrics'
 
 export const taskTypes = ['retrieval', 'classification', 'zero-shot', 'clustering', 'sts', 'pair', 'reranking'] as const
@@ -141,13 +141,11 @@ class Evaluation {
     let relevance: Map<number, number>[]
     if (this.task.rows !== undefined) {
       const rows = this.rows('rows')
-      const documents = new Map<string, EmbedInput>()
       queries = rows.map((row, i) => this.input(row, 'query', i))
       const positives = rows.map((row) => this.list(row, 'positive', 'positives'))
-      for (const document of positives.flat()) documents.set(documentKey(document), document)
-      const place = new Map([...documents.keys()].map((key, i) => [key, i]))
-      corpus = [...documents.values()]
-      relevance = positives.map((own) => new Map(own.map((document) => [place.get(documentKey(document)) as number, 1])))
+      const { documents, placeOf } = distinctDocuments(positives.flat())
+      corpus = documents
+      relevance = positives.map((own) => new Map(own.map((document) => [placeOf(document) as number, 1])))
     } else {
       const [asked, stored, grades] = [this.rows('queries'), this.rows('corpus'), this.rows('qrels')]
       const inputOf = ({ id: _, title, ...rest }: Row): EmbedInput =>

@@ -6,7 +6,7 @@ import { ConanError, shown } from '../errors'
 import { type LoadOptions, loadModel } from '../model'
 import { positive } from '../options'
 import { readData } from './data'
-import { documentKey } from './sampler'
+import { distinctDocuments, documentKey } from './sampler'
 import { replaceFile } from './write'
 
 export interface MineOptions {
@@ -70,22 +70,19 @@ export async function mineNegatives(model: string, data: string | object[], opti
   if (to < from) throw new ConanError('INVALID_OPTION', `to: expected at least ${from}, got ${to}`)
   if (!(margin > 0)) throw new ConanError('INVALID_OPTION', `relativeMargin: expected a positive number, got ${shown(options.relativeMargin)}`)
   const rows = (await readData(data)).flatMap(({ rows }) => rows)
-  const documents = new Map<string, EmbedInput>()
-  for (const { positives } of rows) for (const document of positives) documents.set(documentKey(document), document)
-  const keys = [...documents.keys()]
-  const place = new Map(keys.map((key, i) => [key, i]))
+  const { documents, placeOf } = distinctDocuments(rows.flatMap(({ positives }) => positives))
   await using loaded = await loadModel(model, {
     ...(options.dtype && { dtype: options.dtype }),
     ...(options.threads !== undefined && { threads: options.threads }),
   })
   const common = options.signal ? { signal: options.signal } : {}
-  const answers = await loaded.embedDocument([...documents.values()], common)
+  const answers = await loaded.embedDocument(documents, common)
   const answersTo = new Map<string, Set<number>>() // a query may stand in several rows
   for (const { query, positives, negatives } of rows) {
     const key = documentKey(query)
     const known = answersTo.get(key) ?? new Set()
     for (const document of [...positives, ...negatives]) {
-      const at = place.get(documentKey(document))
+      const at = placeOf(document)
       if (at !== undefined) known.add(at)
     }
     answersTo.set(key, known)
@@ -102,14 +99,14 @@ export async function mineNegatives(model: string, data: string | object[], opti
     )
     const similarity = loaded.similarity(queries, answers)
     for (const [i, row] of part.entries()) {
-      const scores = similarity.subarray(i * keys.length, (i + 1) * keys.length)
+      const scores = similarity.subarray(i * documents.length, (i + 1) * documents.length)
       const known = answersTo.get(documentKey(row.query)) as Set<number>
-      const own = row.positives.map((document) => scores[place.get(documentKey(document)) as number] as number)
+      const own = row.positives.map((document) => scores[placeOf(document) as number] as number)
       const limit = margin * Math.max(...own)
       const chosen = best(scores, to, (document) => !known.has(document) && (scores[document] as number) < limit).slice(from - 1, from - 1 + count)
       negatives += chosen.length
       short += chosen.length < count ? 1 : 0
-      const found = chosen.map((document) => documents.get(keys[document] as string) as EmbedInput)
+      const found = chosen.map((document) => documents[document] as EmbedInput)
       lines.push(
         lineOf({
           query: row.query,
@@ -127,5 +124,5 @@ export async function mineNegatives(model: string, data: string | object[], opti
   } catch (error) {
     throw new ConanError('FILE_IO', `${file}: cannot be written: ${(error as Error).message}`, { cause: error })
   }
-  return { file, rows: rows.length, documents: keys.length, negatives, short }
+  return { file, rows: rows.length, documents: documents.length, negatives, short }
 }

@@ -1,4 +1,5 @@
 // Which rows make a batch. The same seed gives the same batches, and a run that goes on skips as many as it has used.
+import type { EmbedInput } from '../embed/inputs'
 import type { Dataset, TrainingRow } from './data'
 
 export type Sampling = 'shuffled' | 'proportional' | 'weighted' | 'equal'
@@ -39,6 +40,17 @@ export const documentKey = (input: unknown): string =>
     : JSON.stringify(input, (_, value) =>
         ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('base64') : value,
       )
+
+/** Every document once, in the order in which they first come, and where an input stands among them. */
+export function distinctDocuments(inputs: EmbedInput[]): { documents: EmbedInput[]; placeOf: (input: EmbedInput) => number | undefined } {
+  const documents: EmbedInput[] = []
+  const places = new Map<string, number>()
+  for (const input of inputs) {
+    const key = documentKey(input)
+    if (!places.has(key)) places.set(key, documents.push(input) - 1)
+  }
+  return { documents, placeOf: (input) => places.get(documentKey(input)) }
+}
 
 /** Rows of one dataset in ever new order. */
 class Deck {

@@ -4,7 +4,6 @@ import { createHash } from 'node:crypto'
 import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { binding, type NativeChunk, type NativeStep } from '../binding'
-import type { EmbedInput } from '../embed/inputs'
 import type { SoundCache } from '../embed/media'
 import { asConanError, ConanError, shown } from '../errors'
 import { requireFree } from '../files/output'
@@ -14,7 +13,7 @@ import { type Batch, type EmbedOptions, type LoadOptions, load, type Model } fro
 import { oneOf, positive } from '../options'
 import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
-import { documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
+import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
 import { chooseTrainable, type TrainableChoice, type TrainableOptions } from './trainable'
 import { changedTensors, readLines, replaceFile, writeAdapterConfig, writeModel } from './write'
 
@@ -217,12 +216,10 @@ class Run {
   private async prepared({ rows, dataset }: SampledBatch): Promise<Prepared | undefined> {
     const { options, settings } = this
     const queries = rows.map(({ query }) => query)
-    const documents = new Map<string, EmbedInput>()
-    for (const { positives, negatives } of rows) for (const document of [...positives, ...negatives]) documents.set(documentKey(document), document)
-    const keys = [...documents.keys()]
+    const { documents, placeOf } = distinctDocuments(rows.flatMap(({ positives, negatives }) => [...positives, ...negatives]))
     const common: EmbedOptions = { maxBatchTokens: this.chunkTokens, onError: options.onError ?? 'throw', ...(options.signal && { signal: options.signal }) }
     const asked = { ...common, ...(options.instruction !== undefined && { instruction: options.instruction }) }
-    const batches = [await this.model.prepare(queries, asked, 'query'), await this.model.prepare([...documents.values()], common, 'document')]
+    const batches = [await this.model.prepare(queries, asked, 'query'), await this.model.prepare(documents, common, 'document')]
     const chunks: NativeChunk[] = []
     let next = 0
     /** Row of the vectors by place in the list; undefined: it could not be read. */
@@ -236,10 +233,9 @@ class Run {
       }
       return place
     }) as [Map<number, number>, Map<number, number>]
-    const document = new Map(keys.flatMap((key, i) => (places[1].has(i) ? [[key, places[1].get(i) as number]] : [])))
     const whole = rows.flatMap((row, i) => {
       const query = places[0].get(i)
-      const positives = row.positives.flatMap((positive) => document.get(documentKey(positive)) ?? [])
+      const positives = row.positives.flatMap((positive) => places[1].get(placeOf(positive) as number) ?? [])
       return query === undefined || positives.length === 0 ? [] : [{ row, query, positives }]
     })
     this.skipped += rows.length - whole.length
@@ -255,7 +251,7 @@ class Run {
       }
       return { chunks, tokens, step: { graded: { ...pairs, scale: 20 } } }
     }
-    const used = [...document.values()]
+    const used = documents.flatMap((_, i) => places[1].get(i) ?? [])
     if (used.length < 2) return undefined
     const index = new Map(used.map((row, i) => [row, i]))
     return {

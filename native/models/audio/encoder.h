@@ -44,6 +44,14 @@ class AudioEncoder {
   /// Whether anything before, or behind, the blocks trains.
   virtual bool stem_trains(const Gradients& gradients) const = 0;
   virtual bool head_trains(const Gradients&) const { return false; }
+  /// What the blocks are given: attention stays within offsets[b] .. offsets[b + 1], which must outlive it.
+  static TransformerInput input_of(const std::vector<int32_t>& offsets, const Matrix& embeddings) {
+    TransformerInput input;
+    input.batch.offsets = offsets.data();
+    input.batch.sequences = int(offsets.size()) - 1;
+    input.embeddings = embeddings;
+    return input;
+  }
 
   int64_t bins_ = 0, outputs_ = 0;
   std::unique_ptr<Transformer> blocks_;

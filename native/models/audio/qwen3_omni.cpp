@@ -64,7 +64,7 @@ class Qwen3Omni : public AudioEncoder {
       convolve(context, out_, stem.grids.back(), stem.taken, Activation::none, place, x.slice(done, made));
       done += made;
     }
-    const Matrix last = blocks_->forward(context, input_of(plan, x), std::nullopt, observer);
+    const Matrix last = blocks_->forward(context, input_of(plan.offsets, x), std::nullopt, observer);
     context.ops.for_rows(context, N, 2 * C + outputs_, [&](Context& own, int64_t row, int64_t count) {
       Arena::Scope inner_scope(own.scratch);
       const Matrix h = own.scratch.matrix(count, C);
@@ -89,7 +89,7 @@ class Qwen3Omni : public AudioEncoder {
     context.ops.activate_backward(context, {activation_, false, u, h, u});
     gradients.linear(context, *proj1_, proj1_bias_, u, last);
     linear_input(context, gradients, *proj1_, u, h);
-    const InputGradients given = blocks_->backward(context, input_of(plan, {}), tape, h, gradients, stem);
+    const InputGradients given = blocks_->backward(context, input_of(plan.offsets, {}), tape, h, gradients, stem);
     if (!stem) return;
     int64_t done = 0;
     for (size_t first = 0; first < plan.chunks.size(); first += kTogether) {
@@ -143,14 +143,6 @@ class Qwen3Omni : public AudioEncoder {
       for (int64_t left = tokens(frames); left > 0; left -= window_) plan.offsets.push_back(int32_t(N += std::min(left, window_)));
     }
     return plan;
-  }
-
-  static TransformerInput input_of(const Plan& plan, const Matrix& embeddings) {
-    TransformerInput input;
-    input.batch.offsets = plan.offsets.data();
-    input.batch.sequences = int(plan.offsets.size()) - 1;
-    input.embeddings = embeddings;
-    return input;
   }
 
   static void layer(Context& context, const Weight& weight, const Values& bias, Activation activation, const Matrix& x, const Matrix& y) {

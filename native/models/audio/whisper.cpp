@@ -41,14 +41,14 @@ class Whisper : public AudioEncoder {
       context.ops.gather(context, {{positions_.data(), max_positions_, C, C}, place, plan.places.data()});
       convolve(context, conv2_, inner, plan.second_taps, Activation::gelu_erf, place, y);
     }
-    return blocks_->forward(context, input_of(plan, y), std::nullopt, observer);
+    return blocks_->forward(context, input_of(plan.offsets, y), std::nullopt, observer);
   }
 
   void backward(Context& context, const Sounds& sounds, const Tape& tape, const Matrix& dy, Gradients& gradients) const override {
     Arena::Scope scope(context.scratch);
     const Plan plan = plan_of(sounds);
     const bool stem = stem_trains(gradients);
-    const InputGradients given = blocks_->backward(context, input_of(plan, {}), tape, dy, gradients, stem);
+    const InputGradients given = blocks_->backward(context, input_of(plan.offsets, {}), tape, dy, gradients, stem);
     if (!stem) return;
     Matrix heard;
     const Matrix inner = first_convolution(context, sounds, plan, &heard);
@@ -84,14 +84,6 @@ class Whisper : public AudioEncoder {
         begin = end;
       }
     return plan;
-  }
-
-  static TransformerInput input_of(const Plan& plan, const Matrix& embeddings) {
-    TransformerInput input;
-    input.batch.offsets = plan.offsets.data();
-    input.batch.sequences = int(plan.offsets.size()) - 1;
-    input.embeddings = embeddings;
-    return input;
   }
 
   /// [T + 1, hidden], the last row zero; `heard` takes its input.
