@@ -39,8 +39,9 @@ export interface NativeTrainingPlan {
   /** Tensors that train whole, and those that train by a product of low rank. */
   dense: string[]
   lowRank: { tensor: string; rank: number; scale: number }[]
+  dropout?: number
   seed: number
-  optimizer: { beta1?: number; beta2?: number; epsilon?: number; weightDecay?: number; clip?: number }
+  optimizer: { beta1?: number; beta2?: number; epsilon?: number; weightDecay?: number; clip?: number; anchor?: number }
 }
 
 /** Sequences that go through the model together; must not change while the call runs. */
@@ -56,9 +57,12 @@ export interface NativeStep {
   /** Factor of this batch's gradient, and whether the weights change now. */
   weight: number
   update: boolean
+  /** Chunks of no more tokens than this together go through the model once; default: one chunk at a time. */
+  chunkTokens?: number
   matryoshka: { dimensions: number[]; weights: number[] }
   contrastive?: { queries: number[]; documents: number[]; positives: number[][]; temperature: number; bothDirections: boolean; margin: number }
   graded?: { left: number[]; right: number[]; grades: number[]; scale: number }
+  distillation?: { rows: number[]; relations: number }
 }
 
 /** Pictures of a batch in the order of their placeholder tokens; must not change while the call runs. */
@@ -148,8 +152,8 @@ export interface NativeBinding {
   encodeSounds(model: NativeModel, media: NativeMedia): Promise<Float32Array>
   /** Tokens that stand for clips of so many frames. */
   audioTokens(model: NativeModel, frames: Int32Array): Int32Array
-  /** One step of training, `step` is a NativeStep as JSON. */
-  trainStep(model: NativeModel, chunks: NativeChunk[], step: string): Promise<{ loss: number; gradientNorm: number }>
+  /** One step of training, `step` is a NativeStep as JSON, `teacher` the vectors of distillation.rows, one behind the other. */
+  trainStep(model: NativeModel, chunks: NativeChunk[], step: string, teacher?: Float32Array): Promise<{ loss: number; gradientNorm: number }>
   /** 'state': all that is needed to go on; 'tensors': the trained tensors alone. Safetensors. */
   saveTraining(model: NativeModel, file: string, what: 'state' | 'tensors'): Promise<void>
   loadTraining(model: NativeModel, file: string): Promise<void>

@@ -158,7 +158,7 @@ ModelOptions read_options(const Napi::Object& js) {
   return options;
 }
 
-/// {dense: [tensor], lowRank: [{tensor, rank, scale}], seed, optimizer: {beta1, beta2, epsilon, weightDecay, clip}}
+/// {dense: [tensor], lowRank: [{tensor, rank, scale}], dropout, seed, optimizer: {beta1, beta2, epsilon, weightDecay, clip, anchor}}
 std::shared_ptr<train::Trainer> make_trainer(const ModelOptions& options, const std::string& plan) {
   const Json json = Json::parse(plan, "the training plan");
   train::TrainableOptions trainable;
@@ -171,13 +171,15 @@ std::shared_ptr<train::Trainer> make_trainer(const ModelOptions& options, const 
     trainable.low_rank.push_back(one);
   }
   trainable.seed = uint64_t(json["seed"].integer());
+  trainable.dropout = json["dropout"].number();
   train::OptimizerOptions optimizer;
   const Json& given = json["optimizer"];
   for (const auto& [key, value] : {std::pair<const char*, double*>{"beta1", &optimizer.beta1},
                                    {"beta2", &optimizer.beta2},
                                    {"epsilon", &optimizer.epsilon},
                                    {"weightDecay", &optimizer.weight_decay},
-                                   {"clip", &optimizer.clip}})
+                                   {"clip", &optimizer.clip},
+                                   {"anchor", &optimizer.anchor}})
     if (given.has(key)) *value = given[key].number();
   return std::make_shared<train::Trainer>(options, trainable, optimizer);
 }
@@ -381,21 +383,28 @@ std::vector<int32_t> whole_numbers(const Json& list) {
 }
 
 /// {learningRate, weight, update, matryoshka: {dimensions, weights}, contrastive: {queries, documents, positives, temperature,
-/// bothDirections, margin} | graded: {left, right, grades, scale}}
+/// bothDirections, margin} | graded: {left, right, grades, scale} | distillation: {rows, relations}}
 train::StepOptions read_step(const std::string& text) {
   const Json json = Json::parse(text, "the step");
   train::StepOptions step;
   step.learning_rate = json["learningRate"].number();
   step.weight = json["weight"].number();
+  step.chunk_tokens = json["chunkTokens"].integer();
   step.update = json["update"].boolean();
   for (const Json& value : json["matryoshka"]["dimensions"].items()) step.matryoshka.dimensions.push_back(value.integer());
   for (const Json& value : json["matryoshka"]["weights"].items()) step.matryoshka.weights.push_back(value.number());
   if (const Json& graded = json["graded"]; graded.is_object()) {
-    step.graded = true;
+    step.loss = train::Loss::graded;
     step.grades.left = whole_numbers(graded["left"]);
     step.grades.right = whole_numbers(graded["right"]);
     for (const Json& value : graded["grades"].items()) step.grades.grades.push_back(value.number());
     step.grades.scale = graded["scale"].number();
+    return step;
+  }
+  if (const Json& distillation = json["distillation"]; distillation.is_object()) {
+    step.loss = train::Loss::distillation;
+    step.distillation.rows = whole_numbers(distillation["rows"]);
+    step.distillation.relations = distillation["relations"].number();
     return step;
   }
   const Json& pairs = json["contrastive"];
@@ -408,7 +417,7 @@ train::StepOptions read_step(const std::string& text) {
   return step;
 }
 
-/// trainStep(handle, [{ids, offsets, media}], step as JSON) -> Promise<JSON {loss, gradientNorm}>
+/// trainStep(handle, [{ids, offsets, media}], step as JSON, teacher's vectors?) -> Promise<{loss, gradientNorm}>
 Napi::Value train_step(const Napi::CallbackInfo& info) {
   const std::shared_ptr<train::Trainer> trainer = trainer_of(info);
   const Napi::Array list = info[1].As<Napi::Array>();
@@ -421,9 +430,22 @@ Napi::Value train_step(const Napi::CallbackInfo& info) {
     chunks->push_back({std::move(batch.ids), std::move(batch.offsets), media->back().media});
   }
   const std::string text = info[2].ToString();
+  auto teacher = std::make_shared<std::vector<float>>();
+  if (info[3].IsTypedArray()) {
+    const auto given = info[3].As<Napi::Float32Array>();
+    teacher->assign(given.Data(), given.Data() + given.ElementLength());
+  }
   auto result = std::make_shared<train::StepResult>();
   return Task::run(
-      info.Env(), [=] { *result = trainer->step(*chunks, read_step(text)); },
+      info.Env(),
+      [=] {
+        train::StepOptions step = read_step(text);
+        if (const auto rows = int64_t(step.distillation.rows.size()); rows > 0) {
+          const int64_t cols = int64_t(teacher->size()) / rows;
+          step.distillation.teacher = {teacher->data(), rows, cols, cols};
+        }
+        *result = trainer->step(*chunks, step);
+      },
       [=](Napi::Env env) -> Napi::Value {
         for (MediaOf& each : *media) each.release();
         Napi::Object out = Napi::Object::New(env);

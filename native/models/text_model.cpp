@@ -50,7 +50,7 @@ TextModel::TextModel(const ModelOptions& options, WeightObserver* observer) : ob
   context_ = std::make_unique<Context>(table, options.threads > 0 ? options.threads : ThreadPool::default_threads());
   context_->cancelled = &cancelled_;
   std::optional<Pooling> one_row;
-  if (!observer_ && (pooling_ == Pooling::cls || pooling_ == Pooling::last)) one_row = pooling_;
+  if (pooling_ == Pooling::cls || pooling_ == Pooling::last) one_row = pooling_;
   if (observer_) require_training(table);
   WeightLoader& loader = open_loader(probe_tensor(transformer));
   transformer_ = std::make_unique<Transformer>(*context_, std::move(transformer), loader, format_, one_row);
@@ -180,22 +180,27 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
   return input;
 }
 
+Matrix TextModel::infer(const TokenBatch& batch, const Media& media) {
+  Matrix x = transformer_->forward(*context_, input_of(batch, media), pooling_);
+  for (const Dense& dense : dense_) {
+    LinearArgs args;
+    args.x = x;
+    args.weight = dense.weight.get();
+    args.bias = dense.bias.data();
+    args.activation = dense.activation;
+    args.y = context_->scratch.matrix(x.rows, dense.weight->rows);
+    context_->ops.linear(*context_, args);
+    x = args.y;
+  }
+  return x;
+}
+
 void TextModel::embed(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions, float* out) {
   std::lock_guard<std::mutex> lock(running_);
   cancelled_ = false;
   Context& context = *context_;
   Arena::Scope scope(context.scratch);
-  Matrix x = transformer_->forward(context, input_of(batch, media), pooling_);
-  for (const Dense& dense : dense_) {
-    LinearArgs args;
-    args.x = x;
-    args.weight = dense.weight.get();
-    args.bias = dense.bias.empty() ? nullptr : dense.bias.data();
-    args.activation = dense.activation;
-    args.y = context.scratch.matrix(x.rows, dense.weight->rows);
-    context.ops.linear(context, args);
-    x = args.y;
-  }
+  Matrix x = infer(batch, media);
   x = x.columns(0, dimensions);
   if (normalize) context.ops.normalize(context, {x});
   for (int64_t b = 0; b < x.rows; ++b) {

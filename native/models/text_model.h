@@ -73,7 +73,7 @@ class TextModel {
     TokenBatch batch;
     TransformerInput input;
     Tape tape;
-    Matrix final, pooled;         // hidden states [T, hidden], then [B, hidden]
+    Matrix final;                 // hidden states [T, hidden], or of the pooled rows alone [B, hidden]
     std::vector<Matrix> dense;    // inputs of the dense layers
     Matrix heard;                 // features of the encoder of sound, the projector's input
     std::vector<size_t> sources;  // of input.replaced: 0 sounds, 1 pictures
@@ -83,7 +83,10 @@ class TextModel {
   };
   Context& context() { return *context_; }
   std::mutex& running() { return running_; }
+  /// Whether anything trains that an input with such media goes through.
+  bool trains(const Media& media, const Gradients& gradients) const;
   /// Vectors [B, dimensions], before they are brought to length 1.
+  Matrix infer(const TokenBatch& batch, const Media& media);
   Matrix forward(TrainingPass& pass, const TokenBatch& batch, const Media& media, const Gradients& gradients);
   /// `dy` [B, dimensions] is overwritten.
   void backward(TrainingPass& pass, const Matrix& dy, Gradients& gradients);
@@ -110,8 +113,8 @@ class TextModel {
   WeightLoader& open_loader(const std::string& probe);
   void load_audio(const Json& config, const std::string& path);
   TransformerInput input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass = nullptr);
-  /// Whether anything in front of the language model trains that this pass has gone through.
-  bool trains_in_front(const TrainingPass& pass, const Gradients& gradients) const;
+  /// Whether anything in front of the language model trains that such media go through.
+  bool trains_in_front(const Media& media, const Gradients& gradients) const;
   struct Dense {
     std::unique_ptr<Weight> weight;
     Values bias;

@@ -4,12 +4,16 @@
 
 namespace conan {
 
-bool TextModel::trains_in_front(const TrainingPass& pass, const Gradients& gradients) const {
-  for (const size_t source : pass.sources) {
-    if (source == 0 && (projector_->trains(gradients) || (audio_->trains(gradients) && !pass.media->sounds.encoded))) return true;
-    if (source == 1 && vision_->trains(gradients)) return true;
-  }
-  return false;
+bool TextModel::trains_in_front(const Media& media, const Gradients& gradients) const {
+  const bool sounds = !media.sounds.frames.empty(), pictures = !media.pictures.grids.empty();
+  return (sounds && projector_ && (projector_->trains(gradients) || (audio_->trains(gradients) && !media.sounds.encoded))) ||
+         (pictures && vision_ && vision_->trains(gradients));
+}
+
+bool TextModel::trains(const Media& media, const Gradients& gradients) const {
+  for (const Dense& dense : dense_)
+    if (gradients.wants(*dense.weight) || gradients.wants(dense.bias)) return true;
+  return transformer_->trains(gradients) || trains_in_front(media, gradients);
 }
 
 Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Media& media, const Gradients& gradients) {
@@ -19,12 +23,15 @@ Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Med
   pass.gradients = &gradients;
   pass.media = &media;
   pass.input = input_of(batch, media, &pass);
-  const int64_t lowest = trains_in_front(pass, gradients) ? 0 : transformer_->lowest_trained(gradients);
+  const int64_t lowest = trains_in_front(media, gradients) ? 0 : transformer_->lowest_trained(gradients);
   const Transformer::Observer record = transformer_->record(context, pass.tape, lowest);
-  pass.final = transformer_->forward(context, pass.input, std::nullopt, record, &pass.tape);
-  pass.pooled = context.scratch.matrix(batch.sequences, config().hidden);
-  context.ops.pool(context, {pass.final, pass.pooled, batch.offsets, pooling_});
-  Matrix x = pass.pooled;
+  const bool pooled = transformer_->pools_itself(pooling_);
+  pass.final = transformer_->forward(context, pass.input, pooled ? std::optional(pooling_) : std::nullopt, record, &pass.tape);
+  Matrix x = pass.final;
+  if (!pooled) {
+    x = context.scratch.matrix(batch.sequences, config().hidden);
+    context.ops.pool(context, {pass.final, x, batch.offsets, pooling_});
+  }
   for (const Dense& dense : dense_) {
     pass.dense.push_back(x);
     LinearArgs args;
@@ -56,9 +63,12 @@ void TextModel::backward(TrainingPass& pass, const Matrix& dy, Gradients& gradie
     d = context.scratch.matrix(d.rows, dense.weight->cols);
     linear_input(context, gradients, *dense.weight, args.y, d);
   }
-  const bool inputs = trains_in_front(pass, gradients);
-  const Matrix states = context.scratch.matrix(pass.batch.tokens(), config().hidden);
-  context.ops.pool_backward(context, {pass.final, d, states, pass.batch.offsets, pooling_});
+  const bool inputs = trains_in_front(*pass.media, gradients);
+  Matrix states = d;
+  if (!transformer_->pools_itself(pooling_)) {
+    states = context.scratch.matrix(pass.batch.tokens(), config().hidden);
+    context.ops.pool_backward(context, {pass.final, d, states, pass.batch.offsets, pooling_});
+  }
   const InputGradients given = transformer_->backward(context, pass.input, pass.tape, states, gradients, inputs);
   for (size_t i = 0; inputs && i < pass.sources.size(); ++i) {
     if (pass.sources[i] == 0) {

@@ -62,6 +62,7 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
     relative_values_ = loader.take_values(n.relative_bias + ".weight", {c.relative_buckets, c.heads});
     spread_relative_bias();
   }
+  if (apart_ && n.qkv.size() == 1) one_row_.reset();  // one tensor cannot train in two places
   for (int64_t i = 0; i < c.layers; ++i) load_layer(context, loader, format, i, one_row_ && i == c.layers - 1);
   final_norm_ = load_norm(loader, n.final_norm);
   loader.require_all_used(n.layers);
@@ -248,24 +249,29 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   rotate(context, layer, index, pass, qkv.columns(Q, KV), false, pass.positions.data() + first);
 }
 
-void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
-                         const int32_t* q_starts) const {
-  const int64_t Q = config_.query_width(), KV = config_.kv_width();
+AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch,
+                                        const int32_t* q_offsets, const int32_t* q_starts) const {
   AttentionArgs args;
-  args.q = q;
-  args.k = qkv_of(pass, index).columns(Q, KV);
-  args.v = qkv_of(pass, index).columns(Q + KV, KV);
-  args.y = y;
+  args.q = q, args.k = k, args.v = v;
   args.q_offsets = q_offsets;
-  args.kv_offsets = pass.batch.offsets;
+  args.kv_offsets = batch.offsets;
   args.q_starts = q_starts;
-  args.sequences = pass.batch.sequences;
+  args.sequences = batch.sequences;
   args.heads = int(config_.heads), args.kv_heads = int(config_.kv_heads), args.head_dim = int(config_.head_dim);
   args.scale = config_.attention_scale;
   args.left = config_.layer[size_t(index)].left, args.right = config_.layer[size_t(index)].right;
   args.bias = relative_bias_.empty() ? nullptr : relative_bias_.data();
   args.bias_reach = config_.max_positions - 1;
   args.reduced = reduced_;
+  return args;
+}
+
+void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
+                         const int32_t* q_starts) const {
+  const int64_t Q = config_.query_width(), KV = config_.kv_width();
+  const Matrix& qkv = qkv_of(pass, index);
+  AttentionArgs args = attention_of(index, q, qkv.columns(Q, KV), qkv.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
+  args.y = y;
   context.ops.attention(context, args);
 }
 
@@ -358,6 +364,20 @@ Transformer::Pass Transformer::begin(const TransformerInput& input) const {
   return pass;
 }
 
+Transformer::Queries Transformer::queries_of(const Pass& pass, bool one_row) const {
+  Queries out;
+  out.offsets.push_back(0);
+  for (int b = 0; b < pass.batch.sequences; ++b) {
+    const int32_t begin = pass.batch.offsets[b], end = pass.batch.offsets[b + 1];
+    const int32_t first = !one_row || *one_row_ == Pooling::cls ? begin : end - 1;
+    for (int32_t t = first; t < (one_row ? first + 1 : end); ++t) out.rows.push_back(t);
+    out.starts.push_back(first - begin);
+    out.offsets.push_back(int32_t(out.rows.size()));
+  }
+  for (const int32_t row : out.rows) out.positions.push_back(pass.positions[size_t(row)]);
+  return out;
+}
+
 /// The embeddings of rows [first, first + count) as they are before any norm.
 void Transformer::embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const {
   EmbedArgs args;
@@ -376,8 +396,11 @@ void Transformer::keep(Tape& tape, int64_t tokens) const {
   tape.kept.clear();
   const int64_t Q = c.query_width(), KV = c.kv_width(), inner = c.gated ? 2 * c.intermediate : c.intermediate;
   const int64_t width = padded_stride(Q + 2 * KV) + padded_stride(c.hidden) + padded_stride(inner);
-  if (c.placement != NormPlacement::pre || size_t((c.layers - tape.lowest) * tokens * width) * sizeof(float) > tape.budget) return;
-  for (int64_t i = tape.lowest; i < c.layers; ++i) {
+  const int64_t layers = one_row_ ? c.layers - 1 : c.layers;  // a last layer of few rows costs little to compute again
+  const size_t bytes = size_t(std::max<int64_t>(0, layers - tape.lowest) * tokens * width) * sizeof(float);
+  if (c.placement != NormPlacement::pre || bytes > tape.budget) return;
+  tape.budget -= bytes;
+  for (int64_t i = tape.lowest; i < layers; ++i) {
     Arena& memory = *tape.memory;
     tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), memory.matrix(tokens, c.hidden), memory.matrix(tokens, inner)});
   }
@@ -433,25 +456,14 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
 
   if (int64_t(input.added.size()) >= c.layers)
     fail("CONFIG_INVALID", "expected fewer DeepStack layers than the ", c.layers, " layers of the language model, got ", input.added.size());
-  const bool one_row = pooling && one_row_ && *pooling == *one_row_ && !observer;
+  const bool one_row = pooling && one_row_ == pooling && (tape || !observer);
   for (int64_t i = 0; i < c.layers; ++i) {
     if (context.cancelled && context.cancelled->load(std::memory_order_relaxed)) fail("ABORTED", "the forward pass was cancelled");
     const Layer& layer = layers_[size_t(i)];
     const bool last = i + 1 == c.layers;
     if (!layer.qkv) {
       // Queries were left out of project(): for the pooled row of each sequence, or here for all of them.
-      std::vector<int32_t> rows, starts, offsets{0};
-      for (int b = 0; b < batch.sequences; ++b) {
-        const int32_t begin = batch.offsets[b], end = batch.offsets[b + 1];
-        if (one_row) {
-          rows.push_back(*pooling == Pooling::cls ? begin : end - 1);
-          starts.push_back(rows.back() - begin);
-        } else {
-          for (int32_t t = begin; t < end; ++t) rows.push_back(t);
-          starts.push_back(0);
-        }
-        offsets.push_back(int32_t(rows.size()));
-      }
+      const auto [rows, starts, offsets, positions] = queries_of(pass, one_row);
       const int64_t R = int64_t(rows.size());
       Matrix x = context.scratch.matrix(R, c.hidden), q = context.scratch.matrix(R, Q), attended = context.scratch.matrix(R, Q), input = x;
       ops.gather(context, {pass.x, x, rows.data()});
@@ -465,8 +477,6 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       args.bias = layer.qkv_bias.data();
       args.y = q;
       ops.linear(context, args);
-      std::vector<int32_t> positions;
-      for (int32_t row : rows) positions.push_back(pass.positions[size_t(row)]);
       rotate(context, layer, i, pass, q, true, positions.data());
       attend(context, i, pass, q, attended, offsets.data(), starts.data());
       ops.for_rows(context, R, width, [&](Context& own, int64_t first, int64_t count) {

@@ -48,6 +48,10 @@ struct Tape {
   std::vector<Matrix> states;     // before layer lowest, lowest + 1, ..., after the last (before the final norm)
   std::vector<Kept> kept;         // of layer lowest, ...; empty: layers are computed again
   size_t budget = 0;              // bytes that `kept` may take, else it stays empty
+
+  const Kept* kept_of(int64_t layer) const {
+    return layer >= lowest && layer - lowest < int64_t(kept.size()) ? &kept[size_t(layer - lowest)] : nullptr;
+  }
 };
 
 /// Gradients of what a pass was given: of embeddings where there were no ids, and of RowValues in their order.
@@ -58,10 +62,13 @@ struct InputGradients {
 
 class Transformer {
  public:
-  /// `one_row`: the caller pools by the first or last token, and the last layer computes nothing for the others.
+  /// `one_row`: the caller pools by the first or last token, and the last layer computes nothing for the others (unless its queries, keys
+  /// and values are one tensor that trains).
   Transformer(Context& context, TransformerConfig config, WeightLoader& loader, WeightFormat format, std::optional<Pooling> one_row);
 
   const TransformerConfig& config() const { return config_; }
+  /// Whether forward() with this pooling and a tape returns [B, hidden] of a last layer that computed no more than that.
+  bool pools_itself(Pooling pooling) const { return one_row_ == pooling; }
   size_t weight_bytes() const { return weight_bytes_; }
 
   /// Checks ids and lengths: INVALID_INPUT names the sequence.
@@ -73,13 +80,15 @@ class Transformer {
   /// The lowest layer of which anything trains; `layers` where nothing does.
   int64_t lowest_trained(const Gradients& gradients) const;
   bool trains_embeddings(const Gradients& gradients) const;
+  bool trains(const Gradients& gradients) const;
 
   /// Keeps what backward() needs of a pass: the states before layers `lowest` and up, and after the last. To be handed to forward() as
   /// observer.
   Observer record(Context& context, Tape& tape, int64_t lowest) const;
-  /// From the gradient of the final hidden states `dy` [T, hidden], which it overwrites, to the gradients of all that trains, and, with
-  /// `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are computed again from
-  /// their inputs (activation checkpointing). `above` sees the gradient of the states after each layer first, and may add to it.
+  /// From the gradient of what forward() returned, `dy` [T, hidden] or where it pools [B, hidden], which it overwrites, to the gradients of
+  /// all that trains, and, with `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are
+  /// computed again from their inputs (activation checkpointing). `above` sees the gradient of the states after each layer first, and may
+  /// add to it.
   InputGradients backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients, bool inputs,
                           const Observer& above = {}) const;
   /// The final norm of states as the tape ends with them.
@@ -119,9 +128,7 @@ class Transformer {
     std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
     Tape* tape = nullptr;
 
-    const Tape::Kept* kept(int64_t layer) const {
-      return tape && layer >= tape->lowest && !tape->kept.empty() ? &tape->kept[size_t(layer - tape->lowest)] : nullptr;
-    }
+    const Tape::Kept* kept(int64_t layer) const { return tape ? tape->kept_of(layer) : nullptr; }
   };
   const Matrix& qkv_of(const Pass& pass, int64_t layer) const {
     return pass.kept(layer) && layers_[size_t(layer)].q_norm.empty() ? pass.kept(layer)->qkv : pass.qkv;
@@ -129,6 +136,11 @@ class Transformer {
   void keep(Tape& tape, int64_t tokens) const;
   struct LayerState;
 
+  /// The queries of a last layer that looks at one row of each sequence, or at all.
+  struct Queries {
+    std::vector<int32_t> rows, starts, offsets, positions;
+  };
+  Queries queries_of(const Pass& pass, bool one_row) const;
   Pass begin(const TransformerInput& input) const;
   void embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const;
   static void put(Context& context, const Matrix& from, const Matrix& to, bool add);
@@ -141,6 +153,8 @@ class Transformer {
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}) const;
   void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
+  AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,
+                             const int32_t* q_starts) const;
   void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
               const int32_t* q_starts) const;
   void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept = nullptr,

@@ -16,8 +16,8 @@ int64_t Transformer::lowest_trained(const Gradients& gradients) const {
   if (trains_embeddings(gradients)) return 0;
   for (int64_t i = 0; i < config_.layers; ++i) {
     const Layer& layer = layers_[size_t(i)];
-    for (const auto* weight : {&layer.qkv, &layer.output, &layer.mlp_in, &layer.mlp_out})
-      if (gradients.wants(**weight)) return i;
+    for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
+      if (*weight && gradients.wants(**weight)) return i;
     for (const Values* values :
          {&layer.attention_norm.weight, &layer.attention_norm.bias, &layer.attention_post_norm.weight, &layer.attention_post_norm.bias,
           &layer.mlp_norm.weight, &layer.mlp_norm.bias, &layer.mlp_post_norm.weight, &layer.mlp_post_norm.bias, &layer.qkv_bias, &layer.q_norm,
@@ -28,9 +28,14 @@ int64_t Transformer::lowest_trained(const Gradients& gradients) const {
   return gradients.wants(relative_values_) ? 0 : config_.layers;
 }
 
-/// What a layer computes on its way; the names are those of the formulas in backward_layer.
+bool Transformer::trains(const Gradients& gradients) const {
+  return lowest_trained(gradients) < config_.layers || gradients.wants(final_norm_.weight) || gradients.wants(final_norm_.bias);
+}
+
+/// What a layer computes on its way; the names are those of the formulas in backward(). A last layer of few rows has its queries, and all
+/// that follows attention, for those alone.
 struct Transformer::LayerState {
-  Matrix a, raw, qkv, attended, o, middle, m, u, g, d;
+  Matrix a, a_few, x_few, raw_q, raw_k, q, k, v, attended, o, middle, m, u, g, d;
 };
 
 Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
@@ -45,20 +50,20 @@ Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t 
   };
 }
 
-InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& dy, Gradients& gradients,
-                                     bool inputs, const Observer& above) const {
+InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& d_final,
+                                     Gradients& gradients, bool inputs, const Observer& above) const {
   const TransformerConfig& c = config_;
   const OperationTable& ops = context.ops;
   const Pass pass = begin(input);
   const int64_t T = input.batch.tokens(), C = c.hidden, Q = c.query_width(), KV = c.kv_width();
   const bool post = c.placement == NormPlacement::post, sandwich = c.placement == NormPlacement::sandwich;
 
-  auto project = [&](const Matrix& x, const Weight& weight, const Values& bias) {
+  auto project = [&](const Matrix& x, const Weight& weight, const float* bias) {
     LinearArgs args;
     args.x = x;
     args.weight = &weight;
-    args.bias = bias.data();
-    args.y = context.scratch.matrix(T, weight.rows);
+    args.bias = bias;
+    args.y = context.scratch.matrix(x.rows, weight.rows);
     ops.linear(context, args);
     return args.y;
   };
@@ -87,7 +92,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     return out;
   };
 
+  Matrix dy = d_final;
   if (final_norm_) norm_gradient(final_norm_, tape.states.back(), dy, dy, false);
+  const bool one_row = dy.rows != T;
+  const Matrix whole = one_row_ ? context.scratch.matrix(T, C) : Matrix{};  // takes over from dy below the last layer
   InputGradients out;
   std::vector<float> bias_gradient;
   if (gradients.wants(relative_values_)) bias_gradient.assign(relative_bias_.size(), 0);
@@ -103,50 +111,78 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
 
     // Forward once more, as far as it was not kept and is looked at. pre: middle = x + o; sandwich: middle = x + norm(o); post: middle =
     // norm(x + o).
-    const Tape::Kept* kept = tape.kept.empty() ? nullptr : &tape.kept[size_t(i - tape.lowest)];
-    const bool at_qkv = gradients.wants(*layer.qkv), at_output = gradients.wants(*layer.output);
+    const Tape::Kept* kept = tape.kept_of(i);
+    const bool few = !layer.qkv;  // then nothing is kept
+    const bool at_qkv = few || gradients.wants(*layer.qkv), at_output = gradients.wants(*layer.output);
+    const Queries queries = few ? queries_of(pass, one_row) : Queries{};
+    const int32_t* q_positions = few ? queries.positions.data() : pass.positions.data();
+    const int32_t* q_offsets = few ? queries.offsets.data() : input.batch.offsets;
+    const int32_t* q_starts = few ? queries.starts.data() : pass.zeros.data();
+    const int64_t R = few ? int64_t(queries.rows.size()) : T;
     LayerState s;
-    Matrix before_norm;
+    Matrix before_norm, qkv;
     s.a = post || !layer.attention_norm ? x : kept && !at_qkv ? Matrix{} : normed(layer.attention_norm, x);
+    s.a_few = s.a, s.x_few = x;
+    if (few) {
+      for (Matrix* each : {&s.a_few, &s.x_few}) {
+        const Matrix all = *each;
+        *each = context.scratch.matrix(R, C);
+        ops.gather(context, {all, *each, queries.rows.data()});
+      }
+      s.q = project(s.a_few, *layer.q, layer.qkv_bias.data());
+      qkv = context.scratch.matrix(T, Q + 2 * KV);
+      LinearArgs args;
+      args.x = s.a;
+      args.weight = layer.kv.get();
+      args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q;
+      args.y = qkv.columns(Q, 2 * KV);
+      ops.linear(context, args);
+    } else {
+      qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
+      s.q = qkv.columns(0, Q);
+    }
     if (kept) s.middle = kept->middle, s.u = kept->inner;
-    s.qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias);
+    s.k = qkv.columns(Q, KV), s.v = qkv.columns(Q + KV, KV);
     if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
-      s.raw = s.qkv;
-      s.qkv = context.scratch.matrix(T, Q + 2 * KV);
-      put(context, s.raw, s.qkv, false);
+      s.raw_q = s.q, s.raw_k = s.k;
+      for (Matrix* each : {&s.q, &s.k}) {
+        const Matrix raw = *each;
+        *each = context.scratch.matrix(raw.rows, raw.cols);
+        put(context, raw, *each, false);
+      }
     }
-    if (!kept || s.raw.data) {
-      rotate(context, layer, i, pass, s.qkv.columns(0, Q), true, pass.positions.data());
-      rotate(context, layer, i, pass, s.qkv.columns(Q, KV), false, pass.positions.data());
+    if (!kept || s.raw_q.data) {
+      rotate(context, layer, i, pass, s.q, true, q_positions);
+      rotate(context, layer, i, pass, s.k, false, pass.positions.data());
     }
+    AttentionArgs attention = attention_of(i, s.q, s.k, s.v, input.batch, q_offsets, q_starts);
     if (!kept || at_output) {
-      s.attended = context.scratch.matrix(T, Q);
-      const Pass view{pass.batch, {}, s.qkv, {}, {}, {}, {}, {}, {}, nullptr};
-      attend(context, i, view, s.qkv.columns(0, Q), s.attended, input.batch.offsets, pass.zeros.data());
+      attention.y = s.attended = context.scratch.matrix(R, Q);
+      ops.attention(context, attention);
     }
     if (!kept) {
-      s.o = project(s.attended, *layer.output, layer.output_bias);
+      s.o = project(s.attended, *layer.output, layer.output_bias.data());
       if (post) {
-        before_norm = sum(x, s.o);
+        before_norm = sum(s.x_few, s.o);
         s.middle = normed(layer.attention_norm, before_norm);
       } else {
-        s.middle = sum(x, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
+        s.middle = sum(s.x_few, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
       }
     }
     if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? s.middle : normed(layer.mlp_norm, s.middle);
-    if (!kept) s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias);
+    if (!kept) s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias.data());
     if (post || sandwich || gradients.wants(*layer.mlp_out)) {
-      s.g = context.scratch.matrix(T, c.intermediate);
+      s.g = context.scratch.matrix(R, c.intermediate);
       ops.activate(context, {c.activation, c.gated, s.u, s.g});
     }
-    if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias);
+    if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias.data());
 
     // And back: dy is the gradient of the layer's output, and becomes that of its input.
     Matrix dd = dy;
     if (post) norm_gradient(layer.mlp_norm, sum(s.middle, s.d), dy, dy, false);
-    if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(T, C), false);
+    if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(R, C), false);
     gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, dd, s.g);
-    const Matrix dg = context.scratch.matrix(T, c.intermediate);
+    const Matrix dg = context.scratch.matrix(R, c.intermediate);
     linear_input(context, gradients, *layer.mlp_out, dd, dg);
     ops.activate_backward(context, {c.activation, c.gated, s.u, dg, s.u});
     gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, s.u, s.m);
@@ -154,58 +190,71 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       linear_input(context, gradients, *layer.mlp_in, s.u, dy, dy);
       norm_gradient(layer.attention_norm, before_norm, dy, dy, false);
     } else {
-      const Matrix dm = context.scratch.matrix(T, C);
+      const Matrix dm = context.scratch.matrix(R, C);
       linear_input(context, gradients, *layer.mlp_in, s.u, dm);
       norm_gradient(layer.mlp_norm, s.middle, dm, dy, true);
     }
     Matrix d_out = dy;
-    if (sandwich) norm_gradient(layer.attention_post_norm, s.o, dy, d_out = context.scratch.matrix(T, C), false);
+    if (sandwich) norm_gradient(layer.attention_post_norm, s.o, dy, d_out = context.scratch.matrix(R, C), false);
     gradients.linear(context, *layer.output, layer.output_bias, d_out, s.attended);
-    const Matrix da = context.scratch.matrix(T, Q), dqkv = context.scratch.matrix(T, Q + 2 * KV);
+    const Matrix da = context.scratch.matrix(R, Q), dqkv = context.scratch.matrix(T, Q + 2 * KV);
     linear_input(context, gradients, *layer.output, d_out, da);
-    AttentionBackwardArgs attention;
-    attention.forward.q = s.qkv.columns(0, Q), attention.forward.k = s.qkv.columns(Q, KV), attention.forward.v = s.qkv.columns(Q + KV, KV);
-    attention.forward.q_offsets = attention.forward.kv_offsets = input.batch.offsets;
-    attention.forward.q_starts = pass.zeros.data();
-    attention.forward.sequences = input.batch.sequences;
-    attention.forward.heads = int(c.heads), attention.forward.kv_heads = int(c.kv_heads), attention.forward.head_dim = int(c.head_dim);
-    attention.forward.scale = c.attention_scale;
-    attention.forward.left = c.layer[size_t(i)].left, attention.forward.right = c.layer[size_t(i)].right;
-    if (!relative_bias_.empty()) attention.forward.bias = relative_bias_.data(), attention.forward.bias_reach = c.max_positions - 1;
-    attention.dy = da;
-    attention.dq = dqkv.columns(0, Q), attention.dk = dqkv.columns(Q, KV), attention.dv = dqkv.columns(Q + KV, KV);
-    attention.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
-    ops.attention_backward(context, attention);
-    for (bool queries : {true, false}) {
-      const Matrix d = queries ? attention.dq : attention.dk;
-      const int64_t heads = queries ? c.heads : c.kv_heads;
+    AttentionBackwardArgs back;
+    back.forward = attention;
+    back.dy = da;
+    back.dq = few ? context.scratch.matrix(R, Q) : dqkv.columns(0, Q);
+    back.dk = dqkv.columns(Q, KV), back.dv = dqkv.columns(Q + KV, KV);
+    back.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
+    ops.attention_backward(context, back);
+    for (bool at_queries : {true, false}) {
+      const Matrix d = at_queries ? back.dq : back.dk;
+      const int64_t heads = at_queries ? c.heads : c.kv_heads;
       if (const int rope = c.layer[size_t(i)].rope; rope >= 0) {
         const RopeTable& table = *pass.ropes[size_t(rope)];
         RopeArgs args;
         args.x = d;
         args.heads = int(heads), args.head_dim = int(c.head_dim);
         args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
-        args.positions = pass.positions.data();
+        args.positions = at_queries ? q_positions : pass.positions.data();
         args.inverse = true;
         ops.rope(context, args);
       }
-      const Values& weight = queries ? layer.q_norm : layer.k_norm;
+      const Values& weight = at_queries ? layer.q_norm : layer.k_norm;
       for (int64_t h = 0; !weight.empty() && h < heads; ++h) {
         NormBackwardArgs args;
         args.kind = NormKind::rms;
         args.eps = c.norm_eps;
-        args.x = s.raw.columns((queries ? 0 : Q) + h * c.head_dim, c.head_dim);
+        args.x = (at_queries ? s.raw_q : s.raw_k).columns(h * c.head_dim, c.head_dim);
         args.weight = weight.data();
         args.dy = args.dx = d.columns(h * c.head_dim, c.head_dim);
         args.dweight = gradients.values(weight);
         ops.norm_backward(context, args);
       }
     }
-    gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkv, s.a);
+    if (few) {
+      const Matrix dkv = dqkv.columns(Q, 2 * KV);
+      gradients.linear(context, *layer.q, {}, back.dq, s.a_few);
+      gradients.linear(context, *layer.kv, {}, dkv, s.a);
+      if (float* bias = gradients.values(layer.qkv_bias)) {
+        ops.linear_backward(context, {back.dq, {}, {}, bias});
+        ops.linear_backward(context, {dkv, {}, {}, bias + Q});
+      }
+    } else {
+      gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkv, s.a);
+    }
     const bool norm_trains = !post && (gradients.wants(layer.attention_norm.weight) || gradients.wants(layer.attention_norm.bias));
     const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);
     if (!go_on && !norm_trains) break;
-    if (!post && layer.attention_norm) {
+    if (few) {
+      const bool has_norm = !post && layer.attention_norm;
+      const Matrix dn = has_norm ? context.scratch.matrix(T, C) : whole, dn_few = context.scratch.matrix(R, C);
+      linear_input(context, gradients, *layer.kv, dqkv.columns(Q, 2 * KV), dn);
+      linear_input(context, gradients, *layer.q, back.dq, dn_few);
+      ops.scatter(context, {dn_few, dn, queries.rows.data(), true});
+      if (has_norm) norm_gradient(layer.attention_norm, x, dn, go_on ? whole : Matrix{}, false);
+      if (go_on) ops.scatter(context, {dy, whole, queries.rows.data(), true});
+      dy = whole;
+    } else if (!post && layer.attention_norm) {
       const Matrix dn = context.scratch.matrix(T, C);
       linear_input(context, gradients, *layer.qkv, dqkv, dn);
       norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true);

@@ -129,4 +129,43 @@ double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka&
   });
 }
 
+double distillation_loss(const Matrix& vectors, const Distillation& options, const Matryoshka& matryoshka, const Matrix& dy) {
+  const Matrix& teacher = options.teacher;
+  const size_t n = options.rows.size();
+  const auto unit_rows = [&](int64_t size) {
+    Rows out;
+    for (int64_t i = 0; i < teacher.rows; ++i) {
+      out.emplace_back(teacher.row(i), teacher.row(i) + size);
+      const double length = std::max(std::sqrt(inner(out.back(), out.back())), 1e-12);
+      for (double& x : out.back()) x /= length;
+    }
+    return out;
+  };
+  const Rows whole = unit_rows(teacher.cols);
+  std::vector<double> relations(n * n);
+  for (size_t i = 0; i < n; ++i)
+    for (size_t j = 0; j < i; ++j) relations[i * n + j] = inner(whole[i], whole[j]);
+  return over_sizes(vectors, matryoshka, dy, [&](const Rows& unit, Rows& gradient) {
+    double loss = 0;
+    if (teacher.cols == vectors.cols) {
+      const Rows own = unit[0].size() == whole[0].size() ? whole : unit_rows(int64_t(unit[0].size()));
+      for (size_t i = 0; i < n; ++i) {
+        const auto row = size_t(options.rows[i]);
+        loss += (1 - inner(unit[row], own[i])) / double(n);
+        add(gradient[row], -1 / double(n), own[i]);
+      }
+    }
+    const double share = n > 1 ? options.relations * 2 / double(n * (n - 1)) : 0;
+    for (size_t i = 0; i < n; ++i)
+      for (size_t j = 0; j < i; ++j) {
+        const auto left = size_t(options.rows[i]), right = size_t(options.rows[j]);
+        const double error = inner(unit[left], unit[right]) - relations[i * n + j];
+        loss += share * error * error;
+        add(gradient[left], 2 * share * error, unit[right]);
+        add(gradient[right], 2 * share * error, unit[left]);
+      }
+    return loss;
+  });
+}
+
 }  // namespace conan::train

@@ -24,6 +24,13 @@ struct Graded {
   double scale = 20;
 };
 
+/// Rows that shall become like a teacher's vectors.
+struct Distillation {
+  std::vector<int32_t> rows;
+  Matrix teacher;         // [rows, any number of dimensions]
+  double relations = 20;  // weight of the second part of the loss
+};
+
 struct Matryoshka {
   std::vector<int64_t> dimensions;  // first components looked at; empty: all
   std::vector<double> weights;      // of each; empty: 1
@@ -34,5 +41,8 @@ struct Matryoshka {
 double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy);
 /// log(1 + sum over pairs (i, j), grade i > grade j, of e^(scale (cos j - cos i))).
 double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy);
+/// Mean over rows of 1 - cos(row, teacher), where the teacher has the model's dimensions (compared at every size), plus `relations` times
+/// the mean over pairs of rows of (their cosine - that of the teacher's)^2. As the first stage of Jasper and Stella (Zhang et al. 2024).
+double distillation_loss(const Matrix& vectors, const Distillation& teacher, const Matryoshka& matryoshka, const Matrix& dy);
 
 }  // namespace conan::train

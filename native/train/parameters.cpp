@@ -29,6 +29,17 @@ void add_to(std::vector<float>& sum, const std::vector<float>& more) {
   for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
 }
 
+void mask_columns(const LowRank& low, std::vector<float>& values) {
+  for (size_t i = 0; !low.mask.empty() && i < values.size(); ++i) values[i] *= low.mask[i % low.mask.size()];
+}
+
+/// A with the columns of this step.
+std::vector<float> masked(const LowRank& low) {
+  std::vector<float> a = low.a->value;
+  mask_columns(low, a);
+  return a;
+}
+
 /// [rows, cols] -> [cols, rows]
 std::vector<float> transpose(const float* values, int64_t rows, int64_t cols, int threads) {
   std::vector<float> out(size_t(rows * cols));
@@ -57,7 +68,8 @@ void read_rows(const TensorView& view, int64_t rows, float* out, int threads) {
 
 }  // namespace
 
-Parameters::Parameters(const TrainableOptions& options) : low_rank_(options.low_rank), seed_(options.seed) {
+Parameters::Parameters(const TrainableOptions& options) : low_rank_(options.low_rank), seed_(options.seed), dropout_(options.dropout) {
+  if (!(dropout_ >= 0 && dropout_ < 1)) fail("INVALID_OPTION", "LoRA: dropout: expected a number from 0 to below 1, got ", dropout_);
   for (const std::string& name : options.dense) dense_[name] = nullptr;
   for (size_t i = 0; i < low_rank_.size(); ++i) {
     if (low_rank_[i].rank < 1) fail("INVALID_OPTION", "LoRA: rank: expected at least 1, got ", low_rank_[i].rank);
@@ -107,6 +119,7 @@ TensorView Parameters::use(const std::string& name, const TensorView& stored) {
   if (auto found = dense_.find(name); found != dense_.end()) {
     if (!found->second) {
       found->second = add(name, stored.shape, stored.shape.size() > 1);
+      stored_[name] = stored;
       read_f32(stored, 0, stored.size(), found->second->value.data());
     }
     return {found->second->value.data(), Dtype::f32, stored.shape};
@@ -157,6 +170,42 @@ void Parameters::clear_gradients() {
   for (const auto& parameter : parameters_) std::fill(parameter->gradient.begin(), parameter->gradient.end(), 0.f);
 }
 
+void Parameters::drop(Context& context, int64_t step) {
+  if (dropout_ == 0 || low_rank_.empty()) return;
+  for (LowRank& low : low_rank_) {
+    low.mask.resize(size_t(low.a->shape[1]));
+    const std::string name = text("dropout ", step, " ", low.tensor);
+    for (size_t c = 0; c < low.mask.size(); ++c) low.mask[c] = uniform(seed_, name, int64_t(c)) < dropout_ ? 0 : float(1 / (1 - dropout_));
+  }
+  repack(context);
+}
+
+void Parameters::pull_back(double anchor) {
+  for (const auto& [name, parameter] : dense_) {
+    std::vector<float> first(parameter->value.size());
+    read_f32(stored_.at(name), 0, parameter->size(), first.data());
+    for (size_t i = 0; i < first.size(); ++i) parameter->gradient[i] += float(anchor) * (parameter->value[i] - first[i]);
+  }
+  // |s B A|^2: s^2 B (A A^T) by B and s^2 (B^T B) A by A.
+  for (const LowRank& low : low_rank_) {
+    const int64_t r = low.rank, rows = low.b->shape[0], cols = low.a->shape[1];
+    const float* a = low.a->value.data();
+    const float* b = low.b->value.data();
+    std::vector<double> aa(size_t(r * r)), bb(size_t(r * r));
+    for (int64_t i = 0; i < r; ++i)
+      for (int64_t j = 0; j < r; ++j) {
+        for (int64_t c = 0; c < cols; ++c) aa[size_t(i * r + j)] += double(a[i * cols + c]) * a[j * cols + c];
+        for (int64_t n = 0; n < rows; ++n) bb[size_t(i * r + j)] += double(b[n * r + i]) * b[n * r + j];
+      }
+    const double factor = anchor * low.scale * low.scale;
+    for (int64_t i = 0; i < r; ++i)
+      for (int64_t j = 0; j < r; ++j) {
+        for (int64_t n = 0; n < rows; ++n) low.b->gradient[size_t(n * r + i)] += float(factor * aa[size_t(j * r + i)] * b[n * r + j]);
+        for (int64_t c = 0; c < cols; ++c) low.a->gradient[size_t(i * cols + c)] += float(factor * bb[size_t(i * r + j)] * a[j * cols + c]);
+      }
+  }
+}
+
 void Parameters::collect() {
   for (auto& [id, use] : small_) {
     if (use.gradient.empty()) continue;
@@ -173,7 +222,7 @@ std::vector<float> Parameters::effective(Context& context, const LowRank& low, c
   read_rows(stored, rows, out.data(), context.threads);
   std::vector<float> b = low.b->value;
   for (float& x : b) x *= low.scale;
-  const std::vector<float> a = transpose(low.a->value.data(), low.rank, cols, context.threads);
+  const std::vector<float> a = transpose(masked(low).data(), low.rank, cols, context.threads);
   const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view_of(a, cols, low.rank)}, false}, WeightFormat::f32);
   LinearArgs args;
   args.x = matrix_of(b, rows, low.rank);
@@ -207,12 +256,17 @@ WeightSource Parameters::source_of(Context& context, const Use& use, std::vector
   return source;
 }
 
-void Parameters::refresh(Context& context) {
+void Parameters::repack(Context& context) {
   for (auto& [weight, use] : uses_) {
     if (!use.trains) continue;
     std::vector<std::vector<float>> kept;
     context.ops.repack(context, source_of(context, use, kept), *use.weight);
   }
+}
+
+void Parameters::refresh(Context& context) {
+  for (LowRank& low : low_rank_) low.mask.clear();
+  repack(context);
   for (auto& [id, use] : small_) {
     if (!use.trains) continue;
     for (const ValuesPart& part : use.parts)
@@ -282,17 +336,16 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
     for (int64_t i = 0; i < T; ++i)
       for (int64_t k = 0; k < low.rank; ++k) out.row(i)[k] *= low.scale;
   };
-  const std::vector<float> a = channels > 0 ? reorder_taps(low.a->value.data(), low.rank, cols, channels, false) : low.a->value;
+  const std::vector<float> dropped = masked(low);
+  const std::vector<float> a = channels > 0 ? reorder_taps(dropped.data(), low.rank, cols, channels, false) : dropped;
   product(x, view_of(a, low.rank, cols), t);
   product(dy, view_of(turned, low.rank, rows), u);
   context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr});
-  if (channels > 0) {
-    std::vector<float> packed(size_t(low.rank * cols));
-    context.ops.linear_backward(context, {u, x, matrix_of(packed, low.rank, cols), nullptr});
-    add_to(low.a->gradient, reorder_taps(packed.data(), low.rank, cols, channels, true));
-  } else {
-    context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr});
-  }
+  std::vector<float> da(size_t(low.rank * cols));
+  context.ops.linear_backward(context, {u, x, matrix_of(da, low.rank, cols), nullptr});
+  if (channels > 0) da = reorder_taps(da.data(), low.rank, cols, channels, true);
+  mask_columns(low, da);
+  add_to(low.a->gradient, da);
 }
 
 float* Parameters::values(const Values& values) {

@@ -26,12 +26,16 @@ struct LowRank {
   int64_t rank = 0;
   float scale = 1;
   Parameter *a = nullptr, *b = nullptr;
+  std::vector<float> mask;  // of A's columns, in a step with dropout; else empty
 };
 
 struct TrainableOptions {
   std::vector<std::string> dense;  // names of tensors
   std::vector<LowRank> low_rank;   // tensor, rank and scale
-  uint64_t seed = 0;               // of A
+  uint64_t seed = 0;               // of A and of dropout
+  /// Share of A's columns left out of a step. The change is part of the weights here, so that a mask serves all tokens of a step (PEFT
+  /// draws one for every token).
+  double dropout = 0;
 };
 
 class Parameters : public WeightObserver, public Gradients {
@@ -45,6 +49,10 @@ class Parameters : public WeightObserver, public Gradients {
   int64_t count() const;
 
   void clear_gradients();
+  /// Draws the masks of a step, where there is dropout.
+  void drop(Context& context, int64_t step);
+  /// Adds the gradients of anchor / 2 * |W - W0|^2 over all that trains, W0 being what training began with.
+  void pull_back(double anchor);
   /// Hands gradients of small tensors, which models sum up in their own layout, over to their parameters.
   void collect();
   /// New values to all weights made from them.
@@ -83,6 +91,7 @@ class Parameters : public WeightObserver, public Gradients {
   const LowRank* low_rank(const std::string& name) const;
   bool trains(const std::string& name) const { return dense(name) || low_rank(name); }
   Parameter* add(const std::string& name, const std::vector<int64_t>& shape, bool decays);
+  void repack(Context& context);
   /// W + scale * B A of a tensor, in f32.
   std::vector<float> effective(Context& context, const LowRank& low, const TensorView& stored) const;
   WeightSource source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const;
@@ -92,12 +101,13 @@ class Parameters : public WeightObserver, public Gradients {
   std::map<std::string, Parameter*> dense_;  // by tensor; null until the model asks for it
   std::vector<LowRank> low_rank_;
   std::map<std::string, size_t> low_rank_index_;
-  std::map<std::string, TensorView> stored_;  // of tensors of low rank
+  std::map<std::string, TensorView> stored_;  // of what trains, as the checkpoint has it
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
   std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;  // by format, rows and columns
   std::map<const void*, SmallUse> small_;
   uint64_t seed_;
+  double dropout_;
 };
 
 }  // namespace conan::train

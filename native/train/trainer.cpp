@@ -19,51 +19,60 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   std::lock_guard<std::mutex> lock(model_->running());
   Context& context = model_->context();
   Arena::Scope scope(context.scratch);
+  parameters_.drop(context, steps_ + 1);
   int64_t rows = 0;
   for (const Chunk& chunk : chunks) rows += chunk.view().sequences;
   const Matrix vectors = context.scratch.matrix(rows, model_->dimensions()), gradient = context.scratch.matrix(rows, model_->dimensions());
 
-  // The loss looks at all vectors; with several chunks each goes through the model twice, and only one at a time is remembered.
-  const bool whole = chunks.size() == 1;
-  TextModel::TrainingPass only = begin_pass(whole);
-  const auto forward = [&](const Chunk& chunk, TextModel::TrainingPass& pass, int64_t first) {
-    const Matrix made = model_->forward(pass, chunk.view(), chunk.media, parameters_);
-    for (int64_t b = 0; b < made.rows; ++b) std::copy_n(made.row(b), made.cols, vectors.row(first + b));
+  // The loss looks at all vectors, but not all of them depend on what trains.
+  struct Part {
+    const Chunk* chunk;
+    int64_t first;
+    bool learns;
+    TextModel::TrainingPass pass;
   };
-  int64_t first = 0;
+  std::vector<Part> parts;
+  int64_t row = 0, learning = 0, tokens = 0;
   for (const Chunk& chunk : chunks) {
-    if (whole) {
-      forward(chunk, only, 0);
-      break;
-    }
+    const bool learns = model_->trains(chunk.media, parameters_);
+    parts.push_back({&chunk, row, learns, {}});
+    row += chunk.view().sequences;
+    if (learns) ++learning, tokens += chunk.view().tokens();
+  }
+  const bool remembered = learning == 1 || tokens <= options.chunk_tokens;
+  const auto store = [&](const Part& part, const Matrix& made) {
+    for (int64_t b = 0; b < made.rows; ++b) std::copy_n(made.row(b), made.cols, vectors.row(part.first + b));
+  };
+  const auto forward = [&](Part& part, size_t budget) {
+    part.pass = begin_pass(budget);
+    const Matrix made = model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_);
+    store(part, made);
+  };
+  for (Part& part : parts) {
+    if (part.learns && remembered) continue;
     Arena::Scope own(context.scratch);
-    TextModel::TrainingPass pass = begin_pass(false);
-    forward(chunk, pass, first);
-    end_pass(pass);
-    first += chunk.view().sequences;
+    store(part, model_->infer(part.chunk->view(), part.chunk->media));
+  }
+  size_t budget = optimizer_.activation_bytes;
+  for (Part& part : parts) {
+    if (!part.learns || !remembered) continue;
+    forward(part, budget);
+    budget = part.pass.tape.budget;
   }
   StepResult result;
-  result.loss = options.graded ? graded_loss(vectors, options.grades, options.matryoshka, gradient)
-                               : contrastive_loss(vectors, options.contrastive, options.matryoshka, gradient);
+  result.loss = loss_of(vectors, options, gradient);
   if (!std::isfinite(result.loss)) fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the loss is not a number");
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t c = 0; c < gradient.cols; ++c) gradient.row(i)[c] *= float(options.weight);
-  first = 0;
-  for (const Chunk& chunk : chunks) {
-    const int64_t count = chunk.view().sequences;
-    if (whole) {
-      model_->backward(only, gradient, parameters_);
-      end_pass(only);
-      break;
-    }
+  for (Part& part : parts) {
+    if (!part.learns) continue;
     Arena::Scope own(context.scratch);
-    TextModel::TrainingPass pass = begin_pass(true);
-    model_->forward(pass, chunk.view(), chunk.media, parameters_);
-    model_->backward(pass, gradient.slice(first, count), parameters_);
-    end_pass(pass);
-    first += count;
+    if (!remembered) forward(part, optimizer_.activation_bytes);
+    model_->backward(part.pass, gradient.slice(part.first, part.chunk->view().sequences), parameters_);
+    end_pass(part.pass);
   }
   parameters_.collect();
+  if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
   double squares = 0;
   for (const auto& parameter : parameters_.all()) {
     double own = 0;
@@ -80,20 +89,30 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   return result;
 }
 
-/// A pass with the memory of the one before.
-TextModel::TrainingPass Trainer::begin_pass(bool keep) {
+double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const {
+  switch (options.loss) {
+    case Loss::graded: return graded_loss(vectors, options.grades, options.matryoshka, gradient);
+    case Loss::distillation: return distillation_loss(vectors, options.distillation, options.matryoshka, gradient);
+    case Loss::contrastive: break;
+  }
+  return contrastive_loss(vectors, options.contrastive, options.matryoshka, gradient);
+}
+
+/// A pass with the memory of one before.
+TextModel::TrainingPass Trainer::begin_pass(size_t budget) {
   TextModel::TrainingPass pass;
-  pass.tape.memory = std::move(tapes_[0].memory);
-  pass.heard_tape.memory = std::move(tapes_[1].memory);
-  pass.seen_tape.memory = std::move(tapes_[2].memory);
-  pass.tape.budget = keep ? optimizer_.activation_bytes : 0;
+  for (Tape* tape : {&pass.tape, &pass.heard_tape, &pass.seen_tape}) {
+    if (tapes_.empty()) break;
+    tape->memory = std::move(tapes_.back());
+    tapes_.pop_back();
+  }
+  pass.tape.budget = budget;
   return pass;
 }
 
 void Trainer::end_pass(TextModel::TrainingPass& pass) {
-  tapes_[0].memory = std::move(pass.tape.memory);
-  tapes_[1].memory = std::move(pass.heard_tape.memory);
-  tapes_[2].memory = std::move(pass.seen_tape.memory);
+  for (Tape* tape : {&pass.seen_tape, &pass.heard_tape, &pass.tape})
+    if (tape->memory) tapes_.push_back(std::move(tape->memory));
 }
 
 /// AdamW; `factor` scales the gradients (clipping).

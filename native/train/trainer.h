@@ -14,6 +14,7 @@ struct OptimizerOptions {
   double beta1 = 0.9, beta2 = 0.999, epsilon = 1e-8;
   double weight_decay = 0.01;  // decoupled (Loshchilov & Hutter 2019); not on biases and norms
   double clip = 1;             // largest norm of all gradients together; 0: none
+  double anchor = 0;           // pull towards the weights that training began with: that of anchor / 2 * |W - W0|^2 (L2-SP, Li et al. 2018)
   /// Memory that a pass may take to remember what it would compute again otherwise, which is a third of the work.
   size_t activation_bytes = size_t(1) << 30;
 };
@@ -26,12 +27,18 @@ struct Chunk {
   TokenBatch view() const { return {ids.data(), offsets.data(), int(offsets.size()) - 1}; }
 };
 
+enum class Loss { contrastive, graded, distillation };
+
 struct StepOptions {
   double learning_rate = 0;
-  bool graded = false;
+  Loss loss = Loss::contrastive;
   Contrastive contrastive;
   Graded grades;
+  Distillation distillation;
   Matryoshka matryoshka;
+  /// Chunks that learn are all remembered at a time where they have no more tokens than this together; else each goes through the model
+  /// twice, and one at a time is remembered (GradCache).
+  int64_t chunk_tokens = 0;
   double weight = 1;   // of this batch's gradient, where several make one step
   bool update = true;  // false: only add to the gradients
 };
@@ -47,7 +54,7 @@ class Trainer {
   TextModel& model() { return *model_; }
   const Parameters& parameters() const { return parameters_; }
 
-  /// NOT_FINITE names the first tensor whose gradient is not a number; nothing has changed then.
+  /// LOSS_NOT_FINITE names the first tensor whose gradient is not a number; nothing has changed then.
   StepResult step(const std::vector<Chunk>& chunks, const StepOptions& options);
 
   /// Values, moments and the number of steps, to go on from bit for bit.
@@ -57,14 +64,15 @@ class Trainer {
   void save_tensors(const std::string& path) const;
 
  private:
+  double loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const;
   void update(const StepOptions& options, double factor);
-  TextModel::TrainingPass begin_pass(bool keep);
+  TextModel::TrainingPass begin_pass(size_t budget);
   void end_pass(TextModel::TrainingPass& pass);
 
   Parameters parameters_;
   std::unique_ptr<TextModel> model_;
   OptimizerOptions optimizer_;
-  Tape tapes_[3];  // of the language model and the towers: their memory, from pass to pass
+  std::vector<std::unique_ptr<Arena>> tapes_;  // memory of passes that have ended
   int64_t steps_ = 0;
 };
 
