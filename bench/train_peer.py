@@ -33,9 +33,11 @@ table = model.get_input_embeddings()
 def vectors():
     if mode == "lora":
         return model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-    embeddings = table(ids).clone()
-    embeddings[:16, 1:63] = projector(features).to(dtype)
-    return model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
+    # Sounds and texts apart, as sentence-transformers runs its columns: autograd then keeps nothing of the texts, which nothing trained touches.
+    embeddings = table(ids[:16]).clone()
+    embeddings[:, 1:63] = projector(features).to(dtype)
+    sounds = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
+    return torch.cat([sounds, model(input_ids=ids[16:], use_cache=False).last_hidden_state[:, -1]])
 
 
 if form == "compiled":

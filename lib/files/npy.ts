@@ -1,5 +1,5 @@
-// Writes NumPy's .npy (format 1.0) row by row: a temporary file that takes its real name when it is whole.
-import { closeSync, openSync, renameSync, rmSync, writeSync } from 'node:fs'
+// NumPy's .npy (format 1.0), row by row. What is written is a temporary file that takes its real name when it is whole.
+import { closeSync, fstatSync, openSync, readSync, renameSync, rmSync, writeSync } from 'node:fs'
 import type { Vectors } from '../embed/precision'
 import { ConanError } from '../errors'
 
@@ -55,6 +55,46 @@ export class NpyWriter {
   abandon(): void {
     closeSync(this.fd)
     rmSync(this.temporary, { force: true })
+  }
+}
+
+/** Rows of a matrix of f32, read as they are asked for. */
+export class NpyReader {
+  readonly rows: number
+  readonly columns: number
+  private readonly fd: number
+  private readonly start: number
+
+  constructor(private readonly file: string) {
+    try {
+      this.fd = openSync(file, 'r')
+    } catch (error) {
+      throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
+    }
+    const head = Buffer.alloc(4096)
+    const size = readSync(this.fd, head, 0, head.length, 0)
+    const long = head[6] === 1 ? head.readUInt16LE(8) : head.readUInt32LE(8)
+    this.start = (head[6] === 1 ? 10 : 12) + long
+    const text = head.toString('latin1', 0, Math.min(size, this.start))
+    const shape = /'shape': \((\d+), (\d+)\)/.exec(text)
+    this.rows = Number(shape?.[1])
+    this.columns = Number(shape?.[2])
+    if (!text.startsWith('\x93NUMPY') || !shape || !/'descr': '<f4'/.test(text) || !/'fortran_order': False/.test(text))
+      throw new ConanError('FILE_CORRUPT', `${file}: expected a matrix of f32 in NumPy's format, found ${JSON.stringify(text.slice(0, 80))}`)
+    if (fstatSync(this.fd).size < this.start + 4 * this.rows * this.columns)
+      throw new ConanError('FILE_CORRUPT', `${file}: expected ${this.rows} x ${this.columns} values, found a shorter file`)
+  }
+
+  row(i: number): Float32Array {
+    const out = new Float32Array(this.columns)
+    const bytes = Buffer.from(out.buffer)
+    if (readSync(this.fd, bytes, 0, bytes.length, this.start + i * bytes.length) !== bytes.length)
+      throw new ConanError('FILE_IO', `${this.file}: row ${i} cannot be read`)
+    return out
+  }
+
+  close(): void {
+    closeSync(this.fd)
   }
 }
 

@@ -4,6 +4,7 @@ import { open } from 'node:fs/promises'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
+import { NpyReader } from '../files/npy'
 
 export interface TrainingRow {
   query: EmbedInput
@@ -11,6 +12,8 @@ export interface TrainingRow {
   negatives: EmbedInput[]
   /** For graded pairs: how similar query and positive are. */
   score?: number
+  /** For distillation: what a teacher makes of the query. */
+  vector?: () => Float32Array
 }
 
 export interface Dataset {
@@ -28,6 +31,8 @@ export interface Dataset {
 export interface DatasetSource {
   path?: string
   rows?: object[]
+  /** For distillation: an .npy matrix with a teacher's vector for every row. */
+  vectors?: string
   name?: string
   weight?: number
   modality?: string
@@ -45,7 +50,18 @@ export function located(value: unknown, directory: string | undefined): unknown 
   return out
 }
 
-function rowOf(given: unknown, where: string, directory: string | undefined): TrainingRow {
+/** A teacher's vector, from the row itself or from a file with one for every row. */
+function teacherOf(row: Record<string, unknown>, i: number, teacher: NpyReader | undefined, where: string): { vector?: () => Float32Array } {
+  if (teacher) return { vector: () => teacher.row(i) }
+  if (row.vector === undefined) return {}
+  const values = row.vector
+  if (!(values instanceof Float32Array) && !(Array.isArray(values) && values.length > 0 && values.every((x) => typeof x === 'number')))
+    throw new ConanError('INVALID_INPUT', `${where}: expected numbers as "vector", got ${shown(values)}`)
+  return { vector: () => Float32Array.from(values) }
+}
+
+function rowOf(given: unknown, i: number, name: string, directory: string | undefined, file: NpyReader | undefined): TrainingRow {
+  const where = `${name}: row ${i + 1}`
   const row = (typeof given === 'object' && given !== null ? given : {}) as Record<string, unknown>
   const query = row.query ?? row.anchor
   const wrong = (expected: string, got: unknown) => new ConanError('INVALID_INPUT', `${where}: expected ${expected}, got ${shown(got)}`)
@@ -59,11 +75,12 @@ function rowOf(given: unknown, where: string, directory: string | undefined): Tr
   const values = [query, ...list(positives), ...negatives]
   for (const value of values)
     if (typeof value !== 'string' && (typeof value !== 'object' || value === null)) throw wrong('texts or objects with text, image, ...', value)
-  if (list(positives).length === 0) throw new ConanError('INVALID_INPUT', `${where}: expected a positive, found none`)
+  const teacher = teacherOf(row, i, file, where)
+  if (list(positives).length === 0 && !teacher.vector) throw new ConanError('INVALID_INPUT', `${where}: expected a positive, found none`)
   const score = row.score ?? row.label
   if (score !== undefined && typeof score !== 'number') throw wrong('a number as "score"', score)
   const at = (value: unknown) => located(value, directory) as EmbedInput
-  return { query: at(query), positives: list(positives).map(at), negatives: negatives.map(at), ...(score !== undefined && { score }) }
+  return { query: at(query), positives: list(positives).map(at), negatives: negatives.map(at), ...(score !== undefined && { score }), ...teacher }
 }
 
 async function parquetRows(file: string): Promise<object[]> {
@@ -99,7 +116,7 @@ export function jsonRows(file: string): object[] {
 }
 
 async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> {
-  const known = ['path', 'rows', 'name', 'weight', 'modality', 'bidirectional']
+  const known = ['path', 'rows', 'vectors', 'name', 'weight', 'modality', 'bidirectional']
   for (const key of Object.keys(source))
     if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `data: expected ${known.join(', ')}, got ${shown(key)}`)
   let rows: object[]
@@ -117,9 +134,12 @@ async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> 
   if (rows.length === 0) throw new ConanError('INVALID_INPUT', `data: ${name}: expected rows, found none`)
   if (source.weight !== undefined && !(source.weight > 0 && Number.isFinite(source.weight)))
     throw new ConanError('INVALID_OPTION', `data: ${name}: weight: expected a positive number, got ${shown(source.weight)}`)
+  const teacher = source.vectors === undefined ? undefined : new NpyReader(path.resolve(base, source.vectors))
+  if (teacher && teacher.rows !== rows.length)
+    throw new ConanError('INVALID_INPUT', `data: ${name}: expected ${rows.length} vectors, one for every row, found ${teacher.rows} in ${source.vectors}`)
   return {
     name,
-    rows: rows.map((row, i) => rowOf(row, `${name}: row ${i + 1}`, directory)),
+    rows: rows.map((row, i) => rowOf(row, i, name, directory, teacher)),
     weight: source.weight ?? 1,
     modality: source.modality ?? name,
     ...(source.bidirectional !== undefined && { bidirectional: source.bidirectional }),

@@ -52,7 +52,7 @@ async function withoutSound({ data }: TrainOptions): Promise<EmbedInput[]> {
 
 /**
  * Balanced rehearsal from the recovered model: LoRA on the language model and the vision tower over mixed data, every modality equally
- * often, learning rate 1e-5, 2000 steps. `weightDecay` pulls the low-rank change towards zero, which is towards the recovered model.
+ * often, learning rate 1e-5, 2000 steps. `anchor` pulls towards the recovered model.
  *
  * @throws ConanError as train
  */

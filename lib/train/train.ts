@@ -17,6 +17,8 @@ import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampli
 import { chooseTrainable, type TrainableChoice, type TrainableOptions } from './trainable'
 import { changedTensors, readLines, replaceFile, writeAdapterConfig, writeModel } from './write'
 
+const losses = ['contrastive', 'graded', 'distillation'] as const
+
 export interface TrainOptions {
   /** The model to start from. */
   model: string
@@ -25,8 +27,13 @@ export interface TrainOptions {
   /** A .jsonl or .parquet file, a .yaml file with a list of datasets, such a list, or rows {query | anchor, positive, negative...}. */
   data: string | object[]
   trainable?: TrainableOptions
-  /** 'contrastive' (InfoNCE), or 'graded' (CoSENT) for rows with a score. Default: graded where all rows have one. */
-  loss?: 'contrastive' | 'graded'
+  /**
+   * 'contrastive' (InfoNCE), 'graded' (CoSENT) for rows with a score, or 'distillation' for rows with a teacher's vector. Default: what all
+   * rows have.
+   */
+  loss?: (typeof losses)[number]
+  /** Of distillation: weight of the differences between cosines beside those between vectors; default 20. */
+  relations?: number
   /** Default 0.02. */
   temperature?: number
   /** Documents look for their queries as well; default true. */
@@ -39,7 +46,10 @@ export interface TrainOptions {
   batchSize?: number
   /** Batches whose gradients make one step; default 1. */
   accumulate?: number
-  /** Tokens that go through the model at one time (GradCache): a smaller number takes less memory and more time. Default 8192. */
+  /**
+   * Tokens that go through the model at one time; where a batch has more, it goes through twice (GradCache), so that a smaller number takes
+   * less memory and more time. Default 8192.
+   */
   chunkTokens?: number
   /** Steps, or passes over the data; default 1 epoch. */
   steps?: number
@@ -53,6 +63,8 @@ export interface TrainOptions {
   warmup?: number
   /** Decoupled; default 0.01. */
   weightDecay?: number
+  /** Pull towards the weights that the run began with: that of anchor / 2 times the squared distance (L2-SP); default 0. */
+  anchor?: number
   /** Largest norm of all gradients together; 0: no limit. Default 1. */
   clip?: number
   beta1?: number
@@ -119,7 +131,8 @@ export function learningRateAt(step: number, steps: number, { peak, warmup, sche
 }
 
 interface Settings {
-  loss: 'contrastive' | 'graded'
+  loss: (typeof losses)[number]
+  relations: number
   temperature: number
   bidirectional: boolean
   margin: number
@@ -145,7 +158,12 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
   if (options.steps !== undefined && options.epochs !== undefined) throw new ConanError('INVALID_OPTION', 'expected steps or epochs, got both')
   const steps = positive(options.steps, 'steps', Math.max(1, Math.ceil((real(options.epochs, 'epochs', 1) * rows) / batchSize / accumulate)))
   const graded = datasets.every((dataset) => dataset.rows.every(({ score }) => score !== undefined))
-  const loss = oneOf(options.loss, 'loss', ['contrastive', 'graded'] as const, graded ? 'graded' : 'contrastive')
+  const taught = datasets.every((dataset) => dataset.rows.every(({ vector }) => vector))
+  const loss = oneOf(options.loss, 'loss', losses, taught ? 'distillation' : graded ? 'graded' : 'contrastive')
+  if (loss === 'distillation' && !taught)
+    throw new ConanError('INVALID_INPUT', "loss distillation: expected a teacher's vector for every row, found rows without")
+  if (loss !== 'distillation' && datasets.some((dataset) => dataset.rows.some(({ positives }) => positives.length === 0)))
+    throw new ConanError('INVALID_INPUT', `loss ${loss}: expected a positive in every row, found rows without`)
   if (loss === 'graded' && !graded) throw new ConanError('INVALID_INPUT', 'loss graded: expected a score in every row, found rows without')
   const mode = options.trainable?.mode ?? 'lora'
   const temperature = real(options.temperature, 'temperature', 0.02)
@@ -155,6 +173,7 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
     throw new ConanError('INVALID_OPTION', 'batchSize: expected at least 2, since a batch of one row without negatives has nothing to tell apart, got 1')
   return {
     loss,
+    relations: real(options.relations, 'relations', 20),
     temperature,
     bidirectional: options.bidirectional ?? true,
     margin: options.falseNegativeMargin === undefined ? -1 : real(options.falseNegativeMargin, 'falseNegativeMargin', 0),
@@ -181,7 +200,8 @@ function identityOf(options: TrainOptions, stage: string): string {
 
 interface Prepared {
   chunks: NativeChunk[]
-  step: Pick<NativeStep, 'contrastive' | 'graded'>
+  step: Pick<NativeStep, 'contrastive' | 'graded' | 'distillation'>
+  teacher?: Float32Array
   tokens: number
 }
 
@@ -236,7 +256,7 @@ class Run {
     const whole = rows.flatMap((row, i) => {
       const query = places[0].get(i)
       const positives = row.positives.flatMap((positive) => places[1].get(placeOf(positive) as number) ?? [])
-      return query === undefined || positives.length === 0 ? [] : [{ row, query, positives }]
+      return query === undefined || (positives.length === 0 && settings.loss !== 'distillation') ? [] : [{ row, query, positives }]
     })
     this.skipped += rows.length - whole.length
     this.rows += whole.length
@@ -250,6 +270,15 @@ class Run {
         grades: whole.map(({ row }) => row.score as number),
       }
       return { chunks, tokens, step: { graded: { ...pairs, scale: 20 } } }
+    }
+    if (settings.loss === 'distillation') {
+      const vectors = whole.map(({ row }) => row.vector!())
+      const size = vectors[0]!.length
+      for (const vector of vectors)
+        if (vector.length !== size) throw new ConanError('INVALID_INPUT', `data: expected vectors of ${size} numbers as in the first row, got ${vector.length}`)
+      const teacher = new Float32Array(size * vectors.length)
+      for (const [i, vector] of vectors.entries()) teacher.set(vector, i * size)
+      return { chunks, tokens, teacher, step: { distillation: { rows: whole.map(({ query }) => query), relations: settings.relations } } }
     }
     const used = documents.flatMap((_, i) => places[1].get(i) ?? [])
     if (used.length < 2) return undefined
@@ -277,8 +306,15 @@ class Run {
   async step(prepared: Prepared, learningRate: number, update: boolean): Promise<{ loss: number; gradientNorm: number }> {
     const { dimensions } = this.model.info
     const sizes = this.settings.matryoshka.length ? [...new Set([...this.settings.matryoshka, dimensions])] : []
-    const step: NativeStep = { learningRate, weight: 1 / this.settings.accumulate, update, matryoshka: { dimensions: sizes, weights: [] }, ...prepared.step }
-    return this.model.run((handle) => binding().trainStep(handle, prepared.chunks, JSON.stringify(step)))
+    const step: NativeStep = {
+      learningRate,
+      weight: 1 / this.settings.accumulate,
+      update,
+      chunkTokens: this.chunkTokens,
+      matryoshka: { dimensions: sizes, weights: [] },
+      ...prepared.step,
+    }
+    return this.model.run((handle) => binding().trainStep(handle, prepared.chunks, JSON.stringify(step), prepared.teacher))
   }
 }
 
@@ -351,6 +387,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   const optimizer = {
     weightDecay: real(options.weightDecay, 'weightDecay', 0.01),
     clip: real(options.clip, 'clip', 1),
+    anchor: real(options.anchor, 'anchor', 0),
     beta1: real(options.beta1, 'beta1', 0.9),
     beta2: real(options.beta2, 'beta2', 0.999),
     epsilon: real(options.epsilon, 'epsilon', 1e-8),
@@ -361,7 +398,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
     ...(maxTokens !== undefined && { maxTokens }),
     ...(processor && { processor }),
   }
-  const model = await load(base.root, loadOptions, { dense: choice.dense, lowRank: choice.lowRank, seed, optimizer })
+  const model = await load(base.root, loadOptions, { dense: choice.dense, lowRank: choice.lowRank, dropout: choice.dropout, seed, optimizer })
   const trains = [...choice.dense, ...choice.lowRank.map(({ tensor }) => tensor)]
   // An encoder that is frozen says the same of a sound every time.
   if (model.supports('audio') && !trains.some((name) => /(^|\.)audio_tower\./.test(name))) model.cacheSounds(soundCache(path.join(work, 'sounds')))

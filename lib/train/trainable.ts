@@ -14,6 +14,8 @@ export interface TrainableOptions {
   /** Of LoRA; default 32 each. The change is alpha / rank * B A. */
   rank?: number
   alpha?: number
+  /** Of LoRA: share of the inputs of A that a step leaves out; default 0. One draw serves all tokens of a step. */
+  dropout?: number
 }
 
 export interface TrainableChoice {
@@ -21,6 +23,7 @@ export interface TrainableChoice {
   lowRank: NativeTrainingPlan['lowRank']
   rank: number
   alpha: number
+  dropout: number
 }
 
 /** What is no linear layer although it is a matrix. */
@@ -45,6 +48,8 @@ export function chooseTrainable(model: Parent, options: TrainableOptions): Train
   const rank = positive(options.rank, 'trainable.rank', 32)
   const alpha = options.alpha ?? rank
   if (!(alpha > 0 && Number.isFinite(alpha))) throw new ConanError('INVALID_OPTION', `trainable.alpha: expected a positive number, got ${shown(options.alpha)}`)
+  const dropout = options.dropout ?? 0
+  if (!(dropout >= 0 && dropout < 1)) throw new ConanError('INVALID_OPTION', `trainable.dropout: expected a number from 0 to below 1, got ${shown(dropout)}`)
   const unused = new Set(inspect(model.root).unused)
   const names = [...model.tensors.values()]
     .filter(({ name }) => !unused.has(name) && !fixed.test(name))
@@ -63,6 +68,6 @@ export function chooseTrainable(model: Parent, options: TrainableOptions): Train
     )
   const list = chosen.map(({ name }) => name)
   return mode === 'lora'
-    ? { dense: [], lowRank: list.map((tensor) => ({ tensor, rank, scale: alpha / rank })), rank, alpha }
-    : { dense: list, lowRank: [], rank, alpha }
+    ? { dense: [], lowRank: list.map((tensor) => ({ tensor, rank, scale: alpha / rank })), rank, alpha, dropout }
+    : { dense: list, lowRank: [], rank, alpha, dropout }
 }

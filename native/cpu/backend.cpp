@@ -212,7 +212,9 @@ void turn_panels(Context& context, const PackedWeight& from, PackedWeight& to) {
       for (int64_t p = 0; p < from.panels; ++p) {
         const Element* const in = reinterpret_cast<const Element*>(from.data + size_t(p) * from.panel_bytes) + panel * tile;
         if ((panel + 1) * NR <= from_steps && (p + 1) * NR <= to_steps) {
-          for (int64_t i = 0; i < tile; ++i) out[p * tile + i] = in[turned[size_t(i)]];
+          if (from.kernel->turn) from.kernel->turn(in, out + p * tile);
+          else
+            for (int64_t i = 0; i < tile; ++i) out[p * tile + i] = in[turned[size_t(i)]];
           continue;
         }
         // At an edge one of them ends within the tile; beyond it there are zeros.
@@ -345,6 +347,18 @@ void scatter(Context&, const ScatterArgs& args) {
     else
       for (int64_t c = 0; c < args.x.cols; ++c) y[c] += x[c];
   }
+}
+
+void narrow(Context& context, const NarrowArgs& args) {
+  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+    kernels(context).narrow({args.x.slice(first, count), args.y.slice(first, count)});
+  });
+}
+
+void widen(Context& context, const WidenArgs& args) {
+  each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
+    kernels(context).widen({args.x.slice(first, count), args.y.slice(first, count)});
+  });
 }
 
 void pool(Context& context, const PoolArgs& args) {
@@ -574,7 +588,7 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args) {
   const AttentionArgs& a = args.forward;
   int64_t longest = 0;
   for (int b = 0; b < a.sequences; ++b) longest = std::max<int64_t>(longest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
-  const size_t scratch = size_t(2 * longest + 64) * sizeof(float);
+  const size_t scratch = size_t(kernels(context).attention_backward_scratch(longest, a.head_dim)) * sizeof(float);
   if (args.dbias) {  // one bias is shared by all sequences: its gradient is summed in their order
     Arena::Scope scope(context.scratch);
     float* own = static_cast<float*>(context.scratch.take(scratch));
@@ -608,6 +622,8 @@ OperationTable table_of(const Kernels& kernels) {
   t.attention = attention;
   t.gather = gather;
   t.scatter = scatter;
+  t.narrow = narrow;
+  t.widen = widen;
   t.pool = pool;
   t.normalize = normalize;
   t.repack = repack;

@@ -147,59 +147,141 @@ static void norm_backward_columns(const NormBackwardArgs& a, const float* statis
   }
 }
 
-static inline float dot(const float* x, const float* y, int64_t count) {
-  F sum = V::zero();
-  along(count, [&](int64_t c, int n) { sum = V::fma(load_some(x + c, n), load_some(y + c, n), sum); });
-  return V::sum(sum);
+/// Rows as a panel: out[d][n] = rows[n][d], zero beyond the last row.
+template <int N>
+static void turn_into_panel(const float* rows, int64_t stride, int count, int D, float* out) {
+  for (int j = 0; j < N; j += W)
+    for (int d = 0; d < D; d += W) {
+      F block[W];
+      const int width = std::min(W, D - d);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) block[i] = j + i < count ? load_some(rows + (j + i) * stride + d, width) : V::zero();
+      V::transpose(block);
+      for (int i = 0; i < width; ++i) V::store(out + (d + i) * N + j, block[i]);
+    }
 }
 
-/// y += a * x
-static inline void add_scaled(float* y, float a, const float* x, int64_t count) {
-  const F factor = V::set(a);
-  along(count, [&](int64_t c, int n) { store_some(y + c, V::fma(factor, load_some(x + c, n), load_some(y + c, n)), n); });
+/// And back: rows[n][d] = panel[d][n].
+template <int N>
+static void turn_from_panel(const float* panel, int count, int D, float* rows, int64_t stride) {
+  for (int j = 0; j < count; j += W)
+    for (int d = 0; d < D; d += W) {
+      F block[W];
+      const int width = std::min(W, D - d);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) block[i] = i < width ? V::load(panel + (d + i) * N + j) : V::zero();
+      V::transpose(block);
+      for (int i = 0; i < W && j + i < count; ++i) store_some(rows + (j + i) * stride + d, block[i], width);
+    }
 }
 
-/// All queries of one sequence that look at one key head; `scratch` has 2 * keys + 32 floats.
-static void attention_backward_head(const AttentionBackwardArgs& args, int b, int kv_head, float* scratch) {
-  const AttentionArgs& a = args.forward;
-  const int D = a.head_dim, group = a.heads / a.kv_heads;
-  const int64_t keys = a.kv_offsets[b + 1] - a.kv_offsets[b], kv_column = int64_t(kv_head) * D, first_key = a.kv_offsets[b];
-  float *p = scratch, *dp = scratch + keys + 16;
-  for (int64_t j = 0; j < keys; ++j) {
-    std::memset(args.dk.row(first_key + j) + kv_column, 0, size_t(D) * sizeof(float));
-    std::memset(args.dv.row(first_key + j) + kv_column, 0, size_t(D) * sizeof(float));
-  }
-  for (int h = kv_head * group; h < (kv_head + 1) * group; ++h) {
-    const int64_t column = int64_t(h) * D;
-    for (int row = a.q_offsets[b]; row < a.q_offsets[b + 1]; ++row) {
-      const int64_t i = a.q_starts[b] + row - a.q_offsets[b];
-      const int64_t begin = a.left < 0 ? 0 : std::max<int64_t>(0, i - a.left), end = a.right < 0 ? keys : std::min(keys, i + a.right + 1);
-      const float *q = a.q.row(row) + column, *dy = args.dy.row(row) + column;
-      const float* bias = a.bias ? a.bias + h * (2 * a.bias_reach + 1) + a.bias_reach + i : nullptr;
-      float *dq = args.dq.row(row) + column, most = -3e38f;
-      std::memset(dq, 0, size_t(D) * sizeof(float));
-      for (int64_t j = begin; j < end; ++j) {
-        p[j] = dot(q, a.k.row(first_key + j) + kv_column, D) * a.scale + (bias ? bias[-j] : 0);
-        dp[j] = dot(dy, a.v.row(first_key + j) + kv_column, D);
-        most = std::max(most, p[j]);
-      }
-      F total = V::zero();
-      along(end - begin, [&](int64_t j, int n) {
-        F e = exp(V::sub(load_some(p + begin + j, n), V::set(most)));
-        if (n < W) e = V::where_ge(V::set(float(n) - 0.5f), V::iota(), e, V::zero());
-        store_some(p + begin + j, e, n);
-        total = V::add(total, e);
-      });
-      const float inverse = 1 / V::sum(total), mean = dot(p + begin, dp + begin, end - begin) * inverse;
-      for (int64_t j = begin; j < end; ++j) {
-        const float probability = p[j] * inverse, ds = probability * (dp[j] - mean);
-        if (args.dbias) args.dbias[h * (2 * a.bias_reach + 1) + a.bias_reach + i - j] += ds;
-        add_scaled(args.dv.row(first_key + j) + kv_column, probability, dy, D);
-        add_scaled(args.dk.row(first_key + j) + kv_column, ds * a.scale, q, D);
-        add_scaled(dq, ds * a.scale, a.k.row(first_key + j) + kv_column, D);
+/// y[i] += sum over n of weights[i][n] * x[n], for `count` rows x of D and any number of rows y; weights have N columns.
+template <int N>
+static void add_weighted(const float* weights, int64_t rows, const float* x, int64_t x_stride, int count, int D, float* y, int64_t y_stride,
+                         float* scratch) {
+  float *panel = scratch, *out = scratch + N * NR;
+  for (int d = 0; d < D; d += NR) {
+    const int width = std::min(NR, D - d), low = std::min(W, width), high = width - low;
+    for (int n = 0; n < count; ++n) {
+      V::store(panel + n * NR, load_some(x + n * x_stride + d, low));
+      V::store(panel + n * NR + W, high > 0 ? load_some(x + n * x_stride + d + W, high) : V::zero());
+    }
+    for (int64_t first = 0; first < rows; first += kBlock) {
+      const int64_t some = std::min<int64_t>(kBlock, rows - first);
+      multiply<PlainMath, false, true>(reinterpret_cast<const uint32_t*>(weights + first * N), N, panel, count, out, some);
+      for (int64_t i = 0; i < some; ++i) {
+        float* to = y + (first + i) * y_stride + d;
+        store_some(to, V::add(load_some(to, low), V::load(out + i * NR)), low);
+        if (high > 0) store_some(to + W, V::add(load_some(to + W, high), V::load(out + i * NR + W)), high);
       }
     }
   }
+}
+
+/// Queries [row, row + count) of one head, count <= N: keys down and queries across, as in attention(). With P the probabilities,
+/// dS = P (dy V^T - sum of P (dy V^T)) and dq = dS K, dk += dS^T q, dv += P^T dy.
+template <bool kWide>
+static void attention_backward_panel(const AttentionBackwardArgs& args, int b, int h, int row, int count, float* scratch) {
+  constexpr int N = kWide ? NR : W, vectors = N / W;
+  const AttentionArgs& a = args.forward;
+  const int D = a.head_dim;
+  const int64_t column = int64_t(h) * D, kv_column = int64_t(h / (a.heads / a.kv_heads)) * D, position = a.q_starts[b] + row - a.q_offsets[b];
+  const int64_t all = a.kv_offsets[b + 1] - a.kv_offsets[b];
+  const int64_t begin = a.left < 0 ? 0 : std::max<int64_t>(0, position - a.left);
+  const int64_t end = a.right < 0 ? all : std::min<int64_t>(all, position + count + a.right), keys = end - begin;
+  const float *q = a.q.row(row) + column, *dy = args.dy.row(row) + column;
+  const float *k = a.k.row(a.kv_offsets[b] + begin) + kv_column, *v = a.v.row(a.kv_offsets[b] + begin) + kv_column;
+  const auto words = [](const float* p) { return reinterpret_cast<const uint32_t*>(p); };
+
+  float *p = scratch, *ds = p + keys * N, *panel = ds + keys * N, *more = panel + D * N;  // more: max of D, N + kBlock rows of NR
+  turn_into_panel<N>(q, a.q.stride, count, D, panel);
+  multiply<PlainMath, false, kWide>(words(k), a.k.stride, panel, D, p, keys);
+  turn_into_panel<N>(dy, args.dy.stride, count, D, panel);
+  multiply<PlainMath, false, kWide>(words(v), a.v.stride, panel, D, ds, keys);
+
+  const float* bias = a.bias ? a.bias + h * (2 * a.bias_reach + 1) + a.bias_reach + position - begin : nullptr;
+  for (int j = 0; j < vectors; ++j) {
+    const F place = V::add(V::iota(), V::set(float(j * W)));  // of the query, relative to `position`: exact in f32
+    F most = V::set(kMasked);
+    for (int64_t i = 0; i < keys; ++i) {
+      float* at = p + i * N + j * W;
+      F x = V::mul(V::load(at), V::set(a.scale));
+      if (bias) x = V::add(x, V::load(bias - i + j * W));
+      const int64_t key = begin + i - position;
+      if (a.left >= 0) x = V::where_ge(V::set(float(key + a.left)), place, x, V::set(kMasked));
+      if (a.right >= 0) x = V::where_ge(place, V::set(float(key - a.right)), x, V::set(kMasked));
+      V::store(at, x);
+      most = V::max(x, most);
+    }
+    F total = V::zero(), mean = V::zero();
+    for (int64_t i = 0; i < keys; ++i) {
+      const F e = exp(V::sub(V::load(p + i * N + j * W), most));
+      V::store(p + i * N + j * W, e);
+      total = V::add(total, e);
+      mean = V::fma(e, V::load(ds + i * N + j * W), mean);
+    }
+    const F inverse = V::div(V::set(1.f), total);
+    mean = V::mul(mean, inverse);
+    for (int64_t i = 0; i < keys; ++i) {
+      const int64_t at = i * N + j * W;
+      const F probability = V::mul(V::load(p + at), inverse);
+      V::store(p + at, probability);
+      V::store(ds + at, V::mul(probability, V::sub(V::load(ds + at), mean)));
+    }
+  }
+  if (args.dbias) {
+    float* dbias = args.dbias + h * (2 * a.bias_reach + 1) + a.bias_reach + position - begin;
+    for (int64_t i = 0; i < keys; ++i)
+      for (int n = 0; n < count; ++n) dbias[n - i] += ds[i * N + n];
+  }
+  for (int64_t i = 0; i < keys * N; i += W) V::store(ds + i, V::mul(V::load(ds + i), V::set(a.scale)));
+
+  multiply<PlainMath, true, kWide>(words(k), a.k.stride, ds, keys, more, D);
+  turn_from_panel<N>(more, count, D, args.dq.row(row) + column, args.dq.stride);
+  const int64_t first = a.kv_offsets[b] + begin;
+  add_weighted<N>(p, keys, dy, args.dy.stride, count, D, args.dv.row(first) + kv_column, args.dv.stride, more);
+  add_weighted<N>(ds, keys, q, a.q.stride, count, D, args.dk.row(first) + kv_column, args.dk.stride, more);
+}
+
+/// Floats of scratch that attention_backward_head takes.
+static int64_t attention_backward_scratch(int64_t keys, int head_dim) {
+  return 2 * keys * NR + head_dim * NR + std::max<int64_t>(head_dim, NR + kBlock) * NR;
+}
+
+/// All queries of one sequence that look at one key head.
+static void attention_backward_head(const AttentionBackwardArgs& args, int b, int kv_head, float* scratch) {
+  const AttentionArgs& a = args.forward;
+  const int D = a.head_dim, group = a.heads / a.kv_heads;
+  for (int64_t t = a.kv_offsets[b]; t < a.kv_offsets[b + 1]; ++t) {
+    std::memset(args.dk.row(t) + int64_t(kv_head) * D, 0, size_t(D) * sizeof(float));
+    std::memset(args.dv.row(t) + int64_t(kv_head) * D, 0, size_t(D) * sizeof(float));
+  }
+  for (int h = kv_head * group; h < (kv_head + 1) * group; ++h)
+    for (int row = a.q_offsets[b]; row < a.q_offsets[b + 1]; row += NR) {
+      const int count = std::min(NR, a.q_offsets[b + 1] - row);
+      if (count <= W) attention_backward_panel<false>(args, b, h, row, count, scratch);
+      else attention_backward_panel<true>(args, b, h, row, count, scratch);
+    }
 }
 
 }  // namespace conan::cpu::CONAN_ISA

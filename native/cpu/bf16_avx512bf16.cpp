@@ -32,6 +32,28 @@ static void convert(const float* x, int64_t k, uint32_t* words, float*) {
   for (; i < k; i += 2) words[i / 2] = f32_to_bf16(x[i]) | (i + 1 < k ? uint32_t(f32_to_bf16(x[i + 1])) << 16 : 0);
 }
 
+/// Words of two k turn with their columns; what lies in one word then are two columns.
+static void turn_pairs(const void* in, void* out) {
+  alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                                    8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i low = _mm512_load_si512(kLow), high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
+  const uint32_t* x = static_cast<const uint32_t*>(in);
+  uint32_t* y = static_cast<uint32_t*>(out);
+  for (int c = 0; c < NR; c += W) {
+    F block[W];
+#pragma GCC unroll 16
+    for (int i = 0; i < W; ++i) block[i] = _mm512_castsi512_ps(_mm512_loadu_si512(x + i * NR + c));
+    V::transpose(block);  // row i: column c + i, all k
+#pragma GCC unroll 8
+    for (int i = 0; i < W; i += 2) {
+      const __m512i even = _mm512_castps_si512(block[i]), odd = _mm512_castps_si512(block[i + 1]);
+      uint32_t* to = y + (c + i) / 2 * NR;
+      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, low, odd));
+      _mm512_storeu_si512(to + W, _mm512_permutex2var_epi16(even, high, odd));
+    }
+  }
+}
+
 /// Word i: `low`'s element i as bf16 in the low half, `high`'s in the high half.
 static inline __m512i pairs(__m512 low, __m512 high) {
   alignas(64) static constexpr uint16_t kOrder[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
@@ -83,6 +105,7 @@ struct Bf16Math {
 }  // namespace conan::cpu::avx512bf16
 
 const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::dot_kernel<conan::cpu::avx512bf16::Bf16Dot>(
-    "vdpbf16ps", conan::cpu::Layout::bf16_pairs, conan::cpu::avx512bf16::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{});
+    "vdpbf16ps", conan::cpu::Layout::bf16_pairs, conan::cpu::avx512bf16::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{},
+    conan::cpu::avx512bf16::turn_pairs);
 
 void conan::cpu::attention_avx512bf16(const AttentionPanel& a) { conan::cpu::avx512bf16::attention_panel<conan::cpu::avx512bf16::Bf16Math>(a); }

@@ -31,6 +31,8 @@ struct GemmKernel {
   TileKernel tile[kMaxTileRows + 1] = {};  // by number of rows
   /// One row of activations to words; `scale` takes the row's quantisation step. Null: floats are used as they lie.
   void (*convert)(const float* x, int64_t k, uint32_t* words, float* scale) = nullptr;
+  /// The transpose of a tile of NR x NR elements of this layout; null: element by element.
+  void (*turn)(const void* in, void* out) = nullptr;
 };
 
 /// What becomes of a finished tile: (scales,) bias, activation, gate, residual.
@@ -75,11 +77,14 @@ struct Kernels {
   void (*embed)(const EmbedArgs&);
   void (*pool)(const PoolArgs&, int sequence);
   void (*normalize)(const NormalizeArgs&);
+  void (*narrow)(const NarrowArgs&);
+  void (*widen)(const WidenArgs&);
   void (*activate)(const ActivateArgs&);
   void (*activate_backward)(const ActivateBackwardArgs&);
   void (*norm_backward)(const NormBackwardArgs&, float* statistics);
   void (*norm_backward_columns)(const NormBackwardArgs&, const float* statistics, int64_t first, int64_t count);
   void (*attention_backward)(const AttentionBackwardArgs&, int sequence, int kv_head, float* scratch);
+  int64_t (*attention_backward_scratch)(int64_t keys, int head_dim);  // floats
 };
 
 constexpr int kAttentionBlock = 128;  // keys at a time: 128 x 32 scores stay in L1

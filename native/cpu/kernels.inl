@@ -30,11 +30,14 @@ static constexpr Kernels make_kernels(const char* name) {
       embed_rows,
       pool_sequence,
       normalize_rows,
+      narrow_rows,
+      widen_rows,
       activate_rows,
       activate_backward_rows,
       norm_backward_rows,
       norm_backward_columns,
-      attention_backward_head};
+      attention_backward_head,
+      attention_backward_scratch};
 }
 
 }  // namespace conan::cpu::CONAN_ISA

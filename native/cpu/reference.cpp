@@ -206,6 +206,16 @@ void scatter(Context&, const ScatterArgs& a) {
     for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(a.rows[i])[c] = a.x.row(i)[c] + (a.add ? a.y.row(a.rows[i])[c] : 0);
 }
 
+void narrow(Context&, const NarrowArgs& a) {
+  for (int64_t t = 0; t < a.x.rows; ++t)
+    for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(t)[c] = f32_to_bf16(a.x.row(t)[c]);
+}
+
+void widen(Context&, const WidenArgs& a) {
+  for (int64_t t = 0; t < a.x.rows; ++t)
+    for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(t)[c] = bf16_to_f32(a.x.row(t)[c]);
+}
+
 void pool(Context&, const PoolArgs& a) {
   for (int64_t b = 0; b < a.y.rows; ++b) {
     const int64_t begin = a.offsets[b], end = a.offsets[b + 1], count = end - begin;
@@ -419,6 +429,8 @@ const OperationTable& reference_table() {
     t.attention = attention;
     t.gather = gather;
     t.scatter = scatter;
+    t.narrow = narrow;
+    t.widen = widen;
     t.pool = pool;
     t.normalize = normalize;
     t.repack = repack;

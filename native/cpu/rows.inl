@@ -46,6 +46,22 @@ static void norm_rows(const NormArgs& a) {
   }
 }
 
+static void narrow_rows(const NarrowArgs& a) {
+  for (int64_t t = 0; t < a.x.rows; ++t) {
+    const float* x = a.x.row(t);
+    uint16_t* y = a.y.row(t);
+    for (int64_t c = 0; c < a.x.cols; ++c) y[c] = f32_to_bf16(x[c]);
+  }
+}
+
+static void widen_rows(const WidenArgs& a) {
+  for (int64_t t = 0; t < a.x.rows; ++t) {
+    const uint16_t* x = a.x.row(t);
+    float* y = a.y.row(t);
+    for (int64_t c = 0; c < a.x.cols; ++c) y[c] = bf16_to_f32(x[c]);
+  }
+}
+
 static void rope_rows(const RopeArgs& a) {
   for (int64_t t = 0; t < a.x.rows; ++t) {
     const int64_t at = a.cos ? int64_t(a.positions[t]) * a.half : 0;

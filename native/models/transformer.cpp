@@ -310,8 +310,9 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   args.weight = layer.mlp_in.get();
   args.bias = layer.mlp_in_bias.data();
   if (apart_) {
-    args.y = kept ? kept->inner.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
+    args.y = kept && kept->inner.data ? kept->inner.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
     context.ops.linear(context, args);
+    if (kept && kept->narrow_inner.data) context.ops.narrow(context, {args.y, kept->narrow_inner.slice(first, x.rows)});
     context.ops.activate(context, {c.activation, c.gated, args.y, inner});
   } else {
     args.activation = c.activation;
@@ -395,14 +396,16 @@ void Transformer::keep(Tape& tape, int64_t tokens) const {
   const TransformerConfig& c = config_;
   tape.kept.clear();
   const int64_t Q = c.query_width(), KV = c.kv_width(), inner = c.gated ? 2 * c.intermediate : c.intermediate;
-  const int64_t width = padded_stride(Q + 2 * KV) + padded_stride(c.hidden) + padded_stride(inner);
+  const int64_t width = padded_stride(Q + 2 * KV) + padded_stride(c.hidden) + (reduced_ ? inner / 2 : padded_stride(inner));
   const int64_t layers = one_row_ ? c.layers - 1 : c.layers;  // a last layer of few rows costs little to compute again
   const size_t bytes = size_t(std::max<int64_t>(0, layers - tape.lowest) * tokens * width) * sizeof(float);
   if (c.placement != NormPlacement::pre || bytes > tape.budget) return;
   tape.budget -= bytes;
   for (int64_t i = tape.lowest; i < layers; ++i) {
     Arena& memory = *tape.memory;
-    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), memory.matrix(tokens, c.hidden), memory.matrix(tokens, inner)});
+    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), memory.matrix(tokens, c.hidden), {}, {}});
+    if (reduced_) tape.kept.back().narrow_inner = memory.bf16_matrix(tokens, inner);
+    else tape.kept.back().inner = memory.matrix(tokens, inner);
   }
 }
 

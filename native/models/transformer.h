@@ -38,9 +38,10 @@ struct TransformerInput {
 /// States of one pass, from layer `lowest` on.
 struct Tape {
   /// What a layer need not compute again: queries, keys and values (where queries and keys have a norm, as they are before it), the state
-  /// after attention, the MLP's inner products.
+  /// after attention, the MLP's inner products (as bf16 where products are of bf16).
   struct Kept {
     Matrix qkv, middle, inner;
+    Bf16Matrix narrow_inner;
   };
 
   int64_t lowest = 0;

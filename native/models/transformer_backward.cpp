@@ -50,8 +50,8 @@ Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t 
   };
 }
 
-InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& d_final,
-                                     Gradients& gradients, bool inputs, const Observer& above) const {
+InputGradients Transformer::backward(Context& context, const TransformerInput& input, const Tape& tape, const Matrix& d_final, Gradients& gradients,
+                                     bool inputs, const Observer& above) const {
   const TransformerConfig& c = config_;
   const OperationTable& ops = context.ops;
   const Pass pass = begin(input);
@@ -142,6 +142,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       s.q = qkv.columns(0, Q);
     }
     if (kept) s.middle = kept->middle, s.u = kept->inner;
+    if (kept && kept->narrow_inner.data) {
+      s.u = context.scratch.matrix(T, kept->narrow_inner.cols);
+      ops.widen(context, {kept->narrow_inner, s.u});
+    }
     s.k = qkv.columns(Q, KV), s.v = qkv.columns(Q + KV, KV);
     if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
       s.raw_q = s.q, s.raw_k = s.k;

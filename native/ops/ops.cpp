@@ -23,6 +23,8 @@ void require(const OperationTable& t) {
 void require_training(const OperationTable& t) {
   const std::pair<const char*, bool> entries[] = {{"repack", t.repack},
                                                   {"pack_transposed", t.pack_transposed},
+                                                  {"narrow", t.narrow},
+                                                  {"widen", t.widen},
                                                   {"norm_backward", t.norm_backward},
                                                   {"activate", t.activate},
                                                   {"activate_backward", t.activate_backward},
@@ -64,6 +66,8 @@ Matrix Arena::matrix(int64_t rows, int64_t cols) {
 }
 
 Matrix Arena::contiguous(int64_t rows, int64_t cols) { return {static_cast<float*>(take(size_t(rows * cols) * sizeof(float))), rows, cols, cols}; }
+
+Bf16Matrix Arena::bf16_matrix(int64_t rows, int64_t cols) { return {static_cast<uint16_t*>(take(size_t(rows * cols) * 2)), rows, cols}; }
 
 size_t Arena::bytes() const {
   size_t total = 0;

@@ -122,6 +122,27 @@ struct ScatterArgs {
   bool add = false;
 };
 
+/// Rows of bf16, for what is only kept.
+struct Bf16Matrix {
+  uint16_t* data = nullptr;
+  int64_t rows = 0, cols = 0;  // one row behind the other
+
+  uint16_t* row(int64_t i) const { return data + i * cols; }
+  Bf16Matrix slice(int64_t first, int64_t count) const { return {row(first), count, cols}; }
+};
+
+/// y = x rounded to the nearest bf16, ties to even.
+struct NarrowArgs {
+  Matrix x;
+  Bf16Matrix y;
+};
+
+/// y = x.
+struct WidenArgs {
+  Bf16Matrix x;
+  Matrix y;
+};
+
 /// One vector per sequence: y[b] from rows offsets[b] .. offsets[b+1] of x.
 struct PoolArgs {
   Matrix x, y;
@@ -226,6 +247,8 @@ struct OperationTable {
   void (*pool)(Context&, const PoolArgs&) = nullptr;
   void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
 
+  void (*narrow)(Context&, const NarrowArgs&) = nullptr;
+  void (*widen)(Context&, const WidenArgs&) = nullptr;
   void (*norm_backward)(Context&, const NormBackwardArgs&) = nullptr;
   void (*activate)(Context&, const ActivateArgs&) = nullptr;
   void (*activate_backward)(Context&, const ActivateBackwardArgs&) = nullptr;
@@ -257,6 +280,7 @@ class Arena {
   Matrix matrix(int64_t rows, int64_t cols);
   /// Rows that lie one behind the other, so that several can be read as one longer row.
   Matrix contiguous(int64_t rows, int64_t cols);
+  Bf16Matrix bf16_matrix(int64_t rows, int64_t cols);
   size_t bytes() const;
   /// Gives back everything.
   void clear() { chunk_ = used_ = 0; }

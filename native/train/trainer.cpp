@@ -101,18 +101,20 @@ double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const
 /// A pass with the memory of one before.
 TextModel::TrainingPass Trainer::begin_pass(size_t budget) {
   TextModel::TrainingPass pass;
-  for (Tape* tape : {&pass.tape, &pass.heard_tape, &pass.seen_tape}) {
-    if (tapes_.empty()) break;
-    tape->memory = std::move(tapes_.back());
-    tapes_.pop_back();
+  Tape* const tapes[] = {&pass.tape, &pass.heard_tape, &pass.seen_tape};
+  for (size_t i = 0; i < 3; ++i) {
+    if (memory_[i].empty()) continue;
+    tapes[i]->memory = std::move(memory_[i].back());
+    memory_[i].pop_back();
   }
   pass.tape.budget = budget;
   return pass;
 }
 
 void Trainer::end_pass(TextModel::TrainingPass& pass) {
-  for (Tape* tape : {&pass.seen_tape, &pass.heard_tape, &pass.tape})
-    if (tape->memory) tapes_.push_back(std::move(tape->memory));
+  Tape* const tapes[] = {&pass.tape, &pass.heard_tape, &pass.seen_tape};
+  for (size_t i = 0; i < 3; ++i)
+    if (tapes[i]->memory) memory_[i].push_back(std::move(tapes[i]->memory));
 }
 
 /// AdamW; `factor` scales the gradients (clipping).

@@ -72,7 +72,7 @@ class Trainer {
   Parameters parameters_;
   std::unique_ptr<TextModel> model_;
   OptimizerOptions optimizer_;
-  std::vector<std::unique_ptr<Arena>> tapes_;  // memory of passes that have ended
+  std::vector<std::unique_ptr<Arena>> memory_[3];  // of passes that have ended: of the language model and the towers
   int64_t steps_ = 0;
 };
 

@@ -197,6 +197,16 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
         check_close(got.m, want.m, 1e-5, text(what, "scatter ", add));
       }
     }
+    {
+      Arena memory(table);
+      const Bf16Matrix narrow = memory.bf16_matrix(T, C), expected = memory.bf16_matrix(T, C);
+      reference.narrow(plain, {x.m, expected});
+      table.narrow(context, {x.m, narrow});
+      check(std::equal(narrow.data, narrow.data + T * C, expected.data), what + "narrow");
+      reference.widen(plain, {expected, want.m});
+      table.widen(context, {narrow, got.m});
+      check(equal(got.m, want.m), what + "widen");
+    }
     const int32_t offsets[] = {0, 1, 20, 37};
     for (Pooling mode : {Pooling::cls, Pooling::last, Pooling::mean, Pooling::mean_sqrt_len, Pooling::max, Pooling::weighted_mean}) {
       Owned pooled(3, C, 8), expected(3, C, 9);
@@ -343,19 +353,26 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
     int heads, kv_heads, head_dim;
     int64_t left, right;
     bool bias;
+    int queries = 0;  // the last ones of each sequence; 0: all
   };
-  const Case cases[] = {
-      {{5, 1, 19}, 4, 4, 20, -1, -1, false}, {{14, 50}, 4, 2, 32, -1, 0, false}, {{40, 7}, 2, 1, 8, 6, 6, false}, {{23, 9}, 3, 3, 24, -1, -1, true}};
+  const Case cases[] = {{{5, 1, 19}, 4, 4, 20, -1, -1, false}, {{14, 50}, 4, 2, 32, -1, 0, false},   {{40, 7}, 2, 1, 8, 6, 6, false},
+                        {{23, 9}, 3, 3, 24, -1, -1, true},     {{140, 33}, 2, 1, 40, -1, 0, false},  {{150, 3}, 1, 1, 16, 20, 0, false},
+                        {{14, 50}, 4, 2, 32, -1, 0, false, 1}, {{23, 9}, 3, 3, 24, -1, -1, true, 2}, {{40, 17}, 2, 1, 64, 6, 6, false, 17}};
   for (const Case& c : cases) {
-    std::vector<int32_t> offsets{0}, starts(c.lengths.size());
-    for (int n : c.lengths) offsets.push_back(offsets.back() + n);
-    const int64_t T = offsets.back(), Q = int64_t(c.heads) * c.head_dim, KV = int64_t(c.kv_heads) * c.head_dim;
+    std::vector<int32_t> offsets{0}, q_offsets{0}, starts;
+    for (int n : c.lengths) {
+      const int queries = c.queries ? std::min(c.queries, n) : n;
+      offsets.push_back(offsets.back() + n);
+      q_offsets.push_back(q_offsets.back() + queries);
+      starts.push_back(n - queries);
+    }
+    const int64_t T = offsets.back(), Tq = q_offsets.back(), Q = int64_t(c.heads) * c.head_dim, KV = int64_t(c.kv_heads) * c.head_dim;
     const int64_t reach = *std::max_element(c.lengths.begin(), c.lengths.end()) - 1;
-    Owned q(T, Q, 1), k(T, KV, 2), v(T, KV, 3), dy(T, Q, 4), y(T, Q, 5);
+    Owned q(Tq, Q, 1), k(T, KV, 2), v(T, KV, 3), dy(Tq, Q, 4), y(Tq, Q, 5);
     std::vector<float> bias = random_floats(size_t(c.heads * (2 * reach + 1) + 64), 6);
     AttentionArgs forward;
     forward.q = q.m, forward.k = k.m, forward.v = v.m, forward.y = y.m;
-    forward.q_offsets = forward.kv_offsets = offsets.data(), forward.q_starts = starts.data();
+    forward.q_offsets = q_offsets.data(), forward.kv_offsets = offsets.data(), forward.q_starts = starts.data();
     forward.sequences = int(c.lengths.size()), forward.heads = c.heads, forward.kv_heads = c.kv_heads, forward.head_dim = c.head_dim;
     forward.scale = 0.3f, forward.left = c.left, forward.right = c.right;
     if (c.bias) forward.bias = bias.data(), forward.bias_reach = reach;
@@ -365,7 +382,7 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
       std::vector<float> dbias;
     };
     auto run = [&](Context& on) {
-      Out out{Owned(T, Q, 7), Owned(T, KV, 8), Owned(T, KV, 9), std::vector<float>(bias.size())};
+      Out out{Owned(Tq, Q, 7), Owned(T, KV, 8), Owned(T, KV, 9), std::vector<float>(bias.size())};
       on.ops.attention_backward(on, {forward, dy.m, out.dq.m, out.dk.m, out.dv.m, c.bias ? out.dbias.data() : nullptr});
       return out;
     };
