@@ -24,8 +24,8 @@ export function readSafetensors(file: string): Map<string, Tensor> {
   return tensors
 }
 
-export function writeSafetensors(file: string, tensors: Map<string, Tensor>): void {
-  const header: Record<string, unknown> = {}
+export function writeSafetensors(file: string, tensors: Map<string, Tensor>, metadata?: Record<string, string>): void {
+  const header: Record<string, unknown> = { ...(metadata && { __metadata__: metadata }) }
   let at = 0
   for (const [name, { dtype, shape, data }] of tensors) {
     header[name] = { dtype, shape, data_offsets: [at, at + data.length] }

@@ -6,9 +6,21 @@ import { ConanError, shown } from '../errors'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
 import { jsonRows, located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
-import { averagePrecision, classificationScores, kMeans, linearProbe, pearson, ranking, rankingScores, spearman, vMeasure } from './metrics'
+import {
+  averagePrecision,
+  classificationScores,
+  kMeans,
+  linearProbe,
+  multilabelScores,
+  nearestNeighbours,
+  pearson,
+  ranking,
+  rankingScores,
+  spearman,
+  vMeasure,
+} from './metrics'
 
-export const taskTypes = ['retrieval', 'classification', 'zero-shot', 'clustering', 'sts', 'pair', 'reranking'] as const
+export const taskTypes = ['retrieval', 'classification', 'multilabel', 'zero-shot', 'clustering', 'sts', 'pair', 'reranking'] as const
 export type TaskType = (typeof taskTypes)[number]
 
 /**
@@ -16,6 +28,7 @@ export type TaskType = (typeof taskTypes)[number]
  * - retrieval: `rows` {query, positive | positives}, all positives being the corpus, or `queries` and `corpus` {id, ...input} with `qrels`
  *   {query, document, score}
  * - classification: `train` and `rows` {input, label}: a linear probe on the vectors
+ * - multilabel: `train` and `rows` {input, labels: [...]}: a vote of the five nearest neighbours
  * - zero-shot: `rows` {input, label}, `labels` {label: input}: the nearest label
  * - clustering: `rows` {input, label}
  * - sts: `rows` {left, right, score}          - pair: `rows` {left, right, label: 0 | 1}
@@ -55,6 +68,7 @@ export interface TaskResult {
 const mainScores: Record<TaskType, string> = {
   retrieval: 'ndcg_at_10',
   classification: 'accuracy',
+  multilabel: 'lrap',
   'zero-shot': 'accuracy',
   clustering: 'v_measure',
   sts: 'cosine_spearman',
@@ -77,6 +91,7 @@ class Evaluation {
     const { type } = this.task
     if (type === 'retrieval') return this.retrieval()
     if (type === 'classification') return this.classification()
+    if (type === 'multilabel') return this.multilabel()
     if (type === 'zero-shot') return this.zeroShot()
     if (type === 'clustering') return this.clustering()
     if (type === 'sts') return this.sts()
@@ -188,6 +203,20 @@ class Evaluation {
     const [train, test] = [this.labelled('train'), this.labelled('rows')]
     const [a, b] = [await this.plain(train.inputs), await this.plain(test.inputs)]
     return { ...classificationScores(test.labels, linearProbe(a.vectors as Float32Array, train.labels, b.vectors as Float32Array, a.dimensions)) }
+  }
+
+  private async multilabel(): Promise<Record<string, number>> {
+    const read = (key: 'rows' | 'train') =>
+      this.rows(key).map((row, i) => ({
+        input: this.input(row, 'input', i),
+        labels: this.value<unknown[]>(row, 'labels', i, Array.isArray, 'a list of labels').map(String),
+      }))
+    const [train, test] = [read('train'), read('rows')]
+    const all = [...new Set(test.flatMap(({ labels }) => labels))].sort()
+    const marks = (rows: { labels: string[] }[]) => rows.map(({ labels }) => all.map((label) => (labels.includes(label) ? 1 : 0)))
+    const vectors = async (rows: { input: EmbedInput }[]) => (await this.plain(rows.map(({ input }) => input))) as EmbedResult & { vectors: Float32Array }
+    const [a, b] = [await vectors(train), await vectors(test)]
+    return { ...multilabelScores(marks(test), nearestNeighbours(a.vectors, marks(train), b.vectors, a.dimensions)) }
   }
 
   private async zeroShot(): Promise<Record<string, number>> {

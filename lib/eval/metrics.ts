@@ -227,3 +227,46 @@ export function classificationScores(truth: string[], found: string[]): { accura
   })
   return { accuracy: count((i) => truth[i] === found[i]) / truth.length, f1: f1.reduce((a, b) => a + b, 0) / classes.length }
 }
+
+/**
+ * Labels of rows by a vote of their k nearest neighbours (Euclidean): a label that more than half of them have (scikit-learn's
+ * KNeighborsClassifier). `labels[i][l]`: whether row i of `train` has label l.
+ */
+export function nearestNeighbours(train: Float32Array, labels: number[][], test: Float32Array, d: number, k = 5): number[][] {
+  const rows = test.length / d
+  return Array.from({ length: rows }, (_, i) => {
+    const near = labels.map((_, j) => {
+      let sum = 0
+      for (let x = 0; x < d; x++) sum -= (test[i * d + x]! - train[j * d + x]!) ** 2
+      return sum
+    })
+    const voters = ranking(near).slice(0, k)
+    return (labels[0] ?? []).map((_, l) => (2 * voters.filter((j) => labels[j]![l] === 1).length > voters.length ? 1 : 0))
+  })
+}
+
+/**
+ * For rows with several labels each: label ranking average precision, share of rows with all labels right, mean F1 of the labels
+ * (scikit-learn's label_ranking_average_precision_score, accuracy_score and f1_score).
+ */
+export function multilabelScores(truth: number[][], found: number[][]): { lrap: number; accuracy: number; f1: number } {
+  const precision = (row: number[], scores: number[]) => {
+    const relevant = row.flatMap((label, l) => (label === 1 ? [l] : []))
+    if (relevant.length === 0 || relevant.length === row.length) return 1
+    // Ties count as ranked above.
+    const rank = (l: number, among: number[]) => among.filter((other) => scores[other]! >= scores[l]!).length
+    const all = row.map((_, l) => l)
+    return relevant.reduce((sum, l) => sum + rank(l, relevant) / rank(l, all), 0) / relevant.length
+  }
+  const mean = (values: number[]) => values.reduce((a, b) => a + b, 0) / values.length
+  const f1 = (truth[0] ?? []).map((_, l) => {
+    const count = (test: (i: number) => boolean) => truth.filter((_, i) => test(i)).length
+    const either = count((i) => truth[i]![l] === 1) + count((i) => found[i]![l] === 1)
+    return either === 0 ? 0 : (2 * count((i) => truth[i]![l] === 1 && found[i]![l] === 1)) / either
+  })
+  return {
+    lrap: mean(truth.map((row, i) => precision(row, found[i]!))),
+    accuracy: mean(truth.map((row, i) => (row.every((label, l) => label === found[i]![l]) ? 1 : 0))),
+    f1: mean(f1),
+  }
+}

@@ -6,7 +6,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { attachAudio } from '../../lib'
 import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
-import { fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary } from '../support'
+import { fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
 
 const native = binding()
 const step: NativeStep = {
@@ -32,13 +32,13 @@ function chunked({ ids, offsets }: { ids: Int32Array; offsets: Int32Array }, siz
   return chunks
 }
 
-const trained = (name: string, plan: object, threads = 2) =>
+const trained = (name: string, plan: object, threads = 2, pooling = 'mean') =>
   native.load({
     directory: pico(name),
     adapters: [],
     dtype: 'float32',
     threads,
-    pooling: 'mean',
+    pooling,
     dense: [],
     training: JSON.stringify({ dense: [], lowRank: [], seed: 0, optimizer: {}, ...plan }),
   })
@@ -78,6 +78,47 @@ for (const file of readdirSync(path.join(fixtures, 'gradients'))) {
     native.dispose(model)
   })
 }
+
+/**
+ * Slopes of the loss along the gradient of each tensor, by central differences. What f32 leaves of a difference is noise of about 1e-6 of
+ * the loss, so that steps are chosen for a change a thousand times as large, and tensors that cannot make one are compared by that noise.
+ */
+for (const file of readdirSync(path.join(fixtures, 'gradients')))
+  for (const pooling of ['mean', /bert|mpnet/.test(file) ? 'cls' : 'lasttoken']) {
+    const name = file.replace('.safetensors', '')
+    test(`${name}, ${pooling}: finite differences`, async () => {
+      const want = readSafetensors(path.join(fixtures, 'gradients', file))
+      const dense = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
+      const model = await trained(name, { dense }, 2, pooling)
+      const chunks = chunked(batchOf(name), 100)
+      const lossOf = async () => (await native.trainStep(model, chunks, JSON.stringify(step))).loss
+      await lossOf()
+      const gradients = native.gradients(model)
+      const state = path.join(temporary(), 'state.safetensors')
+      await native.saveTraining(model, state, 'state')
+      const metadata = { steps: '0' }
+      const tensors = readSafetensors(state)
+      for (const tensor of dense) {
+        const gradient = gradients[tensor]!.slice()
+        const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
+        if (norm < 1e-6) continue
+        const value = tensors.get(`value.${tensor}`)!
+        const base = floats(value)
+        const size = Math.sqrt(base.reduce((sum, x) => sum + x * x, 0)) || 1
+        const h = Math.min(0.004 * size, 1e-3 / norm)
+        const at = async (sign: number) => {
+          const moved = new Map(tensors)
+          moved.set(`value.${tensor}`, { ...value, data: Buffer.from(base.map((x, i) => x + (sign * h * gradient[i]!) / norm).buffer) })
+          writeSafetensors(state, moved, metadata)
+          await native.loadTraining(model, state)
+          return lossOf()
+        }
+        const slope = ((await at(1)) - (await at(-1))) / (2 * h)
+        assert.ok(Math.abs(slope - norm) < 5e-3 * norm + 5e-7 / h, `${tensor}: slope ${slope}, gradient ${norm}`)
+      }
+      native.dispose(model)
+    })
+  }
 
 test('chunks of any size give the gradient of the whole batch; threads change no bit', async () => {
   const dense = ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.mlp.down_proj.weight', 'model.norm.weight', 'model.embed_tokens.weight']

@@ -5,7 +5,19 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { type ConanError, evaluate, loadModel, type Task } from '../../lib'
-import { averagePrecision, classificationScores, kMeans, linearProbe, pearson, ranking, rankingScores, spearman, vMeasure } from '../../lib/eval/metrics'
+import {
+  averagePrecision,
+  classificationScores,
+  kMeans,
+  linearProbe,
+  multilabelScores,
+  nearestNeighbours,
+  pearson,
+  ranking,
+  rankingScores,
+  spearman,
+  vMeasure,
+} from '../../lib/eval/metrics'
 import { dataDirectory, fixtures, needs, pico, root, temporary } from '../support'
 
 const golden = JSON.parse(readFileSync(path.join(fixtures, 'metrics.json'), 'utf8'))
@@ -37,6 +49,16 @@ test("a linear probe is scikit-learn's logistic regression", () => {
   near(scores.f1, f1, 'F1')
 })
 
+test('several labels a row: votes of neighbours, LRAP, F1', () => {
+  const { labels, test_labels, found, lrap, accuracy, f1 } = golden.multilabel
+  const vectors = Float32Array.from(golden.probe.test).subarray(0, 40 * 6)
+  assert.deepEqual(nearestNeighbours(Float32Array.from(golden.probe.train), labels, vectors, 6), found)
+  const scores = multilabelScores(test_labels, found)
+  near(scores.lrap, lrap, 'LRAP')
+  near(scores.accuracy, accuracy, 'accuracy')
+  near(scores.f1, f1, 'F1')
+})
+
 test('clusters that lie apart are found', () => {
   const vectors = Float32Array.from({ length: 60 }, (_, i) => 10 * Math.floor(i / 20) + Math.sin(i))
   const labels = Array.from({ length: 30 }, (_, i) => Math.floor(i / 10))
@@ -59,6 +81,12 @@ const tasks: Task[] = [
     type: 'classification',
     train: texts.map((input, i) => ({ input, label: i % 3 })),
     rows: texts.map((input, i) => ({ input, label: i % 3 })),
+  },
+  {
+    name: 'several',
+    type: 'multilabel',
+    train: texts.map((input, i) => ({ input, labels: [i % 3, 'all'] })),
+    rows: texts.map((input, i) => ({ input, labels: [i % 3, 'all'] })),
   },
   { name: 'names', type: 'zero-shot', rows: texts.map((input, i) => ({ input, label: 'abc'[i % 3] })), labels: { a: 'aaa', b: 'bbb', c: 'ccc' } },
   { name: 'groups', type: 'clustering', rows: texts.map((input, i) => ({ input, label: i % 3 })) },
@@ -105,6 +133,7 @@ test('bad tasks are named', async () => {
   await fails({ name: 'x', type: 'sts', rows: [{ left: 'a', right: 'b', score: 'high' }] }, 'INVALID_INPUT', /row 1: "score": expected a number, got "high"/)
   await fails({ name: 'x', type: 'pair', rows: [{ left: 'a', right: 'b', label: 2 }] }, 'INVALID_INPUT', /0 or 1/)
   await fails({ name: 'x', type: 'zero-shot', rows: [{ input: 'a', label: 'b' }] }, 'INVALID_INPUT', /expected "labels"/)
+  await fails({ name: 'x', type: 'multilabel', train: [{ input: 'a', labels: 'b' }], rows: [] }, 'INVALID_INPUT', /row 1: "labels": expected a list/)
   await fails({ ...tasks[0], mainScore: 'luck' }, 'INVALID_OPTION', /mainScore: expected one of .*got "luck"/)
   await fails({ ...tasks[1], qrels: [{ query: 'nobody', document: 'd0' }] }, 'INVALID_INPUT', /qrels: row 1/)
 })

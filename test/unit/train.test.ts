@@ -6,11 +6,12 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { ConanError, loadModel, mineNegatives, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
+import { NpyWriter } from '../../lib/files/npy'
 import { type Dataset, readData } from '../../lib/train/data'
 import { documentKey, Sampler } from '../../lib/train/sampler'
 import { learningRateAt } from '../../lib/train/train'
 import { changedTensors } from '../../lib/train/write'
-import { copyOf, editTensors, fixtures, pico, root, temporary } from '../support'
+import { copyOf, editTensors, fixtures, floats, pico, readSafetensors, root, type Tensor, temporary } from '../support'
 
 const audio = (name: string) => path.join(fixtures, 'audio', name)
 const rows = Array.from({ length: 40 }, (_, i) => ({ query: `what is ${i}`, positive: `the number ${i}, ${(i * 7) % 13}` }))
@@ -62,6 +63,67 @@ test('the same seed gives the same model; gradients of several batches make a st
   // GradCache: the curve is that of the whole batch, but for the order in which gradients are added.
   for (const [i, loss] of (await run('small', { chunkTokens: 64 })).entries()) assert.ok(Math.abs(loss - one[i]) < 1e-5)
   assert.equal((await run('d', { accumulate: 3, trainable: { mode: 'full' }, learningRate: 1e-4 })).length, 4)
+})
+
+/** Values of f32 or bf16. */
+const wide = (tensor: Tensor) => {
+  if (tensor.dtype === 'F32') return floats(tensor)
+  const { data } = tensor
+  return new Float32Array(Uint32Array.from({ length: data.length / 2 }, (_, i) => data.readUInt16LE(2 * i) << 16).buffer)
+}
+
+test('distillation: vectors become those of a teacher, from rows or a file', async () => {
+  const place = temporary()
+  const texts = rows.map(({ query }) => query)
+  await using teacher = await loadModel(pico('bert'), { dtype: 'float32' })
+  const { vectors, dimensions } = await teacher.embed(texts)
+  const of = (i: number) => [...vectors.subarray(i * dimensions, (i + 1) * dimensions)] as number[]
+  const data = texts.map((query, i) => ({ query, vector: of(i) }))
+  const options = { trainable: { mode: 'full' as const }, learningRate: 3e-3, steps: 60, batchSize: 8, dtype: 'float32' as const }
+  const report = await trainSpecialist(basic(path.join(place, 'out'), { ...options, data }))
+  assert.ok(report.lastLoss < report.firstLoss / 3, `${report.firstLoss} -> ${report.lastLoss}`)
+  writeFileSync(path.join(place, 'rows.jsonl'), texts.map((query) => JSON.stringify({ query })).join('\n'))
+  const writer = new NpyWriter(path.join(place, 'vectors.npy'))
+  for (let i = 0; i < texts.length; i++) writer.write(Float32Array.from(of(i)))
+  writer.finish()
+  const list = [{ path: path.join(place, 'rows.jsonl'), vectors: path.join(place, 'vectors.npy') }]
+  await trainSpecialist(basic(path.join(place, 'file'), { ...options, data: list }))
+  const all = (name: string) => losses(path.join(place, name))
+  assert.deepEqual(all('file'), all('out'))
+  const fails = (data: object[], message: RegExp) => assert.rejects(trainSpecialist(basic(path.join(place, 'bad'), { data })), { message })
+  await fails([{ path: path.join(place, 'rows.jsonl'), vectors: path.join(place, 'rows.jsonl') }], /expected a matrix of f32 in NumPy's format/)
+  await fails([{ rows: data.slice(1), vectors: path.join(place, 'vectors.npy') }], /expected 39 vectors, one for every row, found 40/)
+  await fails([{ query: 'a', vector: 'b' }], /expected numbers as "vector"/)
+  await fails([...data, { query: 'a', vector: [1] }], /expected vectors of \d+ numbers/)
+  await fails([...data, { query: 'a' }], /expected a positive, found none/)
+  await assert.rejects(trainSpecialist(basic(path.join(place, 'bad'), { loss: 'distillation' })), { message: /a teacher's vector for every row/ })
+})
+
+test('LoRA with dropout; an anchor holds weights near what they were', async () => {
+  const place = temporary()
+  const run = async (name: string, more: Partial<TrainOptions>) => {
+    const out = path.join(place, name)
+    await trainSpecialist(basic(out, { steps: 6, ...more }))
+    const base = readSafetensors(path.join(pico('qwen3'), 'model.safetensors'))
+    let sum = 0
+    for (const [name, tensor] of readSafetensors(path.join(out, 'model.safetensors'))) {
+      const before = wide(base.get(name)!)
+      for (const [i, x] of wide(tensor).entries()) sum += (x - before[i]!) ** 2
+    }
+    return { losses: losses(out), moved: Math.sqrt(sum) }
+  }
+  const plain = await run('plain', {})
+  const dropped = await run('dropped', { trainable: { mode: 'lora', rank: 4, dropout: 0.3 } })
+  assert.deepEqual((await run('again', { trainable: { mode: 'lora', rank: 4, dropout: 0.3 }, threads: 1 })).losses, dropped.losses)
+  assert.notDeepEqual(dropped.losses, plain.losses)
+  assert.equal(dropped.losses[0], plain.losses[0]) // B is zero at first
+  for (const mode of ['lora', 'full'] as const) {
+    const free = await run(`${mode} free`, { trainable: { mode, rank: 4 }, learningRate: 1e-2 })
+    const held = await run(`${mode} held`, { trainable: { mode, rank: 4 }, learningRate: 1e-2, anchor: 100 })
+    assert.ok(held.moved < 0.8 * free.moved, `${mode}: ${held.moved} of ${free.moved}`)
+  }
+  await assert.rejects(run('bad', { trainable: { mode: 'lora', dropout: 1 } }), { code: 'INVALID_OPTION', message: /trainable.dropout: expected/ })
+  await assert.rejects(run('bad', { anchor: -1 }), { code: 'INVALID_OPTION', message: /anchor: expected/ })
 })
 
 test('killed in the middle, a run goes on as if nothing had been', async () => {
