@@ -256,7 +256,8 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 void for_rows(Context& context, int64_t rows, int64_t width, const RowsBody& body) {
   // Blocks that stay in a second-level cache (about 512 KB of activations), but not so small that the weights, which
   // every block reads, come from memory more often than the arithmetic hides.
-  const int64_t target = std::clamp<int64_t>((512 << 10) / (width * int64_t(sizeof(float))), 42, 112);
+  const int64_t least = width < 6000 ? 42 : 84;  // wide layers do not stay in any cache
+  const int64_t target = std::clamp<int64_t>((512 << 10) / (width * int64_t(sizeof(float))), least, 112);
   if (ThreadPool::inside() || context.threads == 1) {
     const int64_t blocks = ceil_div(rows, target);
     for (int64_t b = 0; b < blocks; ++b) {

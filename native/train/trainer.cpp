@@ -8,6 +8,14 @@
 
 namespace conan::train {
 
+namespace {
+
+void copy_rows(const Matrix& from, const Matrix& to) {
+  for (int64_t i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
+}
+
+}  // namespace
+
 Trainer::Trainer(const ModelOptions& model, const TrainableOptions& trainable, const OptimizerOptions& optimizer)
     : parameters_(trainable), optimizer_(optimizer) {
   if (!model.adapters.empty()) fail("INVALID_OPTION", "training: expected a model without adapters (merge them first), got ", model.adapters.size());
@@ -40,18 +48,16 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
     if (learns) ++learning, tokens += chunk.view().tokens();
   }
   const bool remembered = learning == 1 || tokens <= options.chunk_tokens;
-  const auto store = [&](const Part& part, const Matrix& made) {
-    for (int64_t b = 0; b < made.rows; ++b) std::copy_n(made.row(b), made.cols, vectors.row(part.first + b));
-  };
+  const auto rows_of = [&](const Part& part) { return vectors.slice(part.first, part.chunk->view().sequences); };
   const auto forward = [&](Part& part, size_t budget) {
     part.pass = begin_pass(budget);
-    const Matrix made = model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_);
-    store(part, made);
+    copy_rows(model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
   };
   for (Part& part : parts) {
     if (part.learns && remembered) continue;
     Arena::Scope own(context.scratch);
-    store(part, model_->infer(part.chunk->view(), part.chunk->media));
+    if (part.learns) copy_rows(model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
+    else infer(*part.chunk, rows_of(part));
   }
   size_t budget = optimizer_.activation_bytes;
   for (Part& part : parts) {
@@ -87,6 +93,35 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   result.gradient_norm = std::sqrt(squares);
   if (options.update) update(options, optimizer_.clip > 0 && result.gradient_norm > optimizer_.clip ? optimizer_.clip / result.gradient_norm : 1);
   return result;
+}
+
+/// Vectors of a chunk that does not learn: texts are computed the first time they come.
+void Trainer::infer(const Chunk& chunk, const Matrix& out) {
+  constexpr size_t kMostBytes = size_t(256) << 20;
+  const TokenBatch batch = chunk.view();
+  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(model_->infer(batch, chunk.media), out);
+  Chunk fresh;
+  fresh.offsets.push_back(0);
+  std::vector<int64_t> places;
+  const auto key = [&](int64_t b) {
+    return std::string(reinterpret_cast<const char*>(batch.ids + batch.offsets[b]),
+                       size_t(batch.offsets[b + 1] - batch.offsets[b]) * sizeof(int32_t));
+  };
+  for (int64_t b = 0; b < batch.sequences; ++b) {
+    if (const auto found = known_.find(key(b)); found != known_.end()) {
+      std::copy(found->second.begin(), found->second.end(), out.row(b));
+      continue;
+    }
+    fresh.ids.insert(fresh.ids.end(), batch.ids + batch.offsets[b], batch.ids + batch.offsets[b + 1]);
+    fresh.offsets.push_back(int32_t(fresh.ids.size()));
+    places.push_back(b);
+  }
+  if (places.empty()) return;
+  const Matrix made = model_->infer(fresh.view(), fresh.media);
+  for (int64_t i = 0; i < made.rows; ++i) {
+    std::copy_n(made.row(i), made.cols, out.row(places[size_t(i)]));
+    if (known_.size() * size_t(made.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(made.row(i), made.row(i) + made.cols);
+  }
 }
 
 double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const {

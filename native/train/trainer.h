@@ -2,6 +2,7 @@
 #pragma once
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "models/text_model.h"
@@ -65,6 +66,7 @@ class Trainer {
 
  private:
   double loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const;
+  void infer(const Chunk& chunk, const Matrix& out);
   void update(const StepOptions& options, double factor);
   TextModel::TrainingPass begin_pass(size_t budget);
   void end_pass(TextModel::TrainingPass& pass);
@@ -73,6 +75,8 @@ class Trainer {
   std::unique_ptr<TextModel> model_;
   OptimizerOptions optimizer_;
   std::vector<std::unique_ptr<Arena>> memory_[3];  // of passes that have ended: of the language model and the towers
+  /// Vectors of texts that nothing that trains has a part in, by their token ids: they never change.
+  std::unordered_map<std::string, std::vector<float>> known_;
   int64_t steps_ = 0;
 };
 

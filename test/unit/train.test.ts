@@ -181,6 +181,21 @@ test('recovery: the projector and nothing else, from features that are kept', as
   await assert.rejects(recoverProjector({ model: pico('qwen3'), out: `${out}2`, data: rows }), { code: 'INVALID_OPTION', message: /no audio_projector/ })
 })
 
+test('recovery: texts are computed once, and sounds in chunks or whole learn the same', async () => {
+  const place = temporary()
+  const run = async (name: string, more: Partial<TrainOptions>) => {
+    const options = { model: audio('omni'), data: sounds, steps: 8, batchSize: 4, temperature: 0.1, learningRate: 3e-2, ...more }
+    await recoverProjector({ ...options, out: path.join(place, name) })
+    return losses(path.join(place, name)) as number[]
+  }
+  const whole = await run('whole', {})
+  for (const [i, loss] of (await run('chunks', { chunkTokens: 16 })).entries()) assert.ok(Math.abs(loss - whole[i]!) < 1e-5, `${loss}, ${whole[i]}`)
+  // A state that is loaded again knows no texts yet.
+  const stop = new AbortController()
+  await assert.rejects(run('stopped', { signal: stop.signal, onProgress: ({ step }) => step === 3 && stop.abort() }), { code: 'ABORTED' })
+  assert.deepEqual(await run('stopped', {}), whole)
+})
+
 test('rehearsal: every modality equally often, not the encoder and its projector', async () => {
   const out = path.join(temporary(), 'out')
   const image = (name: string) => path.join(fixtures, 'vision', 'images', name)

@@ -1,0 +1,112 @@
+// The base's language model: it learns a real text embedder's vectors of real texts, then the grades of STS-B's training part.
+//   npx tsx recipes/nano/text.ts [--samples 1000000]
+// Every stage is left out where its output exists, and goes on where it was stopped.
+import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { evaluate, type TrainOptions, trainSpecialist } from '../../lib'
+import { readJson } from '../../lib/files/json'
+import { text, writeBase } from './architecture'
+import { data, need, stsb, texts, work } from './sources'
+import { Teacher } from './teacher'
+import { learnTokenizer, textOf } from './tokenizer'
+
+/** Rows of each kind of text, and how often it is drawn. */
+const share: Record<string, { most: number; weight: number }> = {
+  glosses: { most: 120_000, weight: 4 },
+  examples: { most: 50_000, weight: 4 },
+  words: { most: 40_000, weight: 2 },
+  summaries: { most: 45_000, weight: 2 },
+  descriptions: { most: 90_000, weight: 3 },
+  pairs: { most: 12_000, weight: 3 },
+  names: { most: 12_000, weight: 2 },
+  pages: { most: 15_000, weight: 1 },
+}
+
+export async function score(directory: string): Promise<number> {
+  const [result] = await evaluate(directory, [{ name: 'STS-B dev', type: 'sts', rows: stsb('dev') }])
+  return result!.mainScore
+}
+
+export const progress = (what: string) => {
+  let last = 0
+  return ({ step, steps, loss, tokensPerSecond, secondsLeft }: Parameters<NonNullable<TrainOptions['onProgress']>>[0]) => {
+    if (step < steps && performance.now() - last < 30_000) return
+    last = performance.now()
+    console.log(`${what}: step ${step} of ${steps}, loss ${loss.toFixed(4)}, ${Math.round(tokensPerSecond)} tokens/s, ${Math.round(secondsLeft / 60)} min left`)
+  }
+}
+
+async function main() {
+  const { values } = parseArgs({ options: { samples: { type: 'string', default: '1000000' } } })
+  mkdirSync(work, { recursive: true })
+  const base = path.join(work, 'base')
+  const all = texts()
+  const chosen = Object.fromEntries(
+    Object.entries(all).map(([kind, list]) => {
+      const every = Math.max(1, list.length / share[kind]!.most)
+      return [kind, Array.from({ length: Math.floor(list.length / every) }, (_, i) => list[Math.floor(i * every)]!)]
+    }),
+  )
+  for (const [kind, list] of Object.entries(chosen)) console.log(`${kind}: ${list.length} texts`)
+  const sample = Object.values(chosen).flatMap((list) => list.filter((_, i) => i % Math.ceil(list.length / 2500) === 0))
+  const teacher = await Teacher.open(need(path.join(data, 'weights/all-MiniLM-L6-v2')), sample, text.hidden)
+  console.log(`teacher: ${teacher.dimensions} axes keep ${(100 * teacher.kept).toFixed(1)} % of the squared lengths`)
+
+  if (!existsSync(path.join(base, 'config.json'))) {
+    const { json, vocabulary } = learnTokenizer(Object.values(all).flat(), text.vocabulary)
+    const names = [...vocabulary.keys()]
+    const vectors = await teacher.vectors(names.map((token) => textOf(token)))
+    writeBase(
+      base,
+      json,
+      vectors.map((vector) => vector.map((x) => 3 * x)),
+      0,
+    )
+    console.log(`base: ${vocabulary.size} tokens; STS-B dev as it begins ${(await score(base)).toFixed(4)}`)
+  }
+  const list: object[] = []
+  for (const [kind, own] of Object.entries(chosen))
+    list.push({ ...(await teacher.write(path.join(work, `texts-${kind}`), own)), name: kind, weight: share[kind]!.weight })
+  await teacher.dispose()
+
+  const batchSize = 192
+  const stage = async (out: string, options: Omit<TrainOptions, 'out'>) => {
+    if (!existsSync(out))
+      await trainSpecialist({
+        out,
+        trainable: { mode: 'full', include: ['language_model'] },
+        dtype: 'bfloat16',
+        onProgress: progress(path.basename(out)),
+        saveEvery: 200,
+        ...options,
+      })
+    console.log(`${path.basename(out)}: STS-B dev ${(await score(out)).toFixed(4)}, ${readJson(path.join(out, 'training-report.json')).seconds} s`)
+  }
+  const distilled = path.join(work, 'text-distilled')
+  await stage(distilled, {
+    model: base,
+    data: list,
+    sampling: 'weighted',
+    batchSize,
+    steps: Math.round(Number(values.samples) / batchSize),
+    learningRate: 1.5e-3,
+    warmup: 0.02,
+    maxTokens: 64,
+    matryoshka: [64],
+  })
+  const grades = stsb('train').map(({ left, right, score }) => ({ query: left, positive: right, score }))
+  await stage(path.join(work, 'text'), {
+    model: distilled,
+    data: grades,
+    loss: 'graded',
+    batchSize: 64,
+    epochs: 3,
+    learningRate: 1e-4,
+    anchor: 0,
+    maxTokens: 64,
+  })
+  writeFileSync(path.join(work, 'text.done'), '')
+}
+
+main()
