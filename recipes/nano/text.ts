@@ -109,4 +109,4 @@ async function main() {
   writeFileSync(path.join(work, 'text.done'), '')
 }
 
-main()
+if (require.main === module) main()

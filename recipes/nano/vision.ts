@@ -1,0 +1,74 @@
+// The base's vision tower: pictures and pages learn what the teacher says of their names, texts go on as they are.
+//   npx tsx recipes/nano/vision.ts [--epochs 8]
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { parseArgs } from 'node:util'
+import { evaluate, trainSpecialist } from '../../lib'
+import { readJson } from '../../lib/files/json'
+import { text as shape } from './architecture'
+import { type Item, items, views } from './media'
+import { data, need, texts, work } from './sources'
+import { Teacher } from './teacher'
+import { progress, score } from './text'
+
+/** Retrieval of pictures by text among those of one part, by task: R@1, R@5 and how many there are. */
+export async function pictureScores(
+  directory: string,
+  part: Item['part'] = 'validation',
+): Promise<Record<string, { at1: number; at5: number; candidates: number }>> {
+  const all = items().filter((item) => item.part === part)
+  const out: Record<string, { at1: number; at5: number; candidates: number }> = {}
+  for (const task of new Set(all.map((item) => item.task))) {
+    const own = all.filter((item) => item.task === task)
+    const rows = own.map(({ file, texts, modality }) => ({ query: texts[0], positive: modality === 'video' ? { video: file } : { image: file } }))
+    const [result] = await evaluate(directory, [{ name: task, type: 'retrieval', rows }])
+    out[task] = { at1: result!.scores.hit_rate_at_1!, at5: result!.scores.hit_rate_at_5!, candidates: own.length }
+  }
+  return out
+}
+
+async function main() {
+  const { values } = parseArgs({ options: { epochs: { type: 'string', default: '8' }, views: { type: 'string', default: '4' } } })
+  const start = path.join(work, 'text')
+  const out = path.join(work, 'base-vision')
+  if (!existsSync(out)) {
+    const all = texts()
+    const sample = Object.values(all).flatMap((list) => list.filter((_, i) => i % Math.ceil(list.length / 2500) === 0))
+    const teacher = await Teacher.open(need(path.join(data, 'weights/all-MiniLM-L6-v2')), sample, shape.hidden)
+    const list: object[] = []
+    for (const modality of ['image', 'document'] as const) {
+      const rows: { query: { image: string } }[] = []
+      const said: string[] = []
+      for (const item of items().filter((item) => item.part === 'train' && item.modality === modality))
+        for (const file of await views(item, modality === 'image' ? Number(values.views) : 1)) {
+          rows.push({ query: { image: file } })
+          said.push(item.texts.join(', '))
+        }
+      list.push({ ...(await teacher.write(path.join(work, `views-${modality}`), said, rows)), name: modality, weight: rows.length })
+    }
+    const pictures = (list as { weight: number }[]).reduce((sum, { weight }) => sum + weight, 0)
+    for (const kind of ['glosses', 'examples', 'pairs', 'names', 'summaries'])
+      list.push({ path: path.join(work, `texts-${kind}.jsonl`), vectors: path.join(work, `texts-${kind}.npy`), name: kind, weight: pictures / 5 })
+    await teacher.dispose()
+    const batchSize = 128
+    await trainSpecialist({
+      model: start,
+      out,
+      data: list,
+      sampling: 'weighted',
+      trainable: { mode: 'full' },
+      dtype: 'bfloat16',
+      batchSize,
+      steps: Math.round((2 * pictures * Number(values.epochs)) / batchSize),
+      learningRate: 7e-4,
+      saveEvery: 100,
+      maxTokens: 512,
+      chunkTokens: 4096,
+      onProgress: progress('vision'),
+    })
+  }
+  console.log(`vision: ${readJson(path.join(out, 'training-report.json')).seconds} s, STS-B dev ${(await score(out)).toFixed(4)}`)
+  console.table(await pictureScores(out))
+}
+
+if (require.main === module) main()
