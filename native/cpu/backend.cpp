@@ -50,7 +50,11 @@ struct PackedWeight : Weight {
   std::vector<float> column_scale;    // int8: in panel order, zero for padding
   std::vector<int32_t> compensation;  // vpdpbusd: 128 * sum of the column's weights
 
-  ~PackedWeight() override { release(data, bytes); }
+  bool borrowed = false;  // the memory is another's
+
+  ~PackedWeight() override {
+    if (!borrowed) release(data, bytes);
+  }
   int64_t outputs() const { return gated ? rows / 2 : rows; }
 };
 
@@ -125,18 +129,24 @@ void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const flo
 void fill(Context& context, const WeightSource& source, PackedWeight* weight);
 
 /// Room for a weight [rows, cols].
-std::unique_ptr<PackedWeight> unfilled(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
-  auto weight = std::make_unique<PackedWeight>();
+PackedWeight described(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
+  PackedWeight weight;
   const int width = kernels(context).width, NR = 2 * width;
-  weight->kernel = &kernels(context).gemm[int(format)];
-  weight->format = format;
-  weight->gated = gated;
-  weight->rows = rows;
-  const int64_t K = weight->cols = cols, g = group(weight->kernel->layout);
-  weight->panels = gated ? (weight->rows / 2 + width - 1) / width : (weight->rows + NR - 1) / NR;
-  weight->steps = (K + g - 1) / g;
-  weight->panel_bytes = size_t(weight->steps * g * NR) * element_bytes(weight->kernel->layout);
-  weight->bytes = size_t(weight->panels) * weight->panel_bytes;
+  weight.kernel = &kernels(context).gemm[int(format)];
+  weight.format = format;
+  weight.gated = gated;
+  weight.rows = rows;
+  const int64_t K = weight.cols = cols, g = group(weight.kernel->layout);
+  weight.panels = gated ? (weight.rows / 2 + width - 1) / width : (weight.rows + NR - 1) / NR;
+  weight.steps = (K + g - 1) / g;
+  weight.panel_bytes = size_t(weight.steps * g * NR) * element_bytes(weight.kernel->layout);
+  weight.bytes = size_t(weight.panels) * weight.panel_bytes;
+  return weight;
+}
+
+std::unique_ptr<PackedWeight> unfilled(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
+  auto weight = std::make_unique<PackedWeight>(described(context, rows, cols, gated, format));
+  const int NR = 2 * kernels(context).width;
   weight->data = static_cast<char*>(allocate(weight->bytes));
   if (format == WeightFormat::i8) {
     weight->column_scale.resize(size_t(weight->panels * NR));
@@ -544,12 +554,7 @@ void norm_backward(Context& context, const NormBackwardArgs& args) {
 /// Rows become columns, [T, N] -> [N, T].
 Matrix transposed(Context& context, const Matrix& x) {
   const Matrix out = context.scratch.matrix(x.cols, x.rows);
-  constexpr int64_t kTile = 16;  // so that what is read and what is written both stay in cache
-  each_columns(context, x.cols, [&](int64_t first, int64_t count) {
-    for (int64_t top = 0; top < x.rows; top += kTile)
-      for (int64_t c = first; c < first + count; ++c)
-        for (int64_t t = top; t < std::min(x.rows, top + kTile); ++t) out.row(c)[t] = x.row(t)[c];
-  });
+  each_columns(context, x.cols, [&](int64_t first, int64_t count) { kernels(context).transpose(x.columns(first, count), out.slice(first, count)); });
   return out;
 }
 
@@ -565,13 +570,19 @@ void linear_backward(Context& context, const LinearBackwardArgs& args) {
   if (!args.dw.data || T == 0) return;
   // y += a^T b
   const auto add_product = [&](const Matrix& a, const Matrix& b, const Matrix& y, bool add) {
-    const Matrix turned_a = transposed(context, a), turned_b = transposed(context, b);
-    WeightSource source{"activations", {}, false};
-    for (int64_t k = 0; k < b.cols; ++k) source.parts.push_back({turned_b.row(k), Dtype::f32, {1, T}});
-    const std::unique_ptr<Weight> packed = pack(context, source, WeightFormat::f32);
+    // b is a weight already, but for its panels: its rows are their steps.
+    const bool reduced = args.reduced && kernels(context).gemm[int(WeightFormat::bf16)].pack_rows;
+    PackedWeight packed = described(context, b.cols, T, false, reduced ? WeightFormat::bf16 : WeightFormat::f32);
+    packed.data = static_cast<char*>(context.scratch.take(packed.bytes));
+    packed.borrowed = true;
+    const int NR = 2 * kernels(context).width;
+    each_columns(context, b.cols, [&](int64_t first, int64_t count) {
+      for (int64_t c = first; c < first + count; c += NR)
+        packed.kernel->pack_rows(b.data + c, b.stride, T, int(std::min<int64_t>(NR, b.cols - c)), packed.data + size_t(c / NR) * packed.panel_bytes);
+    });
     LinearArgs product;
-    product.x = turned_a;
-    product.weight = packed.get();
+    product.x = transposed(context, a);
+    product.weight = &packed;
     if (add) product.residual = y;
     product.y = y;
     linear(context, product);

@@ -61,6 +61,23 @@ static inline __m512i pairs(__m512 low, __m512 high) {
   return _mm512_permutexvar_epi16(_mm512_load_si512(kOrder), __m512i(_mm512_cvtne2ps_pbh(high, low)));
 }
 
+static void pack_pairs(const float* x, int64_t stride, int64_t rows, int columns, void* panel) {
+  uint32_t* out = static_cast<uint32_t*>(panel);
+  for (int64_t t = 0; t < rows; t += 2, x += 2 * stride, out += NR)
+    for (int c = 0; c < NR; c += W) {
+      const int n = std::clamp(columns - c, 0, W);
+      const F low = n > 0 ? load_some(x + c, n) : V::zero(), high = n > 0 && t + 1 < rows ? load_some(x + stride + c, n) : V::zero();
+      _mm512_storeu_si512(out + c, pairs(low, high));
+    }
+}
+
+static constexpr GemmKernel make_kernel() {
+  GemmKernel kernel = dot_kernel<Bf16Dot>("vdpbf16ps", Layout::bf16_pairs, convert, std::make_integer_sequence<int, kMaxTileRows>{});
+  kernel.turn = turn_pairs;
+  kernel.pack_rows = pack_pairs;
+  return kernel;
+}
+
 struct Bf16Math {
   static constexpr int kGroup = 2;
   using Panel = uint32_t;
@@ -104,8 +121,6 @@ struct Bf16Math {
 
 }  // namespace conan::cpu::avx512bf16
 
-const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::dot_kernel<conan::cpu::avx512bf16::Bf16Dot>(
-    "vdpbf16ps", conan::cpu::Layout::bf16_pairs, conan::cpu::avx512bf16::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{},
-    conan::cpu::avx512bf16::turn_pairs);
+const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::make_kernel();
 
 void conan::cpu::attention_avx512bf16(const AttentionPanel& a) { conan::cpu::avx512bf16::attention_panel<conan::cpu::avx512bf16::Bf16Math>(a); }

@@ -119,6 +119,15 @@ static inline float largest_magnitude(const float* x, int64_t n) {
 }
 
 // Tables of tiles by number of rows, 1 .. CONAN_TILE_ROWS.
+static inline void pack_rows(const float* x, int64_t stride, int64_t rows, int columns, void* panel) {
+  float* out = static_cast<float*>(panel);
+  const int low = std::min(columns, W), high = columns - low;
+  for (int64_t t = 0; t < rows; ++t, x += stride, out += NR) {
+    V::store(out, load_some(x, low));
+    V::store(out + W, high > 0 ? load_some(x + W, high) : V::zero());
+  }
+}
+
 static inline void turn_tile(const void* in, void* out) {
   const float* x = static_cast<const float*>(in);
   float* y = static_cast<float*>(out);
@@ -136,7 +145,7 @@ static inline void turn_tile(const void* in, void* out) {
 template <class Panel, int... i>
 static constexpr GemmKernel float_kernel(const char* name, Layout layout, std::integer_sequence<int, i...>) {
   GemmKernel kernel{name, layout};
-  if (layout == Layout::f32) kernel.turn = turn_tile;
+  if (layout == Layout::f32) kernel.turn = turn_tile, kernel.pack_rows = pack_rows;
   ((kernel.tile[i + 1] = tile_float<i + 1, Panel, false>), ...);
   return kernel;
 }

@@ -33,6 +33,8 @@ struct GemmKernel {
   void (*convert)(const float* x, int64_t k, uint32_t* words, float* scale) = nullptr;
   /// The transpose of a tile of NR x NR elements of this layout; null: element by element.
   void (*turn)(const void* in, void* out) = nullptr;
+  /// A panel of rows x[t][0 .. columns), columns <= NR, which become its steps: activations as a weight. Null: not available.
+  void (*pack_rows)(const float* x, int64_t stride, int64_t rows, int columns, void* panel) = nullptr;
 };
 
 /// What becomes of a finished tile: (scales,) bias, activation, gate, residual.
@@ -77,6 +79,7 @@ struct Kernels {
   void (*embed)(const EmbedArgs&);
   void (*pool)(const PoolArgs&, int sequence);
   void (*normalize)(const NormalizeArgs&);
+  void (*transpose)(const Matrix& x, const Matrix& y);
   void (*narrow)(const NarrowArgs&);
   void (*widen)(const WidenArgs&);
   void (*activate)(const ActivateArgs&);

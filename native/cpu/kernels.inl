@@ -30,6 +30,7 @@ static constexpr Kernels make_kernels(const char* name) {
       embed_rows,
       pool_sequence,
       normalize_rows,
+      transpose,
       narrow_rows,
       widen_rows,
       activate_rows,

@@ -29,9 +29,8 @@ static void tile_dot(const uint32_t* a, int64_t stride, const void* panel, int64
 
 template <class Dot, int... i>
 static constexpr GemmKernel dot_kernel(const char* name, Layout layout, void (*convert)(const float*, int64_t, uint32_t*, float*),
-                                       std::integer_sequence<int, i...>, void (*turn)(const void*, void*) = nullptr) {
+                                       std::integer_sequence<int, i...>) {
   GemmKernel kernel{name, layout};
-  kernel.turn = turn;
   ((kernel.tile[i + 1] = tile_dot<i + 1, Dot>), ...);
   kernel.convert = convert;
   return kernel;

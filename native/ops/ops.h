@@ -189,6 +189,7 @@ struct LinearBackwardArgs {
   Matrix dy, x;  // [T, N], [T, K]
   Matrix dw;     // absent: not wanted
   float* dbias = nullptr;
+  bool reduced = false;  // dy and x may be rounded to bf16 before they are multiplied
 };
 
 /// Gradients of attention; `forward` without y. dq, dk, dv are overwritten. dbias like AttentionArgs::bias.

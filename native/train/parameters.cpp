@@ -301,27 +301,28 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
   const auto found = uses_.find(&weight);
   if (float* gradient = values(bias)) context.ops.linear_backward(context, {dy, x, {}, gradient});
   if (found == uses_.end() || !found->second.trains) return;
+  const bool reduced = is_reduced(weight.format);
   int64_t first = 0;
   for (size_t i = 0; i < found->second.parts.names.size(); ++i) {
     const int64_t rows = found->second.parts.rows[i];
     const Matrix own = dy.columns(first, rows);
     const std::string& name = found->second.parts.names[i];
     const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
-    if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels);
+    if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels, reduced);
     Parameter* parameter = dense(name);
     if (parameter && channels > 0) {
       std::vector<float> packed(size_t(rows * cols));
-      context.ops.linear_backward(context, {own, x, matrix_of(packed, rows, cols), nullptr});
+      context.ops.linear_backward(context, {own, x, matrix_of(packed, rows, cols), nullptr, reduced});
       add_to(parameter->gradient, reorder_taps(packed.data(), rows, cols, channels, true));
     } else if (parameter) {
-      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr});
+      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr, reduced});
     }
     first += rows;
   }
 }
 
 /// With t = x A^T and u = dy B: dB += scale dy^T t, dA += scale u^T x.
-void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels) {
+void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced) {
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
@@ -340,9 +341,9 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
   const std::vector<float> a = channels > 0 ? reorder_taps(dropped.data(), low.rank, cols, channels, false) : dropped;
   product(x, view_of(a, low.rank, cols), t);
   product(dy, view_of(turned, low.rank, rows), u);
-  context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr});
+  context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced});
   std::vector<float> da(size_t(low.rank * cols));
-  context.ops.linear_backward(context, {u, x, matrix_of(da, low.rank, cols), nullptr});
+  context.ops.linear_backward(context, {u, x, matrix_of(da, low.rank, cols), nullptr, reduced});
   if (channels > 0) da = reorder_taps(da.data(), low.rank, cols, channels, true);
   mask_columns(low, da);
   add_to(low.a->gradient, da);

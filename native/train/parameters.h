@@ -95,7 +95,7 @@ class Parameters : public WeightObserver, public Gradients {
   /// W + scale * B A of a tensor, in f32.
   std::vector<float> effective(Context& context, const LowRank& low, const TensorView& stored) const;
   WeightSource source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const;
-  void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels);
+  void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::map<std::string, Parameter*> dense_;  // by tensor; null until the model asks for it

@@ -2,13 +2,27 @@
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/safetensors.h"
+#include "base/thread_pool.h"
 
 namespace conan::train {
 
 namespace {
+
+constexpr int64_t kBlock = 1 << 15;  // elements, whatever the number of threads: sums are taken block by block
+
+void each_block(int threads, const Parameter& parameter, const std::function<void(int64_t first, int64_t end)>& body) {
+  WorkQueue queue((parameter.size() + kBlock - 1) / kBlock);
+  const auto work = [&](int) {
+    for (int64_t block; queue.next(block);) body(block * kBlock, std::min(parameter.size(), (block + 1) * kBlock));
+  };
+  if (parameter.size() <= kBlock) work(0);
+  else ThreadPool::instance().run(threads, work);
+}
 
 void copy_rows(const Matrix& from, const Matrix& to) {
   for (int64_t i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
@@ -81,8 +95,13 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
   double squares = 0;
   for (const auto& parameter : parameters_.all()) {
-    double own = 0;
-    for (const float g : parameter->gradient) own += double(g) * g;
+    std::vector<double> sums(size_t((parameter->size() + kBlock - 1) / kBlock));
+    each_block(context.threads, *parameter, [&](int64_t first, int64_t end) {
+      double own = 0;
+      for (int64_t i = first; i < end; ++i) own += double(parameter->gradient[size_t(i)]) * parameter->gradient[size_t(i)];
+      sums[size_t(first / kBlock)] = own;
+    });
+    const double own = std::accumulate(sums.begin(), sums.end(), 0.0);
     if (!std::isfinite(own)) {
       const std::string name = parameter->name;
       parameters_.clear_gradients();
@@ -159,15 +178,17 @@ void Trainer::update(const StepOptions& options, double factor) {
   const double correct1 = 1 - std::pow(b1, double(steps_)), correct2 = std::sqrt(1 - std::pow(b2, double(steps_)));
   for (const auto& parameter : parameters_.all()) {
     const float decay = float(1 - lr * (parameter->decays ? optimizer_.weight_decay : 0)), step = float(lr / correct1);
-    for (size_t i = 0; i < parameter->value.size(); ++i) {
-      const float g = parameter->gradient[i] * float(factor);
-      float &m = parameter->first[i], &v = parameter->second[i];
-      m = float(b1) * m + float(1 - b1) * g;
-      v = float(b2) * v + float(1 - b2) * g * g;
-      parameter->value[i] = parameter->value[i] * decay - step * m / (std::sqrt(v) / float(correct2) + float(optimizer_.epsilon));
-    }
+    each_block(model_->context().threads, *parameter, [&](int64_t first, int64_t end) {
+      for (auto i = size_t(first); i < size_t(end); ++i) {
+        const float g = parameter->gradient[i] * float(factor);
+        float &m = parameter->first[i], &v = parameter->second[i];
+        m = float(b1) * m + float(1 - b1) * g;
+        v = float(b2) * v + float(1 - b2) * g * g;
+        parameter->value[i] = parameter->value[i] * decay - step * m / (std::sqrt(v) / float(correct2) + float(optimizer_.epsilon));
+        parameter->gradient[i] = 0;
+      }
+    });
   }
-  parameters_.clear_gradients();
   try {
     parameters_.refresh(model_->context());
   } catch (const Error& error) {

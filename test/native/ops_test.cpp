@@ -326,6 +326,12 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
       check_close(dw2.m, dw.m, 1e-5, what);
       check_close(row_of(db2), row_of(db), 1e-5, what + " bias");
       check(equal(dw2.m, dw3.m) && db2 == db3, what + ": 3 threads differ from 1");
+      Owned dw4(N, C, 11), dw5(C, N, 12), dw6(C, N, 12);
+      table.linear_backward(context, {out.m, x.m, dw4.m, nullptr, true});
+      check_close(dw4.m, dw.m, 2e-2, what + " reduced");
+      reference.linear_backward(plain, {x.m, out.m, dw5.m, nullptr});  // the wide side first
+      table.linear_backward(context, {x.m, out.m, dw6.m, nullptr, true});
+      check_close(dw6.m, dw5.m, 2e-2, what + " reduced, turned over");
     }
     const int32_t offsets[] = {0, 1, 20, 41};
     for (Pooling mode : {Pooling::cls, Pooling::last, Pooling::mean, Pooling::mean_sqrt_len, Pooling::max, Pooling::weighted_mean}) {
