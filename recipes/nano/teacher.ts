@@ -50,23 +50,35 @@ export class Teacher {
     private readonly model: Model,
     private readonly axes: Float64Array,
     readonly dimensions: number,
-    /** Share of the squared lengths that the kept axes hold. */
-    readonly kept: number,
   ) {}
 
-  /** `sample`: texts to find the axes by. */
-  static async open(directory: string, sample: string[], dimensions: number): Promise<Teacher> {
+  /** The axes are those of the texts of `sample`, and are kept in a file: all stages need the same. */
+  static async open(directory: string, file: string, sample: () => string[], dimensions: number): Promise<Teacher> {
     const model = await loadModel(directory, { dtype: 'bfloat16' })
-    const { vectors, dimensions: n } = await model.embed(sample)
-    const moments = new Float64Array(n * n)
-    for (let i = 0; i < sample.length; i++)
-      for (let x = 0; x < n; x++) {
-        const value = vectors[i * n + x]!
-        for (let y = 0; y < n; y++) moments[x * n + y]! += value * vectors[i * n + y]!
-      }
-    const { values, vectors: axes } = eigenvectors(moments, n)
-    const total = values.reduce((a, b) => a + b, 0)
-    return new Teacher(model, axes, dimensions, values.slice(0, dimensions).reduce((a, b) => a + b, 0) / total)
+    const n = model.info.dimensions
+    if (!existsSync(file)) {
+      const list = sample()
+      const { vectors } = await model.embed(list)
+      const moments = new Float64Array(n * n)
+      for (let i = 0; i < list.length; i++)
+        for (let x = 0; x < n; x++) {
+          const value = vectors[i * n + x]!
+          for (let y = 0; y < n; y++) moments[x * n + y]! += value * vectors[i * n + y]!
+        }
+      const { values, vectors: axes } = eigenvectors(moments, n)
+      const total = values.reduce((a, b) => a + b, 0)
+      console.log(
+        `teacher: ${dimensions} of ${n} axes keep ${((100 * values.slice(0, dimensions).reduce((a, b) => a + b, 0)) / total).toFixed(1)} % of the squared lengths`,
+      )
+      const writer = new NpyWriter(file)
+      for (let d = 0; d < dimensions; d++) writer.write(Float32Array.from(axes.subarray(d * n, (d + 1) * n)))
+      writer.finish()
+    }
+    const reader = new NpyReader(file)
+    const axes = new Float64Array(dimensions * n)
+    for (let d = 0; d < dimensions; d++) axes.set(reader.row(d), d * n)
+    reader.close()
+    return new Teacher(model, axes, dimensions)
   }
 
   async vectors(texts: string[]): Promise<Float32Array[]> {

@@ -23,6 +23,20 @@ const share: Record<string, { most: number; weight: number }> = {
   pages: { most: 15_000, weight: 1 },
 }
 
+function chosenTexts(): Record<string, string[]> {
+  return Object.fromEntries(
+    Object.entries(texts()).map(([kind, list]) => {
+      const every = Math.max(1, list.length / share[kind]!.most)
+      return [kind, Array.from({ length: Math.floor(list.length / every) }, (_, i) => list[Math.floor(i * every)]!)]
+    }),
+  )
+}
+
+export function openTeacher(chosen = chosenTexts()): Promise<Teacher> {
+  const sample = () => Object.values(chosen).flatMap((list) => list.filter((_, i) => i % Math.ceil(list.length / 2500) === 0))
+  return Teacher.open(need(path.join(data, 'weights/all-MiniLM-L6-v2')), path.join(work, 'axes.npy'), sample, text.hidden)
+}
+
 export async function score(directory: string): Promise<number> {
   const [result] = await evaluate(directory, [{ name: 'STS-B dev', type: 'sts', rows: stsb('dev') }])
   return result!.mainScore
@@ -41,20 +55,12 @@ async function main() {
   const { values } = parseArgs({ options: { samples: { type: 'string', default: '1000000' } } })
   mkdirSync(work, { recursive: true })
   const base = path.join(work, 'base')
-  const all = texts()
-  const chosen = Object.fromEntries(
-    Object.entries(all).map(([kind, list]) => {
-      const every = Math.max(1, list.length / share[kind]!.most)
-      return [kind, Array.from({ length: Math.floor(list.length / every) }, (_, i) => list[Math.floor(i * every)]!)]
-    }),
-  )
+  const chosen = chosenTexts()
   for (const [kind, list] of Object.entries(chosen)) console.log(`${kind}: ${list.length} texts`)
-  const sample = Object.values(chosen).flatMap((list) => list.filter((_, i) => i % Math.ceil(list.length / 2500) === 0))
-  const teacher = await Teacher.open(need(path.join(data, 'weights/all-MiniLM-L6-v2')), sample, text.hidden)
-  console.log(`teacher: ${teacher.dimensions} axes keep ${(100 * teacher.kept).toFixed(1)} % of the squared lengths`)
+  const teacher = await openTeacher(chosen)
 
   if (!existsSync(path.join(base, 'config.json'))) {
-    const { json, vocabulary } = learnTokenizer(Object.values(all).flat(), text.vocabulary)
+    const { json, vocabulary } = learnTokenizer(Object.values(texts()).flat(), text.vocabulary)
     const names = [...vocabulary.keys()]
     const vectors = await teacher.vectors(names.map((token) => textOf(token)))
     writeBase(

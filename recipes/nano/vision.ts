@@ -5,11 +5,9 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { evaluate, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
-import { text as shape } from './architecture'
 import { type Item, items, views } from './media'
-import { data, need, texts, work } from './sources'
-import { Teacher } from './teacher'
-import { progress, score } from './text'
+import { work } from './sources'
+import { openTeacher, progress, score } from './text'
 
 /** Retrieval of pictures by text among those of one part, by task: R@1, R@5 and how many there are. */
 export async function pictureScores(
@@ -32,9 +30,7 @@ async function main() {
   const start = path.join(work, 'text')
   const out = path.join(work, 'base-vision')
   if (!existsSync(out)) {
-    const all = texts()
-    const sample = Object.values(all).flatMap((list) => list.filter((_, i) => i % Math.ceil(list.length / 2500) === 0))
-    const teacher = await Teacher.open(need(path.join(data, 'weights/all-MiniLM-L6-v2')), sample, shape.hidden)
+    const teacher = await openTeacher()
     const list: object[] = []
     for (const modality of ['image', 'document'] as const) {
       const rows: { query: { image: string } }[] = []
