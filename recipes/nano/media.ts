@@ -40,7 +40,7 @@ export function items(): Item[] {
   }
   const rows = (folder: string) => jsonLines<Row>(path.join(datasets, folder, 'items.jsonl'))
   for (const { id, image, name, tags } of rows('fluent-emoji-3d')) add('emoji', 'image', 'fluent-emoji-3d', image, id, [name, tags.join(', ')])
-  for (const { id, image, caption } of rows('tuxpaint')) add('tuxpaint', 'image', 'tuxpaint', image, id, [caption])
+  for (const { id, image, caption } of rows('tuxpaint').filter(({ image }) => image)) add('tuxpaint', 'image', 'tuxpaint', image, id, [caption])
   for (const { id, image, filename_words } of rows('openclipart')) add('clipart', 'image', 'openclipart', image, id, [filename_words])
   for (const { id, clip, name, tags } of rows('fluent-emoji-anim')) add('moving emoji', 'video', 'fluent-emoji-anim', clip, id, [name, tags.join(', ')])
   for (const { id, image, titles } of rows('visdoc-debian')) if (titles.length) add('pages', 'document', 'visdoc-debian', image, id, titles, partOf(id))
@@ -67,7 +67,7 @@ export async function views(item: Item, count: number): Promise<string[]> {
     const bytes = await turned.toBuffer()
     const { width: w = size, height: h = size } = await sharp(bytes).metadata()
     const keep = 0.75 + 0.25 * random()
-    const [cw, ch] = [Math.max(16, Math.floor(w * keep)), Math.max(16, Math.floor(h * keep))]
+    const [cw, ch] = [Math.min(w, Math.max(16, Math.floor(w * keep))), Math.min(h, Math.max(16, Math.floor(h * keep)))]
     await sharp(bytes)
       .extract({ left: Math.floor((w - cw) * random()), top: Math.floor((h - ch) * random()), width: cw, height: ch })
       .resize(Math.max(96, Math.floor((size * cw) / Math.max(cw, ch) / 8) * 8), Math.max(96, Math.floor((size * ch) / Math.max(cw, ch) / 8) * 8), {
