@@ -115,6 +115,10 @@ async function main() {
       process.env.CONAN_BENCH_PYTHON ?? 'python3',
       [path.join(__dirname, 'train_peer.py'), directory, mode, options.dtype!, options.threads!, options.compiled ? 'compiled' : 'eager'],
     ]
+    if (mode === 'projector') {
+      const [command, [file, model, , ...rest]] = contenders['projector PyTorch']! as [string, [string, string, string, ...string[]]]
+      contenders['projector PyTorch, one batch'] = [command, [file, model, 'projector-whole', ...rest]]
+    }
   }
   const rows: Record<string, { seconds: number; memory: number; loss: number }[]> = {}
   for (const mode of ['projector', 'lora']) {

@@ -1,6 +1,6 @@
 """The peer of bench/train.ts: one step for each line read, answered with its seconds and the process's memory.
 
-    python train_peer.py MODEL projector|lora DTYPE THREADS eager|compiled
+    python train_peer.py MODEL projector|projector-whole|lora DTYPE THREADS eager|compiled
 """
 
 import json
@@ -33,6 +33,10 @@ table = model.get_input_embeddings()
 def vectors():
     if mode == "lora":
         return model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+    if mode == "projector-whole":  # sounds and texts as one batch
+        embeddings = table(ids).clone()
+        embeddings[:16, 1:63] = projector(features).to(dtype)
+        return model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
     # Sounds and texts apart, as sentence-transformers runs its columns: autograd then keeps nothing of the texts, which nothing trained touches.
     embeddings = table(ids[:16]).clone()
     embeddings[:, 1:63] = projector(features).to(dtype)
