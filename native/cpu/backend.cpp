@@ -128,7 +128,7 @@ void pack_panel(PackedWeight& weight, int64_t panel, const std::vector<const flo
 
 void fill(Context& context, const WeightSource& source, PackedWeight* weight);
 
-/// Room for a weight [rows, cols].
+/// A weight [rows, cols] without its memory.
 PackedWeight described(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
   PackedWeight weight;
   const int width = kernels(context).width, NR = 2 * width;
@@ -144,6 +144,7 @@ PackedWeight described(Context& context, int64_t rows, int64_t cols, bool gated,
   return weight;
 }
 
+/// And with it.
 std::unique_ptr<PackedWeight> unfilled(Context& context, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
   auto weight = std::make_unique<PackedWeight>(described(context, rows, cols, gated, format));
   const int NR = 2 * kernels(context).width;

@@ -147,32 +147,11 @@ static void norm_backward_columns(const NormBackwardArgs& a, const float* statis
   }
 }
 
-/// Rows as a panel: out[d][n] = rows[n][d], zero beyond the last row.
+/// Rows as a panel of N columns: out[d][n] = rows[n][d], zero beyond the last row.
 template <int N>
-static void turn_into_panel(const float* rows, int64_t stride, int count, int D, float* out) {
-  for (int j = 0; j < N; j += W)
-    for (int d = 0; d < D; d += W) {
-      F block[W];
-      const int width = std::min(W, D - d);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) block[i] = j + i < count ? load_some(rows + (j + i) * stride + d, width) : V::zero();
-      V::transpose(block);
-      for (int i = 0; i < width; ++i) V::store(out + (d + i) * N + j, block[i]);
-    }
-}
-
-/// And back: rows[n][d] = panel[d][n].
-template <int N>
-static void turn_from_panel(const float* panel, int count, int D, float* rows, int64_t stride) {
-  for (int j = 0; j < count; j += W)
-    for (int d = 0; d < D; d += W) {
-      F block[W];
-      const int width = std::min(W, D - d);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) block[i] = i < width ? V::load(panel + (d + i) * N + j) : V::zero();
-      V::transpose(block);
-      for (int i = 0; i < W && j + i < count; ++i) store_some(rows + (j + i) * stride + d, block[i], width);
-    }
+static void turn_into_panel(const Matrix& rows, float* out) {
+  if (rows.rows < N) std::memset(out, 0, size_t(rows.cols * N) * sizeof(float));
+  transpose(rows, {out, rows.cols, rows.rows, N});
 }
 
 /// y[i] += sum over n of weights[i][n] * x[n], for `count` rows x of D and any number of rows y; weights have N columns.
@@ -209,14 +188,14 @@ static void attention_backward_panel(const AttentionBackwardArgs& args, int b, i
   const int64_t all = a.kv_offsets[b + 1] - a.kv_offsets[b];
   const int64_t begin = a.left < 0 ? 0 : std::max<int64_t>(0, position - a.left);
   const int64_t end = a.right < 0 ? all : std::min<int64_t>(all, position + count + a.right), keys = end - begin;
-  const float *q = a.q.row(row) + column, *dy = args.dy.row(row) + column;
+  const Matrix q = a.q.slice(row, count).columns(column, D), dy = args.dy.slice(row, count).columns(column, D);
   const float *k = a.k.row(a.kv_offsets[b] + begin) + kv_column, *v = a.v.row(a.kv_offsets[b] + begin) + kv_column;
   const auto words = [](const float* p) { return reinterpret_cast<const uint32_t*>(p); };
 
   float *p = scratch, *ds = p + keys * N, *panel = ds + keys * N, *more = panel + D * N;  // more: max of D, N + kBlock rows of NR
-  turn_into_panel<N>(q, a.q.stride, count, D, panel);
+  turn_into_panel<N>(q, panel);
   multiply<PlainMath, false, kWide>(words(k), a.k.stride, panel, D, p, keys);
-  turn_into_panel<N>(dy, args.dy.stride, count, D, panel);
+  turn_into_panel<N>(dy, panel);
   multiply<PlainMath, false, kWide>(words(v), a.v.stride, panel, D, ds, keys);
 
   const float* bias = a.bias ? a.bias + h * (2 * a.bias_reach + 1) + a.bias_reach + position - begin : nullptr;
@@ -257,10 +236,10 @@ static void attention_backward_panel(const AttentionBackwardArgs& args, int b, i
   for (int64_t i = 0; i < keys * N; i += W) V::store(ds + i, V::mul(V::load(ds + i), V::set(a.scale)));
 
   multiply<PlainMath, true, kWide>(words(k), a.k.stride, ds, keys, more, D);
-  turn_from_panel<N>(more, count, D, args.dq.row(row) + column, args.dq.stride);
+  transpose({more, D, count, N}, args.dq.slice(row, count).columns(column, D));
   const int64_t first = a.kv_offsets[b] + begin;
-  add_weighted<N>(p, keys, dy, args.dy.stride, count, D, args.dv.row(first) + kv_column, args.dv.stride, more);
-  add_weighted<N>(ds, keys, q, a.q.stride, count, D, args.dk.row(first) + kv_column, args.dk.stride, more);
+  add_weighted<N>(p, keys, dy.data, dy.stride, count, D, args.dv.row(first) + kv_column, args.dv.stride, more);
+  add_weighted<N>(ds, keys, q.data, q.stride, count, D, args.dk.row(first) + kv_column, args.dk.stride, more);
 }
 
 /// Floats of scratch that attention_backward_head takes.

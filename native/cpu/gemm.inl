@@ -118,7 +118,6 @@ static inline float largest_magnitude(const float* x, int64_t n) {
   }
 }
 
-// Tables of tiles by number of rows, 1 .. CONAN_TILE_ROWS.
 static inline void pack_rows(const float* x, int64_t stride, int64_t rows, int columns, void* panel) {
   float* out = static_cast<float*>(panel);
   const int low = std::min(columns, W), high = columns - low;
@@ -129,19 +128,10 @@ static inline void pack_rows(const float* x, int64_t stride, int64_t rows, int c
 }
 
 static inline void turn_tile(const void* in, void* out) {
-  const float* x = static_cast<const float*>(in);
-  float* y = static_cast<float*>(out);
-  for (int k = 0; k < NR; k += W)
-    for (int c = 0; c < NR; c += W) {
-      F block[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) block[i] = V::load(x + (k + i) * NR + c);
-      V::transpose(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) V::store(y + (c + i) * NR + k, block[i]);
-    }
+  transpose({static_cast<float*>(const_cast<void*>(in)), NR, NR, NR}, {static_cast<float*>(out), NR, NR, NR});
 }
 
+// Tables of tiles by number of rows, 1 .. CONAN_TILE_ROWS.
 template <class Panel, int... i>
 static constexpr GemmKernel float_kernel(const char* name, Layout layout, std::integer_sequence<int, i...>) {
   GemmKernel kernel{name, layout};

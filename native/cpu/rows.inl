@@ -46,21 +46,6 @@ static void norm_rows(const NormArgs& a) {
   }
 }
 
-/// y[c][t] = x[t][c]
-static void transpose(const Matrix& x, const Matrix& y) {
-  for (int64_t top = 0; top < x.rows; top += W)
-    for (int64_t c = 0; c < x.cols; c += W) {
-      const int rows = int(std::min<int64_t>(W, x.rows - top)), cols = int(std::min<int64_t>(W, x.cols - c));
-      F block[W];
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i) block[i] = i < rows ? load_some(x.row(top + i) + c, cols) : V::zero();
-      V::transpose(block);
-#pragma GCC unroll 16
-      for (int i = 0; i < W; ++i)
-        if (i < cols) store_some(y.row(c + i) + top, block[i], rows);
-    }
-}
-
 static void narrow_rows(const NarrowArgs& a) {
   for (int64_t t = 0; t < a.x.rows; ++t) {
     const float* x = a.x.row(t);

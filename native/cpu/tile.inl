@@ -39,4 +39,19 @@ static inline void store_some(float* p, F x, int n) {
   else V::store_n(p, x, n);
 }
 
+/// y[c][t] = x[t][c]
+static inline void transpose(const Matrix& x, const Matrix& y) {
+  for (int64_t top = 0; top < x.rows; top += W)
+    for (int64_t c = 0; c < x.cols; c += W) {
+      const int rows = int(std::min<int64_t>(W, x.rows - top)), cols = int(std::min<int64_t>(W, x.cols - c));
+      F block[W];
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i) block[i] = i < rows ? load_some(x.row(top + i) + c, cols) : V::zero();
+      V::transpose(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < W; ++i)
+        if (i < cols) store_some(y.row(c + i) + top, block[i], rows);
+    }
+}
+
 }  // namespace conan::cpu::CONAN_ISA

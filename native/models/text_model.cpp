@@ -180,18 +180,20 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
   return input;
 }
 
+Matrix TextModel::apply(const Dense& dense, const Matrix& x) {
+  LinearArgs args;
+  args.x = x;
+  args.weight = dense.weight.get();
+  args.bias = dense.bias.data();
+  args.activation = dense.activation;
+  args.y = context_->scratch.matrix(x.rows, dense.weight->rows);
+  context_->ops.linear(*context_, args);
+  return args.y;
+}
+
 Matrix TextModel::infer(const TokenBatch& batch, const Media& media) {
   Matrix x = transformer_->forward(*context_, input_of(batch, media), pooling_);
-  for (const Dense& dense : dense_) {
-    LinearArgs args;
-    args.x = x;
-    args.weight = dense.weight.get();
-    args.bias = dense.bias.data();
-    args.activation = dense.activation;
-    args.y = context_->scratch.matrix(x.rows, dense.weight->rows);
-    context_->ops.linear(*context_, args);
-    x = args.y;
-  }
+  for (const Dense& dense : dense_) x = apply(dense, x);
   return x;
 }
 

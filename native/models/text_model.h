@@ -120,6 +120,7 @@ class TextModel {
     Values bias;
     Activation activation;
   };
+  Matrix apply(const Dense& dense, const Matrix& x);
   std::vector<Dense> dense_;
   Pooling pooling_;
   WeightFormat format_ = WeightFormat::f32;

@@ -34,14 +34,7 @@ Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Med
   }
   for (const Dense& dense : dense_) {
     pass.dense.push_back(x);
-    LinearArgs args;
-    args.x = x;
-    args.weight = dense.weight.get();
-    args.bias = dense.bias.data();
-    args.activation = dense.activation;
-    args.y = context.scratch.matrix(x.rows, dense.weight->rows);
-    context.ops.linear(context, args);
-    x = args.y;
+    x = apply(dense, x);
   }
   return x;
 }

@@ -120,7 +120,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     const int32_t* q_starts = few ? queries.starts.data() : pass.zeros.data();
     const int64_t R = few ? int64_t(queries.rows.size()) : T;
     LayerState s;
-    Matrix before_norm, qkv;
+    Matrix before_norm, kv;
     s.a = post || !layer.attention_norm ? x : kept && !at_qkv ? Matrix{} : normed(layer.attention_norm, x);
     s.a_few = s.a, s.x_few = x;
     if (few) {
@@ -130,23 +130,17 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.gather(context, {all, *each, queries.rows.data()});
       }
       s.q = project(s.a_few, *layer.q, layer.qkv_bias.data());
-      qkv = context.scratch.matrix(T, Q + 2 * KV);
-      LinearArgs args;
-      args.x = s.a;
-      args.weight = layer.kv.get();
-      args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q;
-      args.y = qkv.columns(Q, 2 * KV);
-      ops.linear(context, args);
+      kv = project(s.a, *layer.kv, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q);
     } else {
-      qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
-      s.q = qkv.columns(0, Q);
+      const Matrix qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
+      s.q = qkv.columns(0, Q), kv = qkv.columns(Q, 2 * KV);
     }
     if (kept) s.middle = kept->middle, s.u = kept->inner;
     if (kept && kept->narrow_inner.data) {
       s.u = context.scratch.matrix(T, kept->narrow_inner.cols);
       ops.widen(context, {kept->narrow_inner, s.u});
     }
-    s.k = qkv.columns(Q, KV), s.v = qkv.columns(Q + KV, KV);
+    s.k = kv.columns(0, KV), s.v = kv.columns(KV, KV);
     if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
       s.raw_q = s.q, s.raw_k = s.k;
       for (Matrix* each : {&s.q, &s.k}) {

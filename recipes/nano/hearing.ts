@@ -4,12 +4,12 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { attachAudio, evaluate, trainSpecialist } from '../../lib'
+import { attachAudio, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { audio, writeEncoder } from './architecture'
 import { datasets, jsonLines, type Part, place, work } from './sources'
 import { speech } from './speech'
-import { openTeacher, progress, score } from './text'
+import { type Found, openTeacher, progress, retrievalScores, score } from './text'
 
 export interface Sound {
   task: string
@@ -39,20 +39,13 @@ export async function sounds(words: number): Promise<Sound[]> {
   return [...spoken, ...digits, ...noises]
 }
 
-/** How often the right text is nearest to a sound, and how many texts there are. */
-export async function soundScores(
-  directory: string,
-  all: Sound[],
-  part: Part = 'validation',
-): Promise<Record<string, { at1: number; at5: number; candidates: number }>> {
-  const out: Record<string, { at1: number; at5: number; candidates: number }> = {}
-  for (const task of new Set(all.map((sound) => sound.task))) {
-    const own = all.filter((sound) => sound.task === task && sound.part === part)
-    const rows = own.map(({ file, text }) => ({ query: { audio: file }, positive: text }))
-    const [result] = await evaluate(directory, [{ name: task, type: 'retrieval', rows }])
-    out[task] = { at1: result!.scores.hit_rate_at_1!, at5: result!.scores.hit_rate_at_5!, candidates: new Set(own.map(({ text }) => text)).size }
-  }
-  return out
+/** Retrieval of texts by sounds of one part. */
+export function soundScores(directory: string, all: Sound[], part: Part = 'validation'): Promise<Record<string, Found>> {
+  const own = all.filter((sound) => sound.part === part)
+  return retrievalScores(
+    directory,
+    own.map(({ task, file, text }) => ({ task, query: { audio: file }, positive: text })),
+  )
 }
 
 async function main() {

@@ -1,6 +1,6 @@
 // Pictures, films, pages and sounds with what is said of them, and their split: names decide, so that what is tested on has a name that no
 // training saw, in any of the sets (an emoji's picture and its film share one).
-import { mkdirSync } from 'node:fs'
+import { existsSync, mkdirSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import sharp from 'sharp'
 import { randomNumbers } from '../../lib/train/sampler'
@@ -55,11 +55,13 @@ export async function views(item: Item, count: number): Promise<string[]> {
   const out = [item.file]
   const folder = path.join(work, 'views')
   mkdirSync(folder, { recursive: true })
-  const random = randomNumbers(Math.floor(place(item.id) * 2 ** 32))
   const { width = 128, height = 128 } = await sharp(item.file).metadata()
   const size = Math.max(width, height)
   for (let i = 1; i < count; i++) {
     const file = path.join(folder, `${item.id.replace(/[^\w-]+/g, '_')}-${i}.webp`)
+    out.push(file)
+    if (existsSync(file)) continue
+    const random = randomNumbers(Math.floor(place(`${item.id} ${i}`) * 2 ** 32))
     const shade = () => Math.round(255 - 60 * random())
     const background = { r: shade(), g: shade(), b: shade() }
     const turned = sharp(item.file).rotate((random() - 0.5) * 24, { background })
@@ -75,8 +77,8 @@ export async function views(item: Item, count: number): Promise<string[]> {
       })
       .modulate({ brightness: 0.85 + 0.3 * random(), saturation: 0.7 + 0.6 * random() })
       .webp({ quality: 85 })
-      .toFile(file)
-    out.push(file)
+      .toFile(`${file}.tmp`)
+    renameSync(`${file}.tmp`, file)
   }
   return out
 }

@@ -97,7 +97,11 @@ export class Teacher {
   /** Writes `<stem>.jsonl` with {query} and `<stem>.npy` with the vectors, unless both are there. */
   async write(stem: string, texts: string[], rows: object[] = texts.map((query) => ({ query }))): Promise<{ path: string; vectors: string }> {
     const files = { path: `${stem}.jsonl`, vectors: `${stem}.npy` }
-    if (existsSync(files.path) && existsSync(files.vectors) && new NpyReader(files.vectors).rows === texts.length) return files
+    if (existsSync(files.path) && existsSync(files.vectors)) {
+      const there = new NpyReader(files.vectors)
+      there.close()
+      if (there.rows === texts.length) return files
+    }
     const writer = new NpyWriter(files.vectors)
     for (let i = 0; i < texts.length; i += 4096) for (const vector of await this.vectors(texts.slice(i, i + 4096))) writer.write(vector)
     writer.finish()

@@ -1,7 +1,7 @@
 // The base's language model: it learns a real text embedder's vectors of real texts, then the grades of STS-B's training part.
 //   npx tsx recipes/nano/text.ts [--samples 1000000]
 // Every stage is left out where its output exists, and goes on where it was stopped.
-import { existsSync, mkdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { evaluate, type TrainOptions, trainSpecialist } from '../../lib'
@@ -40,6 +40,24 @@ export function openTeacher(chosen = chosenTexts()): Promise<Teacher> {
 export async function score(directory: string): Promise<number> {
   const [result] = await evaluate(directory, [{ name: 'STS-B dev', type: 'sts', rows: stsb('dev') }])
   return result!.mainScore
+}
+
+export interface Found {
+  at1: number
+  at5: number
+  candidates: number
+}
+
+/** How often the right document is nearest, or among the nearest five, by task, and how many there are to choose from. */
+export async function retrievalScores(directory: string, rows: { task: string; query: unknown; positive: unknown }[]): Promise<Record<string, Found>> {
+  const out: Record<string, Found> = {}
+  for (const task of new Set(rows.map((row) => row.task))) {
+    const own = rows.filter((row) => row.task === task)
+    const [result] = await evaluate(directory, [{ name: task, type: 'retrieval', rows: own }])
+    const candidates = new Set(own.map(({ positive }) => JSON.stringify(positive))).size
+    out[task] = { at1: result!.scores.hit_rate_at_1!, at5: result!.scores.hit_rate_at_5!, candidates }
+  }
+  return out
 }
 
 export const progress = (what: string) => {
@@ -109,10 +127,8 @@ async function main() {
     batchSize: 64,
     epochs: 3,
     learningRate: 1e-4,
-    anchor: 0,
     maxTokens: 64,
   })
-  writeFileSync(path.join(work, 'text.done'), '')
 }
 
 if (require.main === module) main()

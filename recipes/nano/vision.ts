@@ -3,26 +3,19 @@
 import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { parseArgs } from 'node:util'
-import { evaluate, trainSpecialist } from '../../lib'
+import { trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
-import { type Item, items, views } from './media'
-import { work } from './sources'
-import { openTeacher, progress, score } from './text'
+import { items, views } from './media'
+import { type Part, work } from './sources'
+import { type Found, openTeacher, progress, retrievalScores, score } from './text'
 
-/** Retrieval of pictures by text among those of one part, by task: R@1, R@5 and how many there are. */
-export async function pictureScores(
-  directory: string,
-  part: Item['part'] = 'validation',
-): Promise<Record<string, { at1: number; at5: number; candidates: number }>> {
-  const all = items().filter((item) => item.part === part)
-  const out: Record<string, { at1: number; at5: number; candidates: number }> = {}
-  for (const task of new Set(all.map((item) => item.task))) {
-    const own = all.filter((item) => item.task === task)
-    const rows = own.map(({ file, texts, modality }) => ({ query: texts[0], positive: modality === 'video' ? { video: file } : { image: file } }))
-    const [result] = await evaluate(directory, [{ name: task, type: 'retrieval', rows }])
-    out[task] = { at1: result!.scores.hit_rate_at_1!, at5: result!.scores.hit_rate_at_5!, candidates: own.length }
-  }
-  return out
+/** Retrieval of pictures, films and pages by what is said of them, among those of one part. */
+export function pictureScores(directory: string, part: Part = 'validation'): Promise<Record<string, Found>> {
+  const own = items().filter((item) => item.part === part)
+  return retrievalScores(
+    directory,
+    own.map(({ task, file, texts, modality }) => ({ task, query: texts[0], positive: modality === 'video' ? { video: file } : { image: file } })),
+  )
 }
 
 async function main() {
