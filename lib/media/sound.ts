@@ -185,8 +185,17 @@ function kindOf(head: Buffer): string | undefined {
 }
 
 /** Decodes a sound, mixes its channels by their mean, and keeps the part that is wanted. */
-export async function decodeSound({ source, name, start, duration, limitSeconds }: SoundRequest): Promise<Sound> {
-  const stream = bytesOf(source)
+export async function decodeSound(request: SoundRequest): Promise<Sound> {
+  const stream = bytesOf(request.source)
+  try {
+    return await decoded(stream, request)
+  } finally {
+    // A file of which not everything was asked for is still open.
+    await stream.return(undefined)
+  }
+}
+
+async function decoded(stream: AsyncGenerator<Uint8Array>, { source, name, start, duration, limitSeconds }: SoundRequest): Promise<Sound> {
   const first = (await stream.next()).value as Uint8Array | undefined
   if (!first?.length) throw new ConanError('INVALID_INPUT', `${name}: expected a sound, got no bytes`)
   const whole = (async function* () {
@@ -197,10 +206,7 @@ export async function decodeSound({ source, name, start, duration, limitSeconds 
   let pieces: AsyncGenerator<Piece>
   if (kind === 'wav') pieces = wav(whole, name)
   else if (kind !== undefined) pieces = wasm(kind, whole, name)
-  else {
-    await whole.return()
-    pieces = anything(source, name)
-  }
+  else pieces = anything(source, name)
 
   const kept: Float32Array[] = []
   let samplingRate = 0

@@ -104,6 +104,17 @@ test('streams of unknown or untrue size end with their data', async () => {
   assert.ok(flac.samples.length > 10000)
 })
 
+test('no file stays open, read to its end or not', { skip: existsSync('/proc/self/fd') ? false : 'no /proc to look into' }, async () => {
+  const open = () => readdirSync('/proc/self/fd').length
+  await decodeAudio(audio('pcm16.wav'))
+  const before = open()
+  for (let i = 0; i < 20; i++) {
+    for (const name of ['pcm16.wav', 'sound.flac', 'sound.ogg', 'sound.mp3', 'sound.opus']) await decodeAudio(audio(name), { duration: i % 2 ? 0.01 : 100 })
+    await assert.rejects(decodeAudio(path.join(root, 'package.json')), { code: /INVALID_INPUT|FFMPEG_MISSING/ })
+  }
+  assert.ok(open() < before + 20, `${open()} files are open, there were ${before}`)
+})
+
 test('what no decoder here reads goes through ffmpeg', ffmpeg, async () => {
   const place = temporary()
   const file = path.join(place, 'sound.m4a')
