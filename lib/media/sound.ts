@@ -141,11 +141,17 @@ const wasmDecoders: Record<string, () => Promise<WasmDecoder>> = {
   flac: async () => new (await import('@wasm-audio-decoders/flac')).FLACDecoder() as WasmDecoder,
 }
 
-async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: string): AsyncGenerator<Piece> {
+/** Samples of each channel that a FLAC file says it has; undefined where it does not know. */
+function flacLength(head: Buffer): number | undefined {
+  if (head.length < 26 || (head[4]! & 0x7f) !== 0) return undefined
+  return (head[21]! & 0x0f) * 2 ** 32 + head.readUInt32BE(22) || undefined
+}
+
+async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: string, expected: number | undefined): AsyncGenerator<Piece> {
   const decoder = await wasmDecoders[kind]!()
   await decoder.ready
   let problem: string | undefined
-  let any = false
+  let samples = 0
   try {
     for (let ended = false; !ended; ) {
       const { value, done } = await stream.next()
@@ -153,13 +159,22 @@ async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: stri
       const made = ended ? await decoder.flush?.() : await decoder.decode(value)
       problem ??= made?.errors[0]?.message
       if (!made || made.samplesDecoded === 0) continue
-      any = true
+      samples += made.samplesDecoded
       yield { channels: made.channelData.map((channel) => channel.subarray(0, made.samplesDecoded)), samplingRate: made.sampleRate }
     }
   } finally {
     decoder.free()
   }
-  if (!any) throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded as ${kind}${problem === undefined ? '' : `: ${problem}`}`)
+  if (samples === 0) throw new Undecodable(`${name}: cannot be decoded as ${kind}${problem === undefined ? '' : `: ${problem}`}`)
+  if (expected !== undefined && samples < expected)
+    throw new Undecodable(`${name}: ${kind}: expected ${expected} samples, which it says it has, got ${samples}`)
+}
+
+/** What a decoder of ours could make nothing of; ffmpeg may. */
+class Undecodable extends ConanError {
+  constructor(message: string) {
+    super('INVALID_INPUT', message)
+  }
 }
 
 /** Whatever ffmpeg reads. */
@@ -189,25 +204,35 @@ export async function decodeSound(request: SoundRequest): Promise<Sound> {
   const stream = bytesOf(request.source)
   try {
     return await decoded(stream, request)
+  } catch (error) {
+    if (!(error instanceof Undecodable)) throw error
+    // The parser of FLAC frames loses frames in which something looks like the beginning of another.
+    return await decoded(undefined, request).catch(() => {
+      throw error
+    })
   } finally {
     // A file of which not everything was asked for is still open.
     await stream.return(undefined)
   }
 }
 
-async function decoded(stream: AsyncGenerator<Uint8Array>, { source, name, start, duration, limitSeconds }: SoundRequest): Promise<Sound> {
+/** What is to be read how: by its first bytes; without a stream by ffmpeg. */
+async function piecesOf(stream: AsyncGenerator<Uint8Array> | undefined, source: string | Uint8Array, name: string): Promise<AsyncGenerator<Piece>> {
+  if (!stream) return anything(source, name)
   const first = (await stream.next()).value as Uint8Array | undefined
   if (!first?.length) throw new ConanError('INVALID_INPUT', `${name}: expected a sound, got no bytes`)
   const whole = (async function* () {
     yield first
     yield* stream
   })()
-  const kind = kindOf(Buffer.from(first.buffer, first.byteOffset, Math.min(first.length, 96)))
-  let pieces: AsyncGenerator<Piece>
-  if (kind === 'wav') pieces = wav(whole, name)
-  else if (kind !== undefined) pieces = wasm(kind, whole, name)
-  else pieces = anything(source, name)
+  const head = Buffer.from(first.buffer, first.byteOffset, Math.min(first.length, 96))
+  const kind = kindOf(head)
+  if (kind === 'wav') return wav(whole, name)
+  return kind === undefined ? anything(source, name) : wasm(kind, whole, name, kind === 'flac' ? flacLength(head) : undefined)
+}
 
+async function decoded(stream: AsyncGenerator<Uint8Array> | undefined, { source, name, start, duration, limitSeconds }: SoundRequest): Promise<Sound> {
+  const pieces = await piecesOf(stream, source, name)
   const kept: Float32Array[] = []
   let samplingRate = 0
   let seen = 0 // samples before the piece

@@ -4,7 +4,9 @@ import { existsSync, mkdirSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import sharp from 'sharp'
 import { randomNumbers } from '../../lib/train/sampler'
-import { datasets, jsonLines, need, type Part, partOf, place, work } from './sources'
+import { work } from './settings'
+import { datasets, jsonLines, need, type Part, partOf, place } from './sources'
+import { speech } from './speech'
 
 export type Modality = 'image' | 'video' | 'document' | 'audio'
 
@@ -81,4 +83,32 @@ export async function views(item: Item, count: number): Promise<string[]> {
     renameSync(`${file}.tmp`, file)
   }
   return out
+}
+
+export interface Sound {
+  task: string
+  part: Part
+  file: string
+  text: string
+}
+
+/** Words by unheard voices, digits by unheard speakers, sounds of an unheard part of ESC-10. */
+export async function sounds(words: number): Promise<Sound[]> {
+  const spoken = (await speech(words)).map(({ text, part, file }) => ({ task: 'speech', part, file, text }))
+  const speakers: Record<string, Part> = { nicolas: 'validation', yweweler: 'test' }
+  const digits = jsonLines<{ audio: string; text: string; speaker: string }>(path.join(datasets, 'fsdd/items.jsonl')).map(({ audio, text, speaker }) => ({
+    task: 'digits',
+    part: speakers[speaker] ?? ('train' as const),
+    file: path.join(datasets, 'fsdd', audio),
+    text,
+  }))
+  const noises = jsonLines<{ id: string; audio: string; label: string; fold: number }>(path.join(datasets, 'esc10/items.jsonl')).map(
+    ({ id, audio, label, fold }) => ({
+      task: 'noises',
+      part: fold === 3 ? ('test' as const) : place(id.replace(/-[A-Z]$/, '')) < 0.2 ? ('validation' as const) : ('train' as const),
+      file: path.join(datasets, 'esc10/audio', path.basename(audio)),
+      text: label.toLowerCase(),
+    }),
+  )
+  return [...spoken, ...digits, ...noises]
 }

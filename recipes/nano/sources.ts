@@ -7,9 +7,6 @@ import { gunzipSync } from 'node:zlib'
 
 export const data = path.resolve(process.env.CONAN_TEST_DATA ?? path.join(__dirname, '../../../shared/data'))
 export const datasets = path.join(data, 'datasets')
-/** Everything that the stages make. */
-export const work = path.resolve(process.env.CONAN_NANO_WORK ?? path.join(__dirname, 'work'))
-
 export function need(file: string): string {
   if (existsSync(file)) return file
   console.error(`nano: expected ${file}, found none: set CONAN_TEST_DATA (recipes/nano/README.md lists the data)`)

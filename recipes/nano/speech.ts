@@ -3,7 +3,8 @@ import { execFile } from 'node:child_process'
 import { existsSync, mkdirSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
-import { datasets, jsonLines, type Part, place, work } from './sources'
+import { work } from './settings'
+import { datasets, jsonLines, type Part, place } from './sources'
 
 const run = promisify(execFile)
 
@@ -32,8 +33,8 @@ export interface Spoken {
   file: string
 }
 
-/** So many words and phrases of WordNet, half of one word and half of two, chosen by their hashes. */
-export function spokenTexts(count: number): string[] {
+/** Words and phrases of WordNet in an order of their own: numbers `from` to `to` of it, half of them of one word and half of two. */
+export function spokenTexts(from: number, to: number): string[] {
   const seen = new Set<string>()
   const lemmas = jsonLines<{ pos: string; lemmas: string[] }>(path.join(datasets, 'wordnet-gloss/synsets.jsonl.gz'))
     .filter(({ pos }) => pos === 'noun')
@@ -41,18 +42,24 @@ export function spokenTexts(count: number): string[] {
     .filter((lemma) => /^[a-z]{3,9}( [a-z]{3,8})?$/.test(lemma) && !seen.has(lemma) && seen.add(lemma))
     .sort((a, b) => place(a) - place(b))
   const [one, two] = [lemmas.filter((lemma) => !lemma.includes(' ')), lemmas.filter((lemma) => lemma.includes(' '))]
-  return [...one.slice(0, Math.ceil(count / 2)), ...two.slice(0, Math.floor(count / 2))]
+  return [...one.slice(Math.ceil(from / 2), Math.ceil(to / 2)), ...two.slice(Math.floor(from / 2), Math.floor(to / 2))]
 }
 
-/** Makes what is not there yet. */
-export async function speech(count: number): Promise<Spoken[]> {
+/** The first `count` words in all voices; makes what is not there yet. */
+export function speech(count: number): Promise<Spoken[]> {
+  const texts = spokenTexts(0, count)
+  return speak((Object.keys(voices) as Part[]).flatMap((part) => voices[part].flatMap((voice) => texts.map((text) => ({ text, voice, part })))))
+}
+
+/** 200 words that no training of `count` words has heard, in the voices of the test. */
+export function newWords(count: number): Promise<Spoken[]> {
+  return speak(voices.test.flatMap((voice) => spokenTexts(count, count + 200).map((text) => ({ text, voice, part: 'test' as const }))))
+}
+
+async function speak(wanted: Omit<Spoken, 'file'>[]): Promise<Spoken[]> {
   const folder = path.join(work, 'speech')
   mkdirSync(folder, { recursive: true })
-  const all = (Object.entries(voices) as [Part, string[]][]).flatMap(([part, names]) =>
-    names.flatMap((voice) =>
-      spokenTexts(count).map((text): Spoken => ({ text, voice, part, file: path.join(folder, `${text.replace(' ', '_')}-${voice}.wav`) })),
-    ),
-  )
+  const all = wanted.map((spoken) => ({ ...spoken, file: path.join(folder, `${spoken.text.replace(' ', '_')}-${spoken.voice}.wav`) }))
   const missing = all.filter(({ file }) => !existsSync(file))
   const worker = async () => {
     for (let next = missing.pop(); next; next = missing.pop()) {

@@ -1,13 +1,13 @@
 // The base's language model: it learns a real text embedder's vectors of real texts, then the grades of STS-B's training part.
-//   npx tsx recipes/nano/text.ts [--samples 1000000]
+//   npx tsx recipes/nano/text.ts [--reduced]
 // Every stage is left out where its output exists, and goes on where it was stopped.
 import { existsSync, mkdirSync } from 'node:fs'
 import path from 'node:path'
-import { parseArgs } from 'node:util'
 import { evaluate, type TrainOptions, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { text, writeBase } from './architecture'
-import { data, need, stsb, texts, work } from './sources'
+import { settings, work } from './settings'
+import { data, need, stsb, texts } from './sources'
 import { Teacher } from './teacher'
 import { learnTokenizer, textOf } from './tokenizer'
 
@@ -26,7 +26,7 @@ const share: Record<string, { most: number; weight: number }> = {
 function chosenTexts(): Record<string, string[]> {
   return Object.fromEntries(
     Object.entries(texts()).map(([kind, list]) => {
-      const every = Math.max(1, list.length / share[kind]!.most)
+      const every = Math.max(1, list.length / (share[kind]!.most * settings.textScale))
       return [kind, Array.from({ length: Math.floor(list.length / every) }, (_, i) => list[Math.floor(i * every)]!)]
     }),
   )
@@ -42,24 +42,6 @@ export async function score(directory: string): Promise<number> {
   return result!.mainScore
 }
 
-export interface Found {
-  at1: number
-  at5: number
-  candidates: number
-}
-
-/** How often the right document is nearest, or among the nearest five, by task, and how many there are to choose from. */
-export async function retrievalScores(directory: string, rows: { task: string; query: unknown; positive: unknown }[]): Promise<Record<string, Found>> {
-  const out: Record<string, Found> = {}
-  for (const task of new Set(rows.map((row) => row.task))) {
-    const own = rows.filter((row) => row.task === task)
-    const [result] = await evaluate(directory, [{ name: task, type: 'retrieval', rows: own }])
-    const candidates = new Set(own.map(({ positive }) => JSON.stringify(positive))).size
-    out[task] = { at1: result!.scores.hit_rate_at_1!, at5: result!.scores.hit_rate_at_5!, candidates }
-  }
-  return out
-}
-
 export const progress = (what: string) => {
   let last = 0
   return ({ step, steps, loss, tokensPerSecond, secondsLeft }: Parameters<NonNullable<TrainOptions['onProgress']>>[0]) => {
@@ -70,7 +52,6 @@ export const progress = (what: string) => {
 }
 
 async function main() {
-  const { values } = parseArgs({ options: { samples: { type: 'string', default: '1000000' } } })
   mkdirSync(work, { recursive: true })
   const base = path.join(work, 'base')
   const chosen = chosenTexts()
@@ -113,7 +94,7 @@ async function main() {
     data: list,
     sampling: 'weighted',
     batchSize,
-    steps: Math.round(Number(values.samples) / batchSize),
+    steps: Math.round(settings.samples / batchSize),
     learningRate: 1.5e-3,
     warmup: 0.02,
     maxTokens: 64,

@@ -1,25 +1,16 @@
 // The base's vision tower: pictures and pages learn what the teacher says of their names, texts go on as they are.
-//   npx tsx recipes/nano/vision.ts [--epochs 8]
+//   npx tsx recipes/nano/vision.ts [--reduced]
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { parseArgs } from 'node:util'
 import { trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
+import { questions } from './data'
+import { measure } from './measure'
 import { items, views } from './media'
-import { type Part, work } from './sources'
-import { type Found, openTeacher, progress, retrievalScores, score } from './text'
-
-/** Retrieval of pictures, films and pages by what is said of them, among those of one part. */
-export function pictureScores(directory: string, part: Part = 'validation'): Promise<Record<string, Found>> {
-  const own = items().filter((item) => item.part === part)
-  return retrievalScores(
-    directory,
-    own.map(({ task, file, texts, modality }) => ({ task, query: texts[0], positive: modality === 'video' ? { video: file } : { image: file } })),
-  )
-}
+import { settings, work } from './settings'
+import { openTeacher, progress, score } from './text'
 
 async function main() {
-  const { values } = parseArgs({ options: { epochs: { type: 'string', default: '8' }, views: { type: 'string', default: '4' } } })
   const start = path.join(work, 'text')
   const out = path.join(work, 'base-vision')
   if (!existsSync(out)) {
@@ -29,7 +20,7 @@ async function main() {
       const rows: { query: { image: string } }[] = []
       const said: string[] = []
       for (const item of items().filter((item) => item.part === 'train' && item.modality === modality))
-        for (const file of await views(item, modality === 'image' ? Number(values.views) : 1)) {
+        for (const file of await views(item, modality === 'image' ? settings.views : 1)) {
           rows.push({ query: { image: file } })
           said.push(item.texts.join(', '))
         }
@@ -48,7 +39,7 @@ async function main() {
       trainable: { mode: 'full' },
       dtype: 'bfloat16',
       batchSize,
-      steps: Math.round((2 * pictures * Number(values.epochs)) / batchSize),
+      steps: Math.round((2 * pictures * settings.visionEpochs) / batchSize),
       learningRate: 7e-4,
       saveEvery: 100,
       maxTokens: 512,
@@ -57,7 +48,12 @@ async function main() {
     })
   }
   console.log(`vision: ${readJson(path.join(out, 'training-report.json')).seconds} s, STS-B dev ${(await score(out)).toFixed(4)}`)
-  console.table(await pictureScores(out))
+  console.table(
+    await measure(
+      out,
+      (await questions('validation', settings.words)).filter(({ modality }) => modality !== 'audio'),
+    ),
+  )
 }
 
 if (require.main === module) main()

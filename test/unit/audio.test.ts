@@ -115,6 +115,22 @@ test('no file stays open, read to its end or not', { skip: existsSync('/proc/sel
   assert.ok(open() < before + 20, `${open()} files are open, there were ${before}`)
 })
 
+test('a FLAC file of which our decoder loses a part goes through ffmpeg', ffmpeg, async () => {
+  const cut = path.join(temporary(), 'cut.flac')
+  const bytes = readFileSync(audio('sound.flac'))
+  writeFileSync(cut, bytes.subarray(0, bytes.length / 2))
+  const { samples } = await decodeAudio(cut)
+  const whole = await decodeAudio(audio('sound.flac'))
+  assert.ok(samples.length > 0 && samples.length < whole.samples.length)
+  assert.ok(largestDifference(samples.subarray(0, 1000), whole.samples.subarray(0, 1000)) < 1e-4)
+})
+
+const nicolas = needs('datasets/fsdd/audio/8_nicolas_23.flac')
+test('a FLAC file with what looks like a frame within a frame', { skip: ffmpeg.skip || nicolas.skip }, async () => {
+  const { samples, samplingRate } = await decodeAudio(path.join(dataDirectory, 'datasets/fsdd/audio/8_nicolas_23.flac'))
+  assert.deepEqual([samples.length, samplingRate], [3236, 8000])
+})
+
 test('what no decoder here reads goes through ffmpeg', ffmpeg, async () => {
   const place = temporary()
   const file = path.join(place, 'sound.m4a')
