@@ -1,8 +1,7 @@
 // What a directory holds, and what this machine offers, without loading weights.
-import path from 'node:path'
 import { binding, type CpuReport } from './binding'
 import { asConanError } from './errors'
-import { type ModelDirectory, readModelDirectory } from './files/model-directory'
+import { type ModelDirectory, modelPath, readModelDirectory } from './files/model-directory'
 
 export interface InspectReport {
   directory: string
@@ -32,7 +31,7 @@ export interface InspectReport {
  * @throws ConanError MODEL_NOT_FOUND, FILE_CORRUPT where the directory cannot be read at all; lesser faults are in `problems`
  */
 export function inspect(directory: string): InspectReport {
-  const root = path.resolve(directory)
+  const root = modelPath(directory)
   let read: ModelDirectory | undefined
   const problems: string[] = []
   try {

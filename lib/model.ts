@@ -7,7 +7,7 @@ import { allocate, type Precision, precisions, store, storedLength, type Vectors
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
-import { type ModelDirectory, readModelDirectory } from './files/model-directory'
+import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
 import { type MediaSettings, type ProcessorOptions, withOptions } from './media/processor'
 import { oneOf, positive } from './options'
 
@@ -132,11 +132,11 @@ export interface Batch {
 }
 
 /**
- * Loads a Hugging Face or sentence-transformers directory.
+ * Loads a Hugging Face or sentence-transformers directory; without one, or as "conan-nano", the small model that comes with this package.
  *
  * @throws ConanError MODEL_NOT_FOUND, CONFIG_INVALID, UNSUPPORTED_ARCHITECTURE, TENSOR_MISSING, FILE_CORRUPT, ...
  */
-export function loadModel(directory: string, options: LoadOptions = {}): Promise<Model> {
+export function loadModel(directory: string = ownModel, options: LoadOptions = {}): Promise<Model> {
   return load(directory, options, undefined)
 }
 
@@ -151,7 +151,7 @@ export async function load(directory: string, options: LoadOptions, training: Na
   const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
   if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)
-  const found = readModelDirectory(path.resolve(directory))
+  const found = readModelDirectory(modelPath(directory))
   const read = { ...found, ...withOptions(found, options.processor) }
   const native = binding()
   let handle: NativeModel

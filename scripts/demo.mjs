@@ -1,54 +1,133 @@
-// npm run demo: embeds real sentences with a real model and searches them.
-import { existsSync } from 'node:fs'
+// npm run demo: embeds texts, pictures, films, pages and sounds with the model that comes with the package, searches in every direction,
+// and writes a page with what was found. CONAN_DEMO_MODEL: another model's directory.
+import { spawnSync } from 'node:child_process'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
+import sharp from 'sharp'
 import { buildNative, buildTypeScript, install, root } from './setup.mjs'
 
 install()
 buildNative()
 buildTypeScript()
+const { loadModel, documentPages } = await import('../dist/index.mjs')
 
-const candidates = [process.env.CONAN_DEMO_MODEL, path.join(root, '../shared/data/weights/all-MiniLM-L6-v2')].filter(Boolean)
-const directory = candidates.find((candidate) => existsSync(candidate))
-if (!directory) {
-  console.log(
-    'No model to show. Set CONAN_DEMO_MODEL to a directory with config.json, model.safetensors and tokenizer.json,\n' +
-      'for example sentence-transformers/all-MiniLM-L6-v2 downloaded from the Hugging Face hub:\n' +
-      '  hf download sentence-transformers/all-MiniLM-L6-v2 --local-dir all-MiniLM-L6-v2\n' +
-      '  CONAN_DEMO_MODEL=all-MiniLM-L6-v2 npm run demo',
-  )
-  process.exit(2)
+const began = performance.now()
+const model = await loadModel(process.env.CONAN_DEMO_MODEL)
+const { info } = model
+console.log(
+  `\n${path.basename(info.directory)}: ${(info.parameters / 1e6).toFixed(1)}M parameters, ${info.layers} layers, ${info.dimensions} dimensions, ${info.dtype} on ${info.backend}, ${info.threads} threads`,
+)
+
+/** What is searched: everything has a kind, something to show, and an input for the model. */
+const items = []
+const media = path.join(root, 'demo/media')
+const named = (file) =>
+  path
+    .basename(file, path.extname(file))
+    .replace(/^spoken-/, '')
+    .replace(/-/g, ' ')
+const add = (kind, show, input, file) => {
+  if (kind === 'text' || model.supports(kind)) items.push({ kind, show, input, file })
+}
+for (const text of readFileSync(path.join(root, 'demo/sentences.txt'), 'utf8').trim().split('\n')) add('text', text, text)
+for (const name of readdirSync(media).sort()) {
+  const file = path.join(media, name)
+  if (name.endsWith('.svg')) add('image', named(name), { image: file }, file)
+  if (name.endsWith('.webp')) add('video', named(name), { video: file }, file)
+  if (name.endsWith('.ogg')) add('audio', `"${named(name)}"`, { audio: file }, file)
+}
+const out = path.join(root, 'build/demo')
+mkdirSync(out, { recursive: true })
+if (model.supports('image')) {
+  for await (const { page, image } of documentPages(path.join(media, 'handbook.pdf'))) {
+    const file = path.join(out, `handbook-${page}.png`)
+    await sharp(image.data, { raw: image }).png().toFile(file)
+    items.push({ kind: 'page', show: `handbook, page ${page}`, input: { document: file }, file })
+  }
+  for (const { name, file } of emoji()) add('image', `${name} (emoji)`, { image: file }, file)
 }
 
-const { loadModel } = await import('../dist/index.mjs')
-const sentences = [
-  'The harbour freezes over in January, and the ferries stop.',
-  'A violinist practises the same four bars until the neighbours knock.',
-  'Sourdough needs an active starter, patience and a hot oven.',
-  'The telescope found water vapour in the atmosphere of a distant planet.',
-  'He scored twice in the last five minutes and silenced the stadium.',
-  'Interest rates rose again, so the bank tightened its lending.',
-  'The cat sleeps on the warm hood of the parked car.',
-  'A thread pool keeps idle workers asleep until a job arrives.',
-  'Vaccines teach the immune system to recognise a virus.',
-  'The novel follows three generations of a family in Lisbon.',
-  'Cut the tomatoes, salt them, and let them drain for ten minutes.',
-  'The glacier has retreated two kilometres since the first photograph.',
-]
-const queries = ['astronomy', 'how do I bake bread?', 'football match', 'sleeping pet', 'climate change', 'concurrent programming']
+const kinds = ['text', 'image', 'video', 'page', 'audio']
+const plural = { text: 'texts', image: 'pictures', video: 'films', page: 'pages', audio: 'sounds' }
+const index = await model.embedDocument(items.map(({ input }) => input))
+const counted = kinds.map((kind) => [items.filter((item) => item.kind === kind).length, plural[kind]]).filter(([count]) => count)
+console.log(`${counted.map((pair) => pair.join(' ')).join(', ')}: loaded and embedded in ${((performance.now() - began) / 1000).toFixed(1)} s\n`)
 
-const start = performance.now()
-const model = await loadModel(directory)
-const { info } = model
-const documents = await model.embedDocument(sentences)
-console.log(
-  `\n${path.basename(directory)}: ${info.modelType}, ${info.layers} layers, ${info.dimensions} dimensions, ${info.dtype} on ${info.backend}, ${info.threads} threads`,
-)
-console.log(`loaded and ${sentences.length} sentences (${documents.usage.text} tokens) embedded in ${(performance.now() - start).toFixed(0)} ms\n`)
-const found = await model.embedQuery(queries)
-const scores = model.similarity(found, documents)
-for (const [q, query] of queries.entries()) {
-  const ranked = sentences.map((sentence, i) => ({ sentence, score: scores[q * sentences.length + i] })).sort((a, b) => b.score - a.score)
-  console.log(query)
-  for (const { sentence, score } of ranked.slice(0, 2)) console.log(`  ${score.toFixed(3)}  ${sentence}`)
+/** Queries: a text, or one of the items by name; and the kind that is looked for. */
+const searches = [
+  ['astronomy', 'text'],
+  ['how do I bake bread?', 'text'],
+  ['climate change', 'text'],
+  ['a boat on the sea', 'image'],
+  ['a yellow flower', 'image'],
+  ['an animal', 'image'],
+  ['something to eat', 'image'],
+  ['a car', 'video'],
+  ['sun', 'video'],
+  ['quoting of variables in the shell', 'page'],
+  ['draw a graph of a file', 'page'],
+  ['number', 'audio'],
+  ['parasol', 'audio'],
+  [{ image: 'umbrella' }, 'text'],
+  [{ image: 'sailboat' }, 'image'],
+  [{ image: 'fish' }, 'audio'],
+  [{ audio: '"rainbow"' }, 'image'],
+  [{ audio: '"newspaper"' }, 'text'],
+  [{ audio: '"sun"' }, 'video'],
+  [{ video: 'fish swimming' }, 'image'],
+  [{ video: 'balloon flying' }, 'text'],
+]
+const sections = []
+for (const [query, wanted] of searches) {
+  const asked = typeof query === 'string' ? undefined : items.find(({ kind, show }) => kind === Object.keys(query)[0] && show === Object.values(query)[0])
+  const places = items.flatMap((item, i) => (item.kind === wanted && item !== asked ? [i] : []))
+  if (places.length === 0 || (typeof query !== 'string' && !asked)) continue
+  const scores = model.similarity(await model.embedQuery(asked?.input ?? query), index)
+  const best = places.sort((a, b) => scores[b] - scores[a]).slice(0, 3)
+  console.log(`${asked ? `${asked.kind} ${asked.show}` : query} -> ${plural[wanted]}`)
+  for (const i of best) console.log(`  ${scores[i].toFixed(3)}  ${items[i].show}`)
+  sections.push({ query: asked ?? { kind: 'text', show: query }, wanted, found: best.map((i) => ({ ...items[i], score: scores[i] })) })
 }
 await model.dispose()
+const page = path.join(out, 'index.html')
+writeFileSync(page, html(sections))
+console.log(`\n${path.relative(process.cwd(), page)}: the same with pictures and players`)
+
+/** Pictures whose names no training has seen, from an npm package; none where the registry is out of reach. */
+function emoji() {
+  const folder = path.join(out, 'emoji')
+  if (!existsSync(path.join(folder, 'package/assets'))) {
+    mkdirSync(folder, { recursive: true })
+    const packed = spawnSync('npm', ['pack', '@lobehub/fluent-emoji-3d@1.1.0', '--silent', '--pack-destination', folder], { encoding: 'utf8' })
+    const archive = path.join(folder, packed.stdout?.trim().split('\n').at(-1) || 'none')
+    if (packed.status !== 0 || spawnSync('tar', ['-xzf', archive, '-C', folder]).status !== 0) {
+      console.log('(the emoji pictures of @lobehub/fluent-emoji-3d could not be fetched: they are left out)')
+      return []
+    }
+  }
+  return JSON.parse(readFileSync(path.join(root, 'demo/emoji.json'), 'utf8'))
+    .map(([id, name]) => ({ name, file: path.join(folder, 'package/assets', `${id}.webp`) }))
+    .filter(({ file }) => existsSync(file))
+}
+
+function html(sections) {
+  const escaped = (text) => text.replace(/[&<>"]/g, (c) => `&#${c.charCodeAt(0)};`)
+  const card = ({ kind, show, file, score }) => {
+    const source = file && escaped(path.relative(out, file))
+    const body = kind === 'text' ? `<p>${escaped(show)}</p>` : kind === 'audio' ? `<audio controls src="${source}"></audio>` : `<img src="${source}" alt="">`
+    const caption = [score?.toFixed(3), kind === 'text' ? '' : escaped(show)].filter(Boolean).join(' ')
+    return `<figure class="${kind}">${body}<figcaption>${caption}</figcaption></figure>`
+  }
+  const rows = sections.map(
+    ({ query, wanted, found }) =>
+      `<section><div class="query">${card(query)}</div><div class="arrow">&rarr; ${plural[wanted]}</div>${found.map(card).join('')}</section>`,
+  )
+  return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>One space for everything</title>
+<style>body{font:15px/1.4 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}section{display:flex;align-items:center;gap:14px;padding:10px 0;border-bottom:1px solid #ddd}
+figure{margin:0;width:190px}figure p{margin:0}img{max-width:120px;max-height:120px;border:1px solid #eee}.page img{max-width:190px;max-height:190px}audio{width:180px}figcaption{font-size:12px;color:#666}
+.query{background:#f3f6fb;padding:8px;border-radius:6px}.arrow{width:80px;color:#666;font-size:13px}</style>
+<h1>One space for everything</h1><p>${escaped(path.basename(info.directory))}: what is nearest to each query, by cosine.</p>
+${rows.join('\n')}
+</html>
+`
+}

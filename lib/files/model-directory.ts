@@ -2,7 +2,7 @@
 // layers, prompts, lengths, tokenizer files. Both generations of spellings.
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
-import type { NativeDense } from '../binding'
+import { type NativeDense, packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
 import { type AudioSettings, type ImageSettings, readAudioSettings, readImageSettings, readVideoSettings, type VideoSettings } from '../media/processor'
 import { type Json, readJson, readJsonIf } from './json'
@@ -108,6 +108,14 @@ function readChat(directory: string, tokenizerConfig: Json, sentence: Json, visi
     return { template, format: 'structured', variables: { add_generation_prompt: true }, instruction: "Represent the user's input.", emptyText: 'NULL' }
   const variables = ((sentence.processing_kwargs as Json | undefined)?.chat_template ?? {}) as Json
   return { template, format: message.format === 'flat' ? 'flat' : 'structured', variables, emptyText: '' }
+}
+
+/** The model that comes with this package: recipes/nano makes it. */
+export const ownModel = 'conan-nano'
+
+/** Where a model is; "conan-nano" is the package's own unless there is a directory of that name. */
+export function modelPath(name: string): string {
+  return name === ownModel && !existsSync(name) ? path.join(packageRoot(), 'models', ownModel) : path.resolve(name)
 }
 
 /** Reads the directory `root`; a plain transformers directory counts as one with mean pooling, or last token for causal language models. */

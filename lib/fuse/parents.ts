@@ -4,6 +4,7 @@ import path from 'node:path'
 import { binding } from '../binding'
 import { asConanError, ConanError } from '../errors'
 import { readJson } from '../files/json'
+import { modelPath } from '../files/model-directory'
 
 export interface CheckpointTensor {
   name: string
@@ -48,7 +49,7 @@ export function checkpointTensors(directory: string): Map<string, CheckpointTens
 /** A path of a recipe: beside the recipe, else from the working directory. */
 export function resolveModel(name: string, recipeDirectory: string): string {
   const beside = path.resolve(recipeDirectory, name)
-  return existsSync(beside) ? beside : path.resolve(name)
+  return existsSync(beside) ? beside : modelPath(name)
 }
 
 /**

@@ -19,11 +19,13 @@ function ticks(low: number, high: number): number[] {
   return out
 }
 
-/** Lines over the same places. `labels` name the places; about ten of them are written. */
-export function lineChart(title: string, labels: string[], lines: Line[], unit: string): string {
-  const [width, height, left, right, top, bottom] = [720, 260, 56, 12, 28, 34]
+const [width, height, left, right, top, bottom] = [720, 260, 56, 12, 28, 34]
+const colorOf = (n: number) => palette[n % palette.length] as string
+
+/** Axes and lines as the inside of an SVG; undefined where there is nothing to draw. */
+function drawing(labels: string[], lines: Line[]): string | undefined {
   const values = lines.flatMap((line) => line.values.filter((value): value is number => value !== undefined && Number.isFinite(value)))
-  if (values.length === 0) return ''
+  if (values.length === 0) return undefined
   const marks = ticks(Math.min(...values, 0), Math.max(...values))
   const [low, high] = [marks[0] as number, marks.at(-1) as number]
   const x = (i: number) => left + ((width - left - right) * i) / Math.max(1, labels.length - 1)
@@ -38,14 +40,32 @@ export function lineChart(title: string, labels: string[], lines: Line[], unit: 
   )
   const drawn = lines.map((line, n) => {
     const points = line.values.map((value, i) => (value === undefined ? '' : `${x(i).toFixed(1)},${y(value).toFixed(1)}`)).filter(Boolean)
-    const color = palette[n % palette.length]
-    const dots = points.map((point) => `<circle cx="${point.split(',')[0]}" cy="${point.split(',')[1]}" r="2.5" fill="${color}"/>`).join('')
-    return `<polyline points="${points.join(' ')}" fill="none" stroke="${color}" stroke-width="1.5"/>${dots}`
+    const dots = points.map((point) => `<circle cx="${point.split(',')[0]}" cy="${point.split(',')[1]}" r="2.5" fill="${colorOf(n)}"/>`).join('')
+    return `<polyline points="${points.join(' ')}" fill="none" stroke="${colorOf(n)}" stroke-width="1.5"/>${dots}`
   })
-  const legend = lines.map((line, n) => `<span><i style="background:${palette[n % palette.length]}"></i>${escapeHtml(line.name)}</span>`)
+  return [...grid, ...names, ...drawn].join('')
+}
+
+/** Lines over the same places. `labels` name the places; about ten of them are written. */
+export function lineChart(title: string, labels: string[], lines: Line[], unit: string): string {
+  const inside = drawing(labels, lines)
+  if (inside === undefined) return ''
+  const legend = lines.map((line, n) => `<span><i style="background:${colorOf(n)}"></i>${escapeHtml(line.name)}</span>`)
   return `<figure><figcaption>${escapeHtml(title)} <small>${escapeHtml(unit)}</small></figcaption>
-<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">${[...grid, ...names, ...drawn].join('')}</svg>
+<svg viewBox="0 0 ${width} ${height}" role="img" aria-label="${escapeHtml(title)}">${inside}</svg>
 <div class="legend">${legend.join('')}</div></figure>`
+}
+
+/** The same as an SVG file of its own, with its title and legend inside. */
+export function lineSvg(title: string, labels: string[], lines: Line[], unit: string): string {
+  const legend = lines.map((line, n) => {
+    const y = height + 14 + 18 * n
+    return `<rect x="${left}" y="${y - 9}" width="10" height="10" rx="2" fill="${colorOf(n)}"/><text x="${left + 16}" y="${y}">${escapeHtml(line.name)}</text>`
+  })
+  return `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${width} ${height + 20 + 18 * lines.length}" width="${width}">
+<style>text{font:12px system-ui,sans-serif;fill:#444}.grid{stroke:#e5e5e5}</style><rect width="100%" height="100%" fill="#fff"/>
+<text x="${left}" y="16"><tspan font-weight="600">${escapeHtml(title)}</tspan>  ${escapeHtml(unit)}</text>${drawing(labels, lines) ?? ''}${legend.join('')}</svg>
+`
 }
 
 /** A table; numbers are shown with four digits, the first column is text. */

@@ -97,17 +97,28 @@ export function writeEncoder(directory: string, seed: number): void {
   })
 }
 
+export interface BaseOptions {
+  seed?: number
+  layers?: number
+  pooling?: 'lasttoken' | 'mean'
+}
+
 /** A base directory. `tokens`: what the embedding of each token begins as, [hidden] each; undefined: random. */
-export function writeBase(directory: string, tokenizer: string, tokens: (Float32Array | undefined)[], seed: number): void {
+export function writeBase(
+  directory: string,
+  tokenizer: string,
+  tokens: (Float32Array | undefined)[],
+  { seed = 0, layers = text.layers, pooling = 'lasttoken' }: BaseOptions = {},
+): void {
   mkdirSync(path.join(directory, '1_Pooling'), { recursive: true })
   const tensors = new Tensors(seed)
   const { gauss } = tensors
   const C = text.hidden
   const [Q, KV] = [text.heads * text.headSize, text.keyHeads * text.headSize]
-  const deep = 0.02 / Math.sqrt(2 * text.layers)
+  const deep = 0.02 / Math.sqrt(2 * layers)
 
   tensors.put('model.language_model.embed_tokens.weight', [text.vocabulary, C], (i) => tokens[Math.floor(i / C)]?.[i % C] ?? 0.05 * gauss())
-  for (let l = 0; l < text.layers; l++) {
+  for (let l = 0; l < layers; l++) {
     const at = `model.language_model.layers.${l}.`
     tensors.constant(`${at}input_layernorm.weight`, C, 1)
     tensors.random(`${at}self_attn.q_proj.weight`, [Q, C])
@@ -171,7 +182,7 @@ export function writeBase(directory: string, tokenizer: string, tokens: (Float32
       vocab_size: text.vocabulary,
       hidden_size: C,
       intermediate_size: text.inner,
-      num_hidden_layers: text.layers,
+      num_hidden_layers: layers,
       num_attention_heads: text.heads,
       num_key_value_heads: text.keyHeads,
       head_dim: text.headSize,
@@ -219,7 +230,7 @@ export function writeBase(directory: string, tokenizer: string, tokens: (Float32
     { idx: 1, name: '1', path: '1_Pooling', type: 'sentence_transformers.models.Pooling' },
     { idx: 2, name: '2', path: '2_Normalize', type: 'sentence_transformers.models.Normalize' },
   ])
-  json('1_Pooling/config.json', { embedding_dimension: C, pooling_mode: 'lasttoken' })
+  json('1_Pooling/config.json', { embedding_dimension: C, pooling_mode: pooling })
   json('sentence_bert_config.json', { max_seq_length: 1024, do_lower_case: false })
   json('config_sentence_transformers.json', { prompts: {}, default_prompt_name: null, similarity_fn_name: 'cosine' })
 }

@@ -100,8 +100,9 @@ export async function questions(part: Part, words: number, most = Number.POSITIV
     pairs.push(...(await newWords(words)).map(({ file, text }) => spoken({ task: 'new words', part, file, text })))
     const picture = (name: string) => all.find((item) => item.task === 'emoji' && item.texts[0]?.toLowerCase() === name)?.file
     for (const { task, file, text } of heard) {
-      const image = task === 'noises' && shown[text] ? picture(shown[text]) : undefined
-      if (image) pairs.push({ task: 'noise to picture', modality: 'cross', query: { audio: file }, positive: { image } })
+      const image = picture(task === 'noises' ? (shown[text] ?? '') : text)
+      if (image)
+        pairs.push({ task: task === 'noises' ? 'noise to picture' : 'word to picture', modality: 'cross', query: { audio: file }, positive: { image } })
     }
   }
   const out: Pair[] = []

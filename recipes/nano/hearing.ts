@@ -1,62 +1,64 @@
-// The base's encoder of sound and its projector: spoken words, digits and sounds learn what the teacher says of their texts, while
-// everything else stays as it is.
+// The encoder of sound. It learns in a small model of its own, the listener: one layer that takes the mean of what the encoder gives, so
+// that words by different voices come near to each other and to their spelling. What becomes of it is the encoder alone.
 //   npx tsx recipes/nano/hearing.ts [--reduced]
-import { existsSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { attachAudio, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
-import { audio, writeEncoder } from './architecture'
+import { audio, writeBase, writeEncoder } from './architecture'
 import { questions } from './data'
 import { measure } from './measure'
-import { sounds } from './media'
+import { type Sound, sounds } from './media'
 import { settings, work } from './settings'
-import { openTeacher, progress, score } from './text'
+import { place } from './sources'
+import { progress } from './text'
+
+/** Pairs of the same text by two voices. */
+function twice(heard: Sound[]): object[] {
+  const byText = new Map<string, string[]>()
+  for (const { text, file } of heard) byText.set(text, [...(byText.get(text) ?? []), file])
+  return [...byText.values()].flatMap((files) => {
+    const order = [...files].sort((a, b) => place(a) - place(b))
+    return order.map((file, i) => ({ query: { audio: file }, positive: { audio: order[(i + 1) % order.length] } }))
+  })
+}
 
 async function main() {
-  const all = await sounds(settings.words)
-  const start = path.join(work, 'omni')
-  const out = path.join(work, 'base-omni')
-  if (!existsSync(start)) {
-    writeEncoder(path.join(work, 'encoder'), 1)
-    await attachAudio(path.join(work, 'base-vision'), path.join(work, 'encoder'), { out: start, hiddenSize: audio.projector, seed: 1 })
-  }
+  const out = path.join(work, 'listener')
   if (!existsSync(out)) {
-    const teacher = await openTeacher()
-    const list: object[] = []
-    let rows = 0
-    for (const task of ['speech', 'digits', 'noises']) {
-      const own = all.filter((sound) => sound.task === task && sound.part === 'train')
-      const queries = own.map(({ file }) => ({ query: { audio: file } }))
-      const weight = task === 'speech' ? own.length : own.length / 2
-      rows += weight
-      list.push({
-        ...(await teacher.write(
-          path.join(work, `sounds-${task}`),
-          own.map(({ text }) => text),
-          queries,
-        )),
-        name: task,
-        weight,
-      })
+    const [deaf, encoder, fresh] = ['deaf', 'encoder', 'listener-fresh'].map((name) => path.join(work, name)) as [string, string, string]
+    if (!existsSync(fresh)) {
+      mkdirSync(work, { recursive: true })
+      writeBase(deaf, readFileSync(path.join(work, 'base/tokenizer.json'), 'utf8'), [], { layers: 1, pooling: 'mean' })
+      writeEncoder(encoder, 1)
+      await attachAudio(deaf, encoder, { out: fresh, hiddenSize: audio.projector, seed: 1 })
     }
-    await teacher.dispose()
-    const batchSize = 96
+    const heard = (await sounds(settings.words)).filter(({ part }) => part === 'train')
+    const of = (task: string) => heard.filter((sound) => sound.task === task)
+    const named = (list: Sound[]) => list.map(({ file, text }) => ({ query: { audio: file }, positive: text }))
     await trainSpecialist({
-      model: start,
+      model: fresh,
       out,
-      data: list,
+      data: [
+        { name: 'words', weight: 5, rows: named(of('speech')) },
+        { name: 'voices', weight: 3, rows: twice(of('speech')) },
+        { name: 'digits', weight: 1, rows: named(of('digits')) },
+        { name: 'noises', weight: 1, rows: named(of('noises')) },
+      ],
       sampling: 'weighted',
-      trainable: { mode: 'full', include: ['audio_tower\\.', 'audio_projector\\.'] },
-      dtype: 'bfloat16',
-      batchSize,
-      steps: Math.round((rows * settings.hearingEpochs) / batchSize),
+      oneDatasetPerBatch: true,
+      trainable: { mode: 'full', exclude: ['visual\\.'] },
+      temperature: 0.05,
+      batchSize: 96,
+      steps: settings.hearingSteps,
       learningRate: 1e-3,
+      weightDecay: 0.02,
       saveEvery: 100,
       chunkTokens: 8192,
       onProgress: progress('hearing'),
     })
   }
-  console.log(`hearing: ${readJson(path.join(out, 'training-report.json')).seconds} s, STS-B dev ${(await score(out)).toFixed(4)}`)
+  console.log(`hearing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
   console.table(
     await measure(
       out,

@@ -9,12 +9,12 @@ export const work = path.resolve(process.env.CONAN_NANO_WORK ?? path.join(__dirn
 interface Settings {
   /** Spoken words. */
   words: number
-  /** Samples of texts in the base's distillation, passes over pictures and over sounds. */
+  /** Samples of texts in the base's distillation, passes over pictures, steps on sounds. */
   samples: number
   textScale: number
   visionEpochs: number
   views: number
-  hearingEpochs: number
+  hearingSteps: number
   /** Of the study. */
   seeds: number
   steps: { image: number; video: number; document: number; projector: number; audio: number; recover: number; rehearse: number }
@@ -31,7 +31,7 @@ const whole: Settings = {
   textScale: 1,
   visionEpochs: 4,
   views: 4,
-  hearingEpochs: 12,
+  hearingSteps: 600,
   seeds: 3,
   steps: { image: 150, video: 80, document: 60, projector: 150, audio: 400, recover: 300, rehearse: 150 },
   batch: { image: 48, video: 32, document: 12, audio: 64 },
@@ -45,7 +45,7 @@ const small: Settings = {
   textScale: 0.12,
   visionEpochs: 0.7,
   views: 2,
-  hearingEpochs: 12,
+  hearingSteps: 250,
   seeds: 1,
   steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 150, rehearse: 40 },
   batch: { image: 32, video: 24, document: 8, audio: 64 },

@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, renameSync } from 'node:fs'
 import path from 'node:path'
 import { promisify } from 'node:util'
 import { work } from './settings'
-import { datasets, jsonLines, type Part, place } from './sources'
+import { datasets, jsonLines, type Part, partOf, place } from './sources'
 
 const run = promisify(execFile)
 
@@ -45,9 +45,18 @@ export function spokenTexts(from: number, to: number): string[] {
   return [...one.slice(Math.ceil(from / 2), Math.ceil(to / 2)), ...two.slice(Math.floor(from / 2), Math.floor(to / 2))]
 }
 
-/** The first `count` words in all voices; makes what is not there yet. */
+/** Names of things that there are pictures of, of the names that train; half as many as `count`. */
+export function everydayTexts(count: number): string[] {
+  return jsonLines<{ name: string }>(path.join(datasets, 'fluent-emoji-3d/items.jsonl'))
+    .map(({ name }) => name.toLowerCase())
+    .filter((name) => partOf(name) === 'train' && /^[a-z]{3,10}( [a-z]{3,8})?$/.test(name))
+    .sort((a, b) => place(a) - place(b))
+    .slice(0, count / 2)
+}
+
+/** The first `count` words and the everyday ones in all voices; makes what is not there yet. */
 export function speech(count: number): Promise<Spoken[]> {
-  const texts = spokenTexts(0, count)
+  const texts = [...new Set([...spokenTexts(0, count), ...everydayTexts(count)])]
   return speak((Object.keys(voices) as Part[]).flatMap((part) => voices[part].flatMap((voice) => texts.map((text) => ({ text, voice, part })))))
 }
 

@@ -155,7 +155,7 @@ async function main() {
       }),
     )
   const sound = { data: data.audio, sampling: 'weighted' as const, batchSize: batch.audio, chunkTokens: 8192 }
-  const attached = await study.make('attached', (out) => attachAudio(base, path.join(work, 'base-omni'), { out, hiddenSize: audio.projector, seed }))
+  const attached = await study.make('attached', (out) => attachAudio(base, path.join(work, 'listener'), { out, hiddenSize: audio.projector, seed }))
   const aligned = await study.make('aligned', (out) => study.train(recoverProjector, { model: attached, out, ...sound, steps: steps.projector, learningRate }))
   specialists.audio = await study.make('audio', (out) =>
     study.train(trainSpecialist, { model: aligned, out, ...sound, trainable: lora(['visual\\.']), steps: steps.audio, learningRate }),
@@ -328,4 +328,4 @@ async function main() {
   }
 }
 
-main()
+if (require.main === module) main()

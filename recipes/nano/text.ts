@@ -66,7 +66,6 @@ async function main() {
       base,
       json,
       vectors.map((vector) => vector.map((x) => 3 * x)),
-      0,
     )
     console.log(`base: ${vocabulary.size} tokens; STS-B dev as it begins ${(await score(base)).toFixed(4)}`)
   }
