@@ -22,4 +22,16 @@ struct CpuReport {
 };
 CpuReport cpu_report();
 
+struct GpuReport {
+  std::string device;  // "cuda:0"; empty: there is none, and `name` says why
+  std::string name;
+  size_t memory = 0;   // bytes
+  int capability = 0;  // 90 for 9.0
+};
+/// Every GPU that can be used, or one entry that says why none can.
+std::vector<GpuReport> gpu_reports();
+
+/// The table for "cpu", "cuda" or "cuda:N"; Error DEVICE_UNAVAILABLE with the reason.
+const OperationTable& backend(const std::string& device);
+
 }  // namespace conan

@@ -227,6 +227,9 @@ struct OperationTable {
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;
+  /// Returns when everything asked for so far is in memory, where a backend works on its own; before host code looks at or changes memory of
+  /// allocate(). Null: nothing to wait for.
+  void (*finish)(Context&) = nullptr;
   std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
   /// New values of the same shapes into a weight that pack() made.
   void (*repack)(Context&, const WeightSource&, Weight&) = nullptr;
@@ -259,6 +262,8 @@ struct OperationTable {
   void (*pool_backward)(Context&, const PoolBackwardArgs&) = nullptr;
   void (*normalize_backward)(Context&, const NormalizeBackwardArgs&) = nullptr;
 };
+
+inline void finish(Context& context);
 
 /// Fails with BACKEND_UNSUPPORTED and the operation's name if an entry is null.
 void require(const OperationTable& table);
@@ -322,5 +327,9 @@ struct Context {
   Context& worker(int index) { return index == 0 ? *this : *workers[size_t(index) - 1]; }
   size_t scratch_bytes() const;
 };
+
+inline void finish(Context& context) {
+  if (context.ops.finish) context.ops.finish(context);
+}
 
 }  // namespace conan

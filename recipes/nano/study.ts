@@ -115,7 +115,7 @@ type Method = 'task_arithmetic' | 'ties' | 'dare_linear'
 
 const methodParameters: Record<Method, object> = {
   task_arithmetic: {},
-  ties: { density: 0.3, normalize: false },
+  ties: { density: 0.3 },
   dare_linear: { density: 0.5 },
 }
 
@@ -123,6 +123,7 @@ function recipe(base: string, specialists: Record<Modality, string>, method: Met
   return {
     merge_method: method,
     base_model: base,
+    ...(method === 'task_arithmetic' ? {} : { parameters: { normalize: false } }),
     models: modalities.map((modality) => ({ model: specialists[modality], parameters: { weight: weights[modality], ...methodParameters[method] } })),
     // What the base lacks comes from the audio specialist, files and all.
     conan: { groups: [{ match: 'audio_*', action: 'copy', from: specialists.audio }], seed, files_from: specialists.audio },

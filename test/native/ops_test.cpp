@@ -466,7 +466,11 @@ void pack_cases(const OperationTable& table) {
 }  // namespace
 
 int main() {
-  const auto tables = cpu_backends();
+  auto tables = cpu_backends();
+  for (const GpuReport& gpu : gpu_reports()) {
+    if (gpu.device.empty()) std::printf("no GPU is checked: %s\n", gpu.name.c_str());
+    else tables.push_back(&backend(gpu.device));
+  }
   for (const OperationTable* table : tables) {
     require(*table);
     linear_cases(*table, *tables[0]);

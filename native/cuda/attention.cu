@@ -1,0 +1,383 @@
+// Attention over packed sequences, never with a matrix of scores in memory: keys come by tiles, and what was summed is scaled again
+// whenever a larger score comes (FlashAttention). On tensor cores where bf16 is wanted and heads have at most 128 channels, in float32
+// otherwise. A tile that a query does not see adds exactly nothing, so neighbours do not change a result.
+#include <algorithm>
+
+#include "cuda/cuda.h"
+
+namespace conan::cuda {
+
+namespace {
+
+constexpr int most_channels = 256;
+
+/// Everything but the matrices.
+struct Shape {
+  const int32_t *q_offsets, *kv_offsets, *q_starts;
+  int sequences, heads, group, head_dim;
+  float scale;
+  int64_t left, right;
+  const float* bias;
+  int64_t bias_reach;
+
+  __device__ bool sees(int64_t i, int64_t j) const { return (left < 0 || i - j <= left) && (right < 0 || j - i <= right); }
+  __device__ float biased(int head, int64_t i, int64_t j) const { return bias ? bias[head * (2 * bias_reach + 1) + bias_reach + i - j] : 0; }
+  /// Keys that queries from i to `last` see: [first, end) of `keys`.
+  __device__ int64_t first_key(int64_t i) const { return left < 0 || i - left < 0 ? 0 : i - left; }
+  __device__ int64_t end_key(int64_t last, int64_t keys) const { return right < 0 || last + right + 1 > keys ? keys : last + right + 1; }
+};
+
+/// float32. A block has 32 queries of one head, four a warp; lanes are keys for scores, channels for sums.
+constexpr int plain_queries = 32, plain_keys = 32;
+
+__global__ void __launch_bounds__(256) attention_f32(View q, View k, View v, View y, Shape s) {
+  __shared__ float queries[plain_queries * most_channels / 2];
+  __shared__ float tile[plain_keys * (most_channels / 2 + 1)];
+  const int b = int(blockIdx.z), head = int(blockIdx.y), D = s.head_dim, warp = int(threadIdx.y), lane = int(threadIdx.x);
+  const int thread = warp * 32 + lane;
+  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * plain_queries, q_end = s.q_offsets[b + 1];
+  if (q0 >= q_end) return;
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
+  const int64_t count = q_end - q0 < plain_queries ? q_end - q0 : plain_queries;
+  const int column = head * D, kv_column = head / s.group * D;
+  // Channels by halves of 128, so that tiles fit whatever D is.
+  constexpr int half = most_channels / 2;
+  float most[4], total[4] = {}, sums[4][most_channels / 32] = {};
+  for (int r = 0; r < 4; ++r) most[r] = -INFINITY;
+
+  const int64_t first = s.first_key(start) / plain_keys * plain_keys, end = s.end_key(start + count - 1, keys);
+  for (int64_t j0 = first; j0 < end; j0 += plain_keys) {
+    float scores[4] = {};
+    for (int d0 = 0; d0 < D; d0 += half) {
+      const int width = D - d0 < half ? D - d0 : half;
+      __syncthreads();
+      for (int i = thread; i < plain_queries * width; i += 256) {
+        const int r = i / width, d = i % width;
+        queries[r * half + d] = r < count ? q.row(q0 + r)[column + d0 + d] : 0;
+      }
+      for (int i = thread; i < plain_keys * width; i += 256) {
+        const int r = i / width, d = i % width;
+        tile[r * (half + 1) + d] = j0 + r < keys ? k.row(kv0 + j0 + r)[kv_column + d0 + d] : 0;
+      }
+      __syncthreads();
+      for (int d = 0; d < width; ++d) {
+        const float key = tile[lane * (half + 1) + d];
+        for (int r = 0; r < 4; ++r) scores[r] += queries[(4 * warp + r) * half + d] * key;
+      }
+    }
+    float share[4];
+    for (int r = 0; r < 4; ++r) {
+      const int64_t i = start + 4 * warp + r, j = j0 + lane;
+      const bool seen = 4 * warp + r < count && j < keys && s.sees(i, j);
+      const float score = seen ? scores[r] * s.scale + s.biased(head, i, j) : -INFINITY;
+      const float now = fmaxf(most[r], warp_max(score));
+      const float base = now == -INFINITY ? 0 : now, shrink = expf(most[r] - base);
+      share[r] = expf(score - base);
+      total[r] = total[r] * shrink + warp_sum(share[r]);
+      most[r] = now;
+      for (int c = 0; c < most_channels / 32; ++c) sums[r][c] *= shrink;
+    }
+    for (int d0 = 0; d0 < D; d0 += half) {
+      const int width = D - d0 < half ? D - d0 : half;
+      __syncthreads();
+      for (int i = thread; i < plain_keys * width; i += 256) {
+        const int r = i / width, d = i % width;
+        tile[r * (half + 1) + d] = j0 + r < keys ? v.row(kv0 + j0 + r)[kv_column + d0 + d] : 0;
+      }
+      __syncthreads();
+      for (int j = 0; j < plain_keys; ++j) {
+        float p[4];
+        for (int r = 0; r < 4; ++r) p[r] = __shfl_sync(full_warp, share[r], j);
+#pragma unroll
+        for (int c = 0; c < half / 32; ++c) {
+          const float value = 32 * c + lane < width ? tile[j * (half + 1) + 32 * c + lane] : 0;
+          // The index must be known to the compiler for sums to stay in registers.
+          if (d0 == 0)
+            for (int r = 0; r < 4; ++r) sums[r][c] += p[r] * value;
+          else
+            for (int r = 0; r < 4; ++r) sums[r][half / 32 + c] += p[r] * value;
+        }
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 4; ++r) {
+    if (4 * warp + r >= count) continue;
+#pragma unroll
+    for (int c = 0; c < most_channels / 32; ++c) {
+      const int d = 32 * c + lane;
+      if (d < D) y.row(q0 + 4 * warp + r)[column + d] = sums[r][c] / total[r];
+    }
+  }
+}
+
+/// bf16 on tensor cores. A block has 64 queries of one head, 16 a warp, and keys by 64. D: channels, rounded up to a multiple of 16.
+template <int D>
+__global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, View y, Shape s) {
+  constexpr int stride = D + 8;  // rows 16 bytes further in the banks than the row before
+  alignas(16) __shared__ uint16_t key_tile[64 * stride];
+  alignas(16) __shared__ uint16_t value_tile[64 * stride];
+  const int b = int(blockIdx.z), head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * 64, q_end = s.q_offsets[b + 1];
+  if (q0 >= q_end) return;
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
+  const int64_t count = q_end - q0 < 64 ? q_end - q0 : 64;
+  const int column = head * s.head_dim, kv_column = head / s.group * s.head_dim;
+
+  auto pair_of = [&](const View& m, int64_t row, int at, int d) {
+    const float* from = m.row(row) + at;
+    return pack_bf16(d < s.head_dim ? from[d] : 0, d + 1 < s.head_dim ? from[d + 1] : 0);
+  };
+  uint32_t queries[D / 16][4];
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = 16 * warp + lane / 4 + i % 2 * 8;
+      queries[c][i] = r < count ? pair_of(q, q0 + r, column, 16 * c + i / 2 * 8 + lane % 4 * 2) : 0;
+    }
+  float sums[D / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, total[2] = {};
+
+  const int64_t first = s.first_key(start) / 64 * 64, end = s.end_key(start + count - 1, keys);
+  for (int64_t j0 = first; j0 < end; j0 += 64) {
+    __syncthreads();
+    for (int i = int(threadIdx.x); i < 64 * D / 2; i += 128) {
+      const int r = i / (D / 2), d = i % (D / 2) * 2;
+      const bool there = j0 + r < keys;
+      const uint32_t key = there ? pair_of(k, kv0 + j0 + r, kv_column, d) : 0, value = there ? pair_of(v, kv0 + j0 + r, kv_column, d) : 0;
+      memcpy(&key_tile[r * stride + d], &key, 4);
+      memcpy(&value_tile[r * stride + d], &value, 4);
+    }
+    __syncthreads();
+    float scores[8][4] = {};
+#pragma unroll
+    for (int n = 0; n < 4; ++n)
+#pragma unroll
+      for (int c = 0; c < D / 16; ++c) {
+        uint32_t b2[4];
+        load_matrices(b2, &key_tile[(16 * n + lane / 16 * 8 + lane % 8) * stride + 16 * c + lane / 8 % 2 * 8]);
+        mma_bf16(scores[2 * n], queries[c], b2[0], b2[1]);
+        mma_bf16(scores[2 * n + 1], queries[c], b2[2], b2[3]);
+      }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = 16 * warp + lane / 4 + 8 * half;
+      const int64_t i = start + r;
+      float now = most[half];
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int64_t j = j0 + 8 * n + lane % 4 * 2 + e;
+          float& score = scores[n][2 * half + e];
+          score = r < count && j < keys && s.sees(i, j) ? score * s.scale + s.biased(head, i, j) : -INFINITY;
+          now = fmaxf(now, score);
+        }
+      // The four lanes of a row.
+      now = fmaxf(now, __shfl_xor_sync(full_warp, now, 1));
+      now = fmaxf(now, __shfl_xor_sync(full_warp, now, 2));
+      const float base = now == -INFINITY ? 0 : now, shrink = expf(most[half] - base);
+      most[half] = now;
+      float own = 0;
+#pragma unroll
+      for (int n = 0; n < 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = scores[n][2 * half + e];
+          score = expf(score - base);
+          own += score;
+        }
+      total[half] = total[half] * shrink + own;  // of this lane's keys
+#pragma unroll
+      for (int c = 0; c < D / 8; ++c) sums[c][2 * half] *= shrink, sums[c][2 * half + 1] *= shrink;
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const uint32_t shares[4] = {pack_bf16(scores[2 * n][0], scores[2 * n][1]), pack_bf16(scores[2 * n][2], scores[2 * n][3]),
+                                  pack_bf16(scores[2 * n + 1][0], scores[2 * n + 1][1]), pack_bf16(scores[2 * n + 1][2], scores[2 * n + 1][3])};
+#pragma unroll
+      for (int c = 0; c < D / 16; ++c) {
+        uint32_t b2[4];
+        load_matrices_transposed(b2, &value_tile[(16 * n + lane % 16) * stride + 16 * c + lane / 16 * 8]);
+        mma_bf16(sums[2 * c], shares, b2[0], b2[1]);
+        mma_bf16(sums[2 * c + 1], shares, b2[2], b2[3]);
+      }
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = 16 * warp + lane / 4 + 8 * half;
+    float whole = total[half];
+    whole += __shfl_xor_sync(full_warp, whole, 1);
+    whole += __shfl_xor_sync(full_warp, whole, 2);
+    if (r >= count) continue;
+    float* to = y.row(q0 + r) + column;
+#pragma unroll
+    for (int c = 0; c < D / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int d = 8 * c + lane % 4 * 2 + e;
+        if (d < s.head_dim) to[d] = sums[c][2 * half + e] / whole;
+      }
+  }
+}
+
+// ---- backward: scores are computed again, once for the gradient by the queries, once for that by keys and values
+
+/// Of one query and head: largest score, sum of exponentials, mean of the gradients by the probabilities.
+struct Row {
+  float most, total, mean;
+};
+
+__device__ float dot(const float* a, const float* b, int n) {
+  float sum = 0;
+  for (int i = 0; i < n; ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+/// The sequence that a row belongs to.
+__device__ int sequence_of(const int32_t* offsets, int sequences, int64_t row) {
+  int b = 0;
+  while (b + 1 < sequences && offsets[b + 1] <= row) ++b;
+  return b;
+}
+
+/// A warp a query and head.
+__global__ void attention_backward_query_f32(View q, View k, View v, View dy, View dq, Row* rows, Shape s) {
+  const int64_t row = blockIdx.x, D = s.head_dim;
+  const int head = int(blockIdx.y), lane = int(threadIdx.x), b = sequence_of(s.q_offsets, s.sequences, row);
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, i = s.q_starts[b] + row - s.q_offsets[b];
+  const float *query = q.row(row) + head * D, *slope = dy.row(row) + head * D;
+  const int64_t kv_column = head / s.group * D, first = s.first_key(i), end = s.end_key(i, keys);
+  auto score_of = [&](int64_t j) { return dot(query, k.row(kv0 + j) + kv_column, int(D)) * s.scale + s.biased(head, i, j); };
+  float most = -INFINITY, total = 0, mean = 0;
+  for (int64_t j = first + lane; j < end; j += 32) most = fmaxf(most, score_of(j));
+  most = warp_max(most);
+  for (int64_t j = first + lane; j < end; j += 32) {
+    const float p = expf(score_of(j) - most);
+    total += p;
+    mean += p * dot(slope, v.row(kv0 + j) + kv_column, int(D));
+  }
+  total = warp_sum(total);
+  mean = warp_sum(mean) / total;
+  if (lane == 0) rows[row * s.heads + head] = {most, total, mean};
+  float sums[most_channels / 32] = {};
+  for (int64_t j0 = first; j0 < end; j0 += 32) {
+    const int64_t j = j0 + lane;
+    const float ds = j < end ? expf(score_of(j) - most) / total * (dot(slope, v.row(kv0 + j) + kv_column, int(D)) - mean) * s.scale : 0;
+    for (int n = 0; n < 32 && j0 + n < end; ++n) {
+      const float share = __shfl_sync(full_warp, ds, n);
+      const float* key = k.row(kv0 + j0 + n) + kv_column;
+#pragma unroll
+      for (int c = 0; c < most_channels / 32; ++c)
+        if (32 * c + lane < D) sums[c] += share * key[32 * c + lane];
+    }
+  }
+#pragma unroll
+  for (int c = 0; c < most_channels / 32; ++c)
+    if (32 * c + lane < D) dq.row(row)[head * D + 32 * c + lane] = sums[c];
+}
+
+/// A warp a key and its head.
+__global__ void attention_backward_key_f32(View q, View k, View v, View dy, View dk, View dv, const Row* rows, Shape s) {
+  const int64_t row = blockIdx.x, D = s.head_dim;
+  const int kv_head = int(blockIdx.y), lane = int(threadIdx.x), b = sequence_of(s.kv_offsets, s.sequences, row);
+  const int64_t j = row - s.kv_offsets[b], q0 = s.q_offsets[b], count = s.q_offsets[b + 1] - q0;
+  const float *key = k.row(row) + kv_head * D, *value = v.row(row) + kv_head * D;
+  float keys[most_channels / 32] = {}, values[most_channels / 32] = {};
+  for (int head = kv_head * s.group; head < (kv_head + 1) * s.group; ++head)
+    for (int64_t n0 = 0; n0 < count; n0 += 32) {
+      const int64_t n = n0 + lane, i = s.q_starts[b] + n;
+      float p = 0, ds = 0;
+      if (n < count && s.sees(i, j)) {
+        const Row of = rows[(q0 + n) * s.heads + head];
+        p = expf(dot(q.row(q0 + n) + head * D, key, int(D)) * s.scale + s.biased(head, i, j) - of.most) / of.total;
+        ds = p * (dot(dy.row(q0 + n) + head * D, value, int(D)) - of.mean) * s.scale;
+      }
+      for (int m = 0; m < 32 && n0 + m < count; ++m) {
+        const float share = __shfl_sync(full_warp, p, m), slope = __shfl_sync(full_warp, ds, m);
+        const float *query = q.row(q0 + n0 + m) + head * D, *above = dy.row(q0 + n0 + m) + head * D;
+#pragma unroll
+        for (int c = 0; c < most_channels / 32; ++c) {
+          const int d = 32 * c + lane;
+          if (d < D) keys[c] += slope * query[d], values[c] += share * above[d];
+        }
+      }
+    }
+#pragma unroll
+  for (int c = 0; c < most_channels / 32; ++c) {
+    const int d = 32 * c + lane;
+    if (d < D) dk.row(row)[kv_head * D + d] = keys[c], dv.row(row)[kv_head * D + d] = values[c];
+  }
+}
+
+/// A warp a head and distance i - j.
+__global__ void attention_backward_bias_f32(View q, View k, View v, View dy, const Row* rows, float* dbias, Shape s) {
+  const int64_t distance = int64_t(blockIdx.x) - s.bias_reach, D = s.head_dim;
+  const int head = int(blockIdx.y), lane = int(threadIdx.x);
+  const int64_t kv_column = head / s.group * D;
+  float sum = 0;
+  for (int b = 0; b < s.sequences; ++b) {
+    const int64_t q0 = s.q_offsets[b], count = s.q_offsets[b + 1] - q0, kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0;
+    for (int64_t n = lane; n < count; n += 32) {
+      const int64_t i = s.q_starts[b] + n, j = i - distance;
+      if (j < 0 || j >= keys || !s.sees(i, j)) continue;
+      const Row of = rows[(q0 + n) * s.heads + head];
+      const float p = expf(dot(q.row(q0 + n) + head * D, k.row(kv0 + j) + kv_column, int(D)) * s.scale + s.biased(head, i, j) - of.most) / of.total;
+      sum += p * (dot(dy.row(q0 + n) + head * D, v.row(kv0 + j) + kv_column, int(D)) - of.mean);
+    }
+  }
+  sum = warp_sum(sum);
+  if (lane == 0) dbias[head * (2 * s.bias_reach + 1) + s.bias_reach + distance] += sum;
+}
+
+Shape shape_of(Arguments& args, const AttentionArgs& a) {
+  if (a.head_dim > most_channels) fail("BACKEND_UNSUPPORTED", "cuda: attention: expected heads of at most ", most_channels, " channels, got ", a.head_dim);
+  return {args.in(a.q_offsets, a.sequences + 1),
+          args.in(a.kv_offsets, a.sequences + 1),
+          args.in(a.q_starts, a.sequences),
+          a.sequences,
+          a.heads,
+          a.heads / a.kv_heads,
+          a.head_dim,
+          a.scale,
+          a.left,
+          a.right,
+          args.in(a.bias, a.heads * (2 * a.bias_reach + 1)),
+          a.bias_reach};
+}
+
+}  // namespace
+
+void attention(Context& context, const AttentionArgs& a) {
+  Arguments args(context);
+  int64_t longest = 0;
+  for (int b = 0; b < a.sequences; ++b) longest = std::max<int64_t>(longest, a.q_offsets[b + 1] - a.q_offsets[b]);
+  // Rows of one call may be part of a longer matrix, which offsets count from its beginning.
+  const Shape s = shape_of(args, a);
+  const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
+  const auto run = [&](auto kernel, int queries, dim3 block) {
+    launch(args.device, kernel, dim3(blocks(longest, queries), unsigned(a.heads), unsigned(a.sequences)), block, q, k, v, y, s);
+  };
+  if (!a.reduced || a.head_dim > 128) run(attention_f32, plain_queries, dim3(32, 8));
+  else if (a.head_dim <= 32) run(attention_bf16<32>, 64, dim3(128));
+  else if (a.head_dim <= 64) run(attention_bf16<64>, 64, dim3(128));
+  else if (a.head_dim <= 96) run(attention_bf16<96>, 64, dim3(128));
+  else run(attention_bf16<128>, 64, dim3(128));
+}
+
+void attention_backward(Context& context, const AttentionBackwardArgs& args_) {
+  const AttentionArgs& a = args_.forward;
+  Arguments args(context);
+  const Shape s = shape_of(args, a);
+  const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), dy = args.in(args_.dy);
+  const View dq = args.inout(args_.dq), dk = args.inout(args_.dk), dv = args.inout(args_.dv);
+  Row* rows = args.scratch<Row>(q.rows * a.heads);
+  launch(args.device, attention_backward_query_f32, dim3(unsigned(q.rows), unsigned(a.heads)), dim3(32), q, k, v, dy, dq, rows, s);
+  launch(args.device, attention_backward_key_f32, dim3(unsigned(k.rows), unsigned(a.kv_heads)), dim3(32), q, k, v, dy, dk, dv, static_cast<const Row*>(rows), s);
+  if (args_.dbias)
+    launch(args.device, attention_backward_bias_f32, dim3(unsigned(2 * a.bias_reach + 1), unsigned(a.heads)), dim3(32), q, k, v, dy,
+           static_cast<const Row*>(rows), args.inout(args_.dbias, a.heads * (2 * a.bias_reach + 1)), s);
+}
+
+}  // namespace conan::cuda

@@ -1,0 +1,134 @@
+// The table of a GPU, and the library's three functions. Compiled without nvcc it is the emulated one (emulate.h).
+#include <cstdio>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "cuda/cuda.h"
+#include "cuda/library.h"
+
+namespace conan::cuda {
+
+namespace {
+
+/// Memory that host loops may look at as well, once finish() has been called.
+void* allocate(size_t bytes) {
+  void* memory = nullptr;
+  check(cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), text("memory: asked for ", bytes, " bytes").c_str());
+  return memory;
+}
+
+void release(void* memory, size_t) { cudaFree(memory); }
+
+void finish(Context& context) { check(cudaStreamSynchronize(device_of(context).stream), "computing"); }
+
+void for_rows(Context& context, int64_t rows, int64_t, const RowsBody& body) { body(context, 0, rows); }
+
+struct Backend {
+  Device device;
+  std::string name;
+  OperationTable table;
+};
+
+void fill(Backend& backend) {
+  OperationTable& t = backend.table;
+  t.name = backend.name.c_str();
+  t.data = &backend.device;
+  t.allocate = allocate;
+  t.release = release;
+  t.finish = finish;
+  t.for_rows = for_rows;
+  t.pack = pack;
+  t.repack = repack;
+  t.pack_transposed = pack_transposed;
+  t.embed = embed;
+  t.norm = norm;
+  t.linear = linear;
+  t.rope = rope;
+  t.attention = attention;
+  t.gather = gather;
+  t.scatter = scatter;
+  t.pool = pool;
+  t.normalize = normalize;
+  t.narrow = narrow;
+  t.widen = widen;
+  t.norm_backward = norm_backward;
+  t.activate = activate;
+  t.activate_backward = activate_backward;
+  t.linear_backward = linear_backward;
+  t.attention_backward = attention_backward;
+  t.embed_backward = embed_backward;
+  t.pool_backward = pool_backward;
+  t.normalize_backward = normalize_backward;
+}
+
+#ifdef __CUDACC__
+/// Null where the device can be used.
+std::string unusable(int device, cudaDeviceProp* properties) {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  if (status != cudaSuccess) return text("no driver that works: ", cudaGetErrorString(status));
+  if (device < 0 || device >= count) return text("expected a device below ", count, ", got ", device);
+  const cudaError_t asked = cudaGetDeviceProperties(properties, device);
+  if (asked != cudaSuccess) return cudaGetErrorString(asked);
+  if (properties->major < 8) return text(properties->name, ": expected compute capability 8.0 or later, got ", properties->major, ".", properties->minor);
+  return "";
+}
+#endif
+
+}  // namespace
+
+}  // namespace conan::cuda
+
+extern "C" {
+
+#define CONAN_EXPORT __attribute__((visibility("default")))
+
+CONAN_EXPORT int conan_cuda_version() { return conan::cuda::abi_version; }
+
+CONAN_EXPORT int conan_cuda_score(int device, char* text, size_t size, size_t* memory) {
+#ifdef __CUDACC__
+  cudaDeviceProp properties;
+  const std::string reason = conan::cuda::unusable(device, &properties);
+  std::snprintf(text, size, "%s", reason.empty() ? properties.name : reason.c_str());
+  *memory = reason.empty() ? properties.totalGlobalMem : 0;
+  return reason.empty() ? properties.major * 10 + properties.minor : 0;
+#else
+  std::snprintf(text, size, "%s", device == 0 ? "emulated" : "expected a device below 1");
+  *memory = 0;
+  return device == 0 ? 80 : 0;
+#endif
+}
+
+CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reason, size_t size) {
+  using namespace conan::cuda;
+  static std::mutex lock;
+  static std::map<int, std::unique_ptr<Backend>> backends;
+  std::lock_guard guard(lock);
+  std::unique_ptr<Backend>& backend = backends[device];
+  if (backend) return &backend->table;
+  try {
+    auto made = std::make_unique<Backend>();
+    made->device.index = device;
+    made->name = conan::text("cuda:", device);
+#ifdef __CUDACC__
+    cudaDeviceProp properties;
+    const std::string why = unusable(device, &properties);
+    if (!why.empty()) conan::fail("DEVICE_UNAVAILABLE", why);
+    check(cudaSetDevice(device), "device");
+    check(cudaStreamCreateWithFlags(&made->device.stream, cudaStreamNonBlocking), "stream");
+    // Memory that was given back stays with the process, so that an operation's own memory costs no call of the driver.
+    cudaMemPool_t pool;
+    uint64_t keep = UINT64_MAX;
+    check(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
+#endif
+    fill(*made);
+    backend = std::move(made);
+    return &backend->table;
+  } catch (const std::exception& error) {
+    std::snprintf(reason, size, "%s", error.what());
+    return nullptr;
+  }
+}
+}

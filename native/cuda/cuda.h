@@ -1,0 +1,177 @@
+// What the files of this folder share: the device, launches, and how arguments get there. An argument may lie in host memory (positions,
+// norm weights, a test's matrices) or in memory of allocate(): Arguments copies what the device cannot see, and copies results back.
+#pragma once
+#include <mutex>
+#include <vector>
+
+#include "base/error.h"
+#include "cuda/warp.h"
+#include "ops/ops.h"
+
+namespace conan::cuda {
+
+/// One GPU and the stream that everything on it goes through, in order.
+struct Device {
+  int index = 0;
+  cudaStream_t stream = nullptr;
+};
+
+inline void check(cudaError_t status, const char* what) {
+  if (status == cudaSuccess) return;
+  fail(status == cudaErrorMemoryAllocation ? "OUT_OF_MEMORY" : "DEVICE_FAILED", "cuda: ", what, ": ", cudaGetErrorString(status));
+}
+
+inline const Device& device_of(const Context& context) { return *static_cast<const Device*>(context.ops.data); }
+
+template <class... Parameters, class... Args>
+void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef __CUDACC__
+  kernel<<<grid, block, 0, device.stream>>>(args...);
+  check(cudaGetLastError(), "launch");
+#else
+  (void)device;
+  emulated::launch(kernel, grid, block, args...);
+#endif
+}
+
+/// Blocks of `size` that hold `count`.
+inline unsigned blocks(int64_t count, int64_t size) { return unsigned((count + size - 1) / size); }
+
+/// A matrix as kernels take it.
+struct View {
+  float* data;
+  int64_t rows, cols, stride;
+  __device__ float* row(int64_t i) const { return data + i * stride; }
+};
+
+/// The arguments of one operation, on the device. Results that lie in host memory are there when it is destroyed.
+class Arguments {
+ public:
+  explicit Arguments(const Context& context) : device(device_of(context)) { check(cudaSetDevice(device.index), "device"); }
+  ~Arguments() {
+    for (const Back& b : back_)
+      cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.device_pitch, b.width, b.height, cudaMemcpyDefault, device.stream);
+    // Copies from pageable memory have left it when they return, and copies to it are complete then: nothing is to be waited for.
+    for (void* memory : owned_) cudaFreeAsync(memory, device.stream);
+  }
+  Arguments(const Arguments&) = delete;
+  Arguments& operator=(const Arguments&) = delete;
+
+  template <class T>
+  T* scratch(int64_t count) {
+    void* out = nullptr;
+    check(cudaMallocAsync(&out, size_t(count) * sizeof(T) + 16, device.stream), "memory");
+    owned_.push_back(out);
+    return static_cast<T*>(out);
+  }
+
+  template <class T>
+  const T* in(const T* values, int64_t count) {
+    if (!values || count <= 0 || on_device(values)) return values;
+    T* out = scratch<T>(count);
+    check(cudaMemcpyAsync(out, values, size_t(count) * sizeof(T), cudaMemcpyDefault, device.stream), "copy");
+    return out;
+  }
+
+  /// Read and written.
+  template <class T>
+  T* inout(T* values, int64_t count) {
+    if (!values || count <= 0 || on_device(values)) return values;
+    T* out = const_cast<T*>(in(static_cast<const T*>(values), count));
+    back_.push_back({values, out, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
+    return out;
+  }
+
+  View in(const Matrix& m) { return matrix(m, true, false); }
+  View out(const Matrix& m) { return matrix(m, false, true); }
+  View inout(const Matrix& m) { return matrix(m, true, true); }
+
+  const Device& device;
+
+ private:
+  struct Back {
+    void* host;
+    void* device;
+    size_t host_pitch, device_pitch, width, height;
+  };
+
+  static bool on_device(const void* pointer) {
+    cudaPointerAttributes attributes;
+    check(cudaPointerGetAttributes(&attributes, pointer), "pointer");
+    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  }
+
+  View matrix(const Matrix& m, bool read, bool write) {
+    if (!m.data || m.rows == 0 || on_device(m.data)) return {m.data, m.rows, m.cols, m.stride};
+    float* out = scratch<float>(m.rows * m.cols);
+    const size_t width = size_t(m.cols) * sizeof(float), pitch = size_t(m.stride) * sizeof(float);
+    if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.stream), "copy");
+    if (write) back_.push_back({m.data, out, pitch, width, width, size_t(m.rows)});
+    return {out, m.rows, m.cols, m.cols};
+  }
+
+  std::vector<void*> owned_;
+  std::vector<Back> back_;
+};
+
+__device__ __forceinline__ float activated(Activation activation, float x) {
+  switch (activation) {
+    case Activation::none: return x;
+    case Activation::gelu_erf: return 0.5f * x * (1 + erff(x * 0.70710678118654752f));
+    case Activation::gelu_tanh: return 0.5f * x * (1 + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    case Activation::quick_gelu: return x / (1 + expf(-1.702f * x));
+    case Activation::relu: return x > 0 ? x : 0;
+    case Activation::silu: return x / (1 + expf(-x));
+    case Activation::tanh: return tanhf(x);
+  }
+  return x;
+}
+
+__device__ __forceinline__ float activated_derivative(Activation activation, float x) {
+  const float root = 0.79788456080286536f;  // sqrt(2 / pi)
+  switch (activation) {
+    case Activation::none: return 1;
+    case Activation::gelu_erf: return 0.5f * (1 + erff(x * 0.70710678118654752f)) + x * expf(-x * x / 2) * 0.39894228040143268f;
+    case Activation::gelu_tanh: {
+      const float s = 1 / (1 + expf(-2 * root * (x + 0.044715f * x * x * x)));
+      return s + x * s * (1 - s) * 2 * root * (1 + 3 * 0.044715f * x * x);
+    }
+    case Activation::quick_gelu: {
+      const float s = 1 / (1 + expf(-1.702f * x));
+      return s + 1.702f * x * s * (1 - s);
+    }
+    case Activation::relu: return x > 0;
+    case Activation::silu: {
+      const float s = 1 / (1 + expf(-x));
+      return s * (1 + x * (1 - s));
+    }
+    case Activation::tanh: return 1 - tanhf(x) * tanhf(x);
+  }
+  return 1;
+}
+
+std::unique_ptr<Weight> pack(Context&, const WeightSource&, WeightFormat);
+void repack(Context&, const WeightSource&, Weight&);
+void pack_transposed(Context&, const Weight&, std::unique_ptr<Weight>&);
+void linear(Context&, const LinearArgs&);
+void linear_backward(Context&, const LinearBackwardArgs&);
+void attention(Context&, const AttentionArgs&);
+void attention_backward(Context&, const AttentionBackwardArgs&);
+void embed(Context&, const EmbedArgs&);
+void embed_backward(Context&, const EmbedBackwardArgs&);
+void norm(Context&, const NormArgs&);
+void norm_backward(Context&, const NormBackwardArgs&);
+void rope(Context&, const RopeArgs&);
+void gather(Context&, const GatherArgs&);
+void scatter(Context&, const ScatterArgs&);
+void pool(Context&, const PoolArgs&);
+void pool_backward(Context&, const PoolBackwardArgs&);
+void normalize(Context&, const NormalizeArgs&);
+void normalize_backward(Context&, const NormalizeBackwardArgs&);
+void narrow(Context&, const NarrowArgs&);
+void widen(Context&, const WidenArgs&);
+void activate(Context&, const ActivateArgs&);
+void activate_backward(Context&, const ActivateBackwardArgs&);
+
+}  // namespace conan::cuda

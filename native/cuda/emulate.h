@@ -1,0 +1,257 @@
+// As much of CUDA as the kernels of this folder use, on the CPU: so that the ops test table checks their indices, barriers and fragments
+// where there is no GPU. A block's threads are fibers that take turns; blocks run one after the other. It says nothing about speed, and
+// nothing about races that a real warp would have.
+#pragma once
+#include <csetjmp>
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __shared__ static
+#define __restrict__
+
+struct dim3 {
+  unsigned x, y, z;
+  dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+struct uint4 {
+  uint32_t x, y, z, w;
+};
+struct float4 {
+  float x, y, z, w;
+};
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+struct __half {
+  uint16_t bits;
+};
+
+namespace conan::cuda::emulated {
+
+enum class State { running, at_warp, at_block, ended };
+
+/// A context begins a fiber; from then on jumps switch, which, unlike swapcontext, ask nothing of the kernel.
+struct Fiber {
+  ucontext_t context;
+  jmp_buf place;
+  bool begun;
+  std::unique_ptr<char[]> stack;
+  State state;
+  dim3 thread;
+};
+
+struct Block {
+  std::vector<Fiber> fibers;
+  jmp_buf scheduler;
+  size_t current = 0;
+  uint64_t slots[1024][4];  // what lanes hand to one another
+  std::function<void()> body;
+};
+inline Block block;
+inline std::mutex one_launch;
+
+inline void wait(State state) {
+  Fiber& fiber = block.fibers[block.current];
+  fiber.state = state;
+  if (_setjmp(fiber.place) == 0) _longjmp(block.scheduler, 1);
+}
+inline void wait_for_warp() { wait(State::at_warp); }
+
+}  // namespace conan::cuda::emulated
+
+inline dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+namespace conan::cuda::emulated {
+
+inline void entry() {
+  block.body();
+  block.fibers[block.current].state = State::ended;
+  _longjmp(block.scheduler, 1);
+}
+
+/// Until it waits or ends.
+inline void resume(Fiber& fiber) {
+  if (_setjmp(block.scheduler)) return;
+  if (fiber.begun) _longjmp(fiber.place, 1);
+  fiber.begun = true;
+  setcontext(&fiber.context);
+}
+
+inline void run_block(size_t threads) {
+  constexpr size_t stack_bytes = 1 << 16;
+  if (block.fibers.size() < threads) block.fibers.resize(threads);
+  for (size_t i = 0; i < threads; ++i) {
+    Fiber& fiber = block.fibers[i];
+    if (!fiber.stack) fiber.stack.reset(new char[stack_bytes]);
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = fiber.stack.get();
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    fiber.context.uc_link = nullptr;
+    makecontext(&fiber.context, entry, 0);
+    fiber.state = State::running;
+    fiber.begun = false;
+    fiber.thread = dim3(unsigned(i % blockDim.x), unsigned(i / blockDim.x));
+  }
+  for (;;) {
+    bool all_ended = true;
+    for (size_t warp = 0; warp < threads; warp += 32) {
+      const size_t end = std::min(threads, warp + 32);
+      for (bool moved = true; moved;) {
+        moved = false;
+        for (size_t i = warp; i < end; ++i) {
+          if (block.fibers[i].state != State::running) continue;
+          block.current = i;
+          threadIdx = block.fibers[i].thread;
+          resume(block.fibers[i]);
+          moved = true;
+        }
+        bool together = true, any = false;
+        for (size_t i = warp; i < end; ++i) together &= block.fibers[i].state == State::at_warp || block.fibers[i].state == State::ended, any |= block.fibers[i].state == State::at_warp;
+        if (together && any) {
+          for (size_t i = warp; i < end; ++i)
+            if (block.fibers[i].state == State::at_warp) block.fibers[i].state = State::running;
+          moved = true;
+        }
+      }
+      for (size_t i = warp; i < end; ++i) all_ended &= block.fibers[i].state == State::ended;
+    }
+    if (all_ended) return;
+    for (size_t i = 0; i < threads; ++i)
+      if (block.fibers[i].state == State::at_block) block.fibers[i].state = State::running;
+      else if (block.fibers[i].state == State::at_warp) std::abort();  // lanes of one warp at different barriers
+  }
+}
+
+template <class Kernel, class... Args>
+void launch(Kernel kernel, dim3 grid, dim3 threads, Args... args) {
+  std::lock_guard lock(one_launch);
+  gridDim = grid;
+  blockDim = threads;
+  block.body = [&] { kernel(args...); };
+  for (unsigned z = 0; z < grid.z; ++z)
+    for (unsigned y = 0; y < grid.y; ++y)
+      for (unsigned x = 0; x < grid.x; ++x) {
+        blockIdx = dim3(x, y, z);
+        run_block(size_t(threads.x) * threads.y);
+      }
+}
+
+inline size_t self() { return block.current; }
+inline size_t lane_of(size_t lane) { return self() / 32 * 32 + lane; }
+
+template <class T>
+T exchange(T value, size_t lane) {
+  std::memcpy(block.slots[self()], &value, sizeof value);
+  wait_for_warp();
+  T out;
+  std::memcpy(&out, block.slots[lane_of(lane)], sizeof out);
+  wait_for_warp();
+  return out;
+}
+
+}  // namespace conan::cuda::emulated
+
+inline void __syncthreads() { conan::cuda::emulated::wait(conan::cuda::emulated::State::at_block); }
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return conan::cuda::emulated::exchange(value, (conan::cuda::emulated::self() % 32) ^ size_t(mask));
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return conan::cuda::emulated::exchange(value, size_t(lane));
+}
+inline int __dp4a(int a, int b, int c) {
+  for (int i = 0; i < 4; ++i) c += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
+  return c;
+}
+inline float __bfloat162float(__nv_bfloat16 x) {
+  const uint32_t wide = uint32_t(x.bits) << 16;
+  float out;
+  std::memcpy(&out, &wide, 4);
+  return out;
+}
+inline int atomicOr(int* at, int value) {
+  const int before = *at;
+  *at |= value;
+  return before;
+}
+
+// ---- memory and streams: everything happens at once
+
+using cudaStream_t = void*;
+enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInvalidValue };
+enum cudaMemcpyKind { cudaMemcpyDefault };
+enum cudaMemoryType { cudaMemoryTypeUnregistered, cudaMemoryTypeHost, cudaMemoryTypeDevice, cudaMemoryTypeManaged };
+struct cudaPointerAttributes {
+  cudaMemoryType type;
+};
+constexpr int cudaMemAttachGlobal = 1;
+
+namespace conan::cuda::emulated {
+inline std::map<const char*, size_t> allocations;
+inline std::mutex allocations_lock;
+}  // namespace conan::cuda::emulated
+
+inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
+  *out = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
+  conan::cuda::emulated::allocations[static_cast<char*>(*out)] = bytes;
+  return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+inline cudaError_t cudaFree(void* memory) {
+  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
+  conan::cuda::emulated::allocations.erase(static_cast<char*>(memory));
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMalloc(void** out, size_t bytes) { return cudaMallocManaged(out, bytes, 0); }
+inline cudaError_t cudaMallocAsync(void** out, size_t bytes, cudaStream_t) { return cudaMallocManaged(out, bytes, 0); }
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return cudaFree(memory); }
+inline cudaError_t cudaMallocHost(void** out, size_t bytes) {
+  *out = std::malloc(bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaFreeHost(void* memory) {
+  std::free(memory);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+  std::memcpy(to, from, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  std::memset(to, value, bytes);
+  return cudaSuccess;
+}
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+  for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
+  return cudaSuccess;
+}
+inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* out, const void* pointer) {
+  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
+  const auto& all = conan::cuda::emulated::allocations;
+  auto at = all.upper_bound(static_cast<const char*>(pointer));
+  out->type = cudaMemoryTypeUnregistered;
+  if (at == all.begin()) return cudaSuccess;
+  --at;
+  if (static_cast<const char*>(pointer) < at->first + at->second) out->type = cudaMemoryTypeManaged;
+  return cudaSuccess;
+}

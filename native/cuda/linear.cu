@@ -1,0 +1,435 @@
+// Weights on the device, and products with them. Packed rows of a gated weight alternate gate and value, so that one thread holds both
+// halves of an output. Columns are padded with zeros to whole tiles. Every output is the sum over K in one fixed order, whatever the
+// number of rows: a result does not depend on the rows beside it.
+#include <algorithm>
+#include <cmath>
+
+#include "cuda/cuda.h"
+
+namespace conan::cuda {
+
+namespace {
+
+constexpr int pad = 64;  // columns of a packed row are a multiple of this
+
+struct DeviceWeight : Weight {
+  int64_t stride = 0;      // words of a packed row
+  void* values = nullptr;  // [rows, stride] f32, bf16, f16 or i8
+  float* scale = nullptr;  // [rows], i8 only, in packed order
+  int index = 0;           // of the device
+
+  DeviceWeight() = default;
+  DeviceWeight(const DeviceWeight&) = delete;
+  ~DeviceWeight() override {
+    cudaSetDevice(index);
+    cudaFree(values);
+    cudaFree(scale);
+  }
+};
+
+size_t word_bytes(WeightFormat format) { return format == WeightFormat::f32 ? 4 : format == WeightFormat::i8 ? 1 : 2; }
+
+// ---- packing
+
+/// Words of files, as numbers.
+__device__ float file_word(const void* data, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::f32) return static_cast<const float*>(data)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
+  if (dtype == Dtype::bf16) {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float out;
+    memcpy(&out, &wide, 4);
+    return out;
+  }
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(bits));
+#else
+  return f16_to_f32(bits);
+#endif
+}
+
+__device__ uint16_t to_f16(float x) {
+#ifdef __CUDACC__
+  return __half_as_ushort(__float2half_rn(x));
+#else
+  return f32_to_f16(x);
+#endif
+}
+
+__device__ float packed_word(const void* values, WeightFormat format, int64_t i) {
+  if (format == WeightFormat::i8) return static_cast<const int8_t*>(values)[i];
+  return file_word(values, format == WeightFormat::f32 ? Dtype::f32 : format == WeightFormat::bf16 ? Dtype::bf16 : Dtype::f16, i);
+}
+
+__device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !gated ? row : row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1; }
+
+/// A warp a row; `first`: the number of the part's first row among all `rows`. The flag is raised by numbers that are none.
+__global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format, void* values,
+                          int64_t stride, float* scale, int* flag) {
+  const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
+  if (row >= part_rows) return;
+  const int64_t to = packed_row(first + row, rows, gated);
+  float most = 0;
+  for (int64_t k = threadIdx.x; k < K; k += 32) {
+    const float x = fabsf(file_word(part, dtype, row * K + k));
+    if (!(x <= 3.402823466e38f)) atomicOr(flag, 1);
+    most = x > most ? x : most;
+  }
+  most = warp_max(most);
+  const float factor = most > 0 ? 127 / most : 0;
+  if (format == WeightFormat::i8 && threadIdx.x == 0) scale[to] = most / 127;
+  for (int64_t k = threadIdx.x; k < stride; k += 32) {
+    const float x = k < K ? file_word(part, dtype, row * K + k) : 0;
+    const int64_t at = to * stride + k;
+    if (format == WeightFormat::f32) static_cast<float*>(values)[at] = x;
+    if (format == WeightFormat::bf16) static_cast<uint16_t*>(values)[at] = uint16_t(pack_bf16(x, 0));
+    if (format == WeightFormat::f16) static_cast<uint16_t*>(values)[at] = to_f16(x);
+    if (format == WeightFormat::i8) static_cast<int8_t*>(values)[at] = int8_t(nearbyintf(x * factor));
+  }
+}
+
+/// [cols, rows] f32 from a packed weight that is not gated.
+__global__ void unpack_transposed(const void* values, WeightFormat format, const float* scale, int64_t rows, int64_t cols, int64_t stride, float* out) {
+  const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
+  if (k < cols) out[k * rows + n] = packed_word(values, format, n * stride + k) * (scale ? scale[n] : 1);
+}
+
+void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight) {
+  int* flag = args.scratch<int>(1);
+  check(cudaMemsetAsync(flag, 0, sizeof(int), args.device.stream), "memset");
+  int64_t first = 0;
+  for (const TensorView& part : source.parts) {
+    if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
+      fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
+    const void* bytes = args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
+    launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated,
+           weight.format, weight.values, weight.stride, weight.scale, flag);
+    first += part.shape[0];
+  }
+  int raised = 0;
+  check(cudaMemcpyAsync(&raised, flag, sizeof(int), cudaMemcpyDefault, args.device.stream), "copy");
+  check(cudaStreamSynchronize(args.device.stream), "packing");
+  if (raised) fail("WEIGHT_NOT_FINITE", "tensor \"", source.name, "\" holds a NaN or an infinity");
+}
+
+std::unique_ptr<DeviceWeight> make(const Arguments& args, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
+  auto weight = std::make_unique<DeviceWeight>();
+  weight->format = format;
+  weight->rows = rows;
+  weight->cols = cols;
+  weight->gated = gated;
+  weight->stride = (cols + pad - 1) / pad * pad;
+  weight->index = args.device.index;
+  weight->bytes = size_t(rows * weight->stride) * word_bytes(format) + (format == WeightFormat::i8 ? size_t(rows) * 4 : 0);
+  check(cudaMalloc(&weight->values, size_t(rows * weight->stride) * word_bytes(format)), "weights");
+  void* scale = nullptr;
+  if (format == WeightFormat::i8) check(cudaMalloc(&scale, size_t(rows) * sizeof(float)), "weights");
+  weight->scale = static_cast<float*>(scale);
+  return weight;
+}
+
+// ---- products
+
+/// What happens to a row's sums behind the product; columns n of the packed weight.
+struct Epilogue {
+  const float* bias;  // in the order of the files: gates, then values
+  Activation activation;
+  bool gated;
+  View residual, y;
+
+  /// Sums of the packed columns n (even) and n + 1; `rows` of the weight.
+  __device__ void pair(int64_t t, int64_t n, float first, float second, int64_t rows) const {
+    if (!gated) {
+      if (n < rows) one(t, n, first + (bias ? bias[n] : 0));
+      if (n + 1 < rows) one(t, n + 1, second + (bias ? bias[n + 1] : 0));
+      return;
+    }
+    if (n >= rows) return;
+    const int64_t column = n / 2;
+    const float gate = first + (bias ? bias[column] : 0), value = second + (bias ? bias[rows / 2 + column] : 0);
+    float v = activated(activation, gate) * value;
+    if (residual.data) v += residual.row(t)[column];
+    y.row(t)[column] = v;
+  }
+
+ private:
+  __device__ void one(int64_t t, int64_t n, float sum) const {
+    float v = activated(activation, sum);
+    if (residual.data) v += residual.row(t)[n];
+    y.row(t)[n] = v;
+  }
+};
+
+/// float32 arithmetic: tiles of 64 x 64, 4 x 4 a thread.
+template <bool half_weight>
+__global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int64_t N, int64_t stride, Epilogue epilogue) {
+  __shared__ float left[16][68], right[16][68];
+  const int64_t t0 = int64_t(blockIdx.y) * 64, n0 = int64_t(blockIdx.x) * 64, K = x.cols;
+  const int id = int(threadIdx.x), row = id / 16, column = id % 16;
+  float sums[4][4] = {};
+  for (int64_t k0 = 0; k0 < K; k0 += 16) {
+    for (int i = 0; i < 4; ++i) {
+      const int r = id / 16 + 16 * i, k = id % 16;
+      left[k][r] = t0 + r < x.rows && k0 + k < K ? x.row(t0 + r)[k0 + k] : 0;
+      right[k][r] = n0 + r < N ? packed_word(weight, half_weight ? WeightFormat::f16 : WeightFormat::f32, (n0 + r) * stride + k0 + k) : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 16; ++k) {
+      float a[4], b[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = left[k][4 * row + i], b[i] = right[k][4 * column + i];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] += a[i] * b[j];
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t t = t0 + 4 * row + i;
+    if (t >= x.rows) continue;
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) epilogue.pair(t, n0 + 4 * column + j, sums[i][j], sums[i][j + 1], N);
+  }
+}
+
+/// bf16 products on tensor cores, f32 sums: tiles of 128 x 128 by steps of 32, two in flight. Eight warps, 64 x 32 each. Rows of x are
+/// rounded on their way into shared memory; rows there are 80 bytes apart, so that ldmatrix meets no bank twice.
+constexpr int tile_m = 128, tile_n = 128, tile_k = 32, tile_stride = 40;
+
+__global__ void __launch_bounds__(256) gemm_bf16(View x, const uint16_t* weight, int64_t N, int64_t stride, bool aligned, Epilogue epilogue) {
+  alignas(16) __shared__ uint16_t left[2][tile_m * tile_stride];
+  alignas(16) __shared__ uint16_t right[2][tile_n * tile_stride];
+  const int64_t t0 = int64_t(blockIdx.y) * tile_m, n0 = int64_t(blockIdx.x) * tile_n, K = x.cols;
+  const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
+  const int warp_m = warp / 4 * 64, warp_n = warp % 4 * 32;
+  float sums[4][4][4] = {};
+  float4 held[4];
+
+  // Eight threads a row, four numbers each.
+  auto read_left = [&](int64_t k0) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t t = t0 + id / 8 + 32 * i, k = k0 + id % 8 * 4;
+      held[i] = {0, 0, 0, 0};
+      if (t >= x.rows) continue;
+      const float* from = x.row(t) + k;
+      if (aligned && k + 4 <= K) {
+        held[i] = *reinterpret_cast<const float4*>(from);
+      } else {
+        if (k < K) held[i].x = from[0];
+        if (k + 1 < K) held[i].y = from[1];
+        if (k + 2 < K) held[i].z = from[2];
+        if (k + 3 < K) held[i].w = from[3];
+      }
+    }
+  };
+  auto write_left = [&](int buffer) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t* to = reinterpret_cast<uint32_t*>(&left[buffer][(id / 8 + 32 * i) * tile_stride + id % 8 * 4]);
+      to[0] = pack_bf16(held[i].x, held[i].y);
+      to[1] = pack_bf16(held[i].z, held[i].w);
+    }
+  };
+  // Four threads a row, eight numbers each.
+  auto copy_right = [&](int64_t k0, int buffer) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int r = id / 4 + 64 * i, k = id % 4 * 8;
+      const bool there = n0 + r < N;
+      copy_16(&right[buffer][r * tile_stride + k], weight + (there ? (n0 + r) * stride : 0) + k0 + k, there);
+    }
+    commit_copies();
+  };
+
+  const int64_t steps = (K + tile_k - 1) / tile_k;
+  read_left(0);
+  copy_right(0, 0);
+  write_left(0);
+  wait_for_copies<0>();
+  __syncthreads();
+  for (int64_t step = 0; step < steps; ++step) {
+    const int buffer = int(step % 2);
+    const bool more = step + 1 < steps;
+    if (more) {
+      read_left((step + 1) * tile_k);
+      copy_right((step + 1) * tile_k, 1 - buffer);
+    }
+#pragma unroll
+    for (int k = 0; k < tile_k; k += 16) {
+      uint32_t a[4][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) load_matrices(a[i], &left[buffer][(warp_m + 16 * i + lane % 16) * tile_stride + k + lane / 16 * 8]);
+      // Columns 0..7 at k and k + 8, then columns 8..15.
+#pragma unroll
+      for (int j = 0; j < 2; ++j) load_matrices(b[j], &right[buffer][(warp_n + 16 * j + lane / 16 * 8 + lane % 8) * tile_stride + k + lane / 8 % 2 * 8]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    }
+    if (more) {
+      write_left(1 - buffer);
+      wait_for_copies<0>();
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t t = t0 + warp_m + 16 * i + lane / 4 + 8 * half;
+      if (t >= x.rows) continue;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) epilogue.pair(t, n0 + warp_n + 8 * j + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1], N);
+    }
+}
+
+/// A warp a row: x becomes whole numbers of -127 to 127 and a scale.
+__global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale) {
+  const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
+  if (t >= x.rows) return;
+  float most = 0;
+  for (int64_t k = threadIdx.x; k < x.cols; k += 32) most = fmaxf(most, fabsf(x.row(t)[k]));
+  most = warp_max(most);
+  const float factor = most > 0 ? 127 / most : 0;
+  if (threadIdx.x == 0) scale[t] = most / 127;
+  for (int64_t k = threadIdx.x; k < stride; k += 32) out[t * stride + k] = k < x.cols ? int8_t(nearbyintf(x.row(t)[k] * factor)) : int8_t(0);
+}
+
+/// int8 products, int32 sums: tiles of 64 x 64 by steps of 64, 4 x 4 a thread.
+__global__ void __launch_bounds__(256) gemm_i8(const int8_t* x, const float* x_scale, int64_t T, const int8_t* weight, const float* scale, int64_t N, int64_t stride,
+                                               Epilogue epilogue) {
+  __shared__ int left[16][65], right[16][65];
+  const int64_t t0 = int64_t(blockIdx.y) * 64, n0 = int64_t(blockIdx.x) * 64;
+  const int id = int(threadIdx.x), row = id / 16, column = id % 16;
+  int sums[4][4] = {};
+  for (int64_t k0 = 0; k0 < stride; k0 += 64) {
+    for (int i = 0; i < 4; ++i) {
+      const int r = id / 16 + 16 * i, k = id % 16;
+      left[k][r] = t0 + r < T ? reinterpret_cast<const int*>(x + (t0 + r) * stride + k0)[k] : 0;
+      right[k][r] = n0 + r < N ? reinterpret_cast<const int*>(weight + (n0 + r) * stride + k0)[k] : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int k = 0; k < 16; ++k)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] = __dp4a(left[k][4 * row + i], right[k][4 * column + j], sums[i][j]);
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int64_t t = t0 + 4 * row + i;
+    if (t >= T) continue;
+#pragma unroll
+    for (int j = 0; j < 4; j += 2) {
+      const int64_t n = n0 + 4 * column + j;
+      const float first = n < N ? float(sums[i][j]) * x_scale[t] * scale[n] : 0, second = n + 1 < N ? float(sums[i][j + 1]) * x_scale[t] * scale[n + 1] : 0;
+      epilogue.pair(t, n, first, second, N);
+    }
+  }
+}
+
+/// dw [N, K] += dy^T x, sums over rows in their order.
+__global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View dw) {
+  __shared__ float left[16][68], right[16][68];
+  const int64_t n0 = int64_t(blockIdx.y) * 64, k0 = int64_t(blockIdx.x) * 64;
+  const int id = int(threadIdx.x), row = id / 16, column = id % 16;
+  float sums[4][4] = {};
+  for (int64_t t0 = 0; t0 < dy.rows; t0 += 16) {
+    for (int i = 0; i < 4; ++i) {
+      const int c = id % 64, t = id / 64 + 4 * i;
+      left[t][c] = t0 + t < dy.rows && n0 + c < dy.cols ? dy.row(t0 + t)[n0 + c] : 0;
+      right[t][c] = t0 + t < dy.rows && k0 + c < x.cols ? x.row(t0 + t)[k0 + c] : 0;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int t = 0; t < 16; ++t)
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) sums[i][j] += left[t][4 * row + i] * right[t][4 * column + j];
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int64_t n = n0 + 4 * row + i, k = k0 + 4 * column + j;
+      if (n < dy.cols && k < x.cols) dw.row(n)[k] += sums[i][j];
+    }
+}
+
+__global__ void column_sums(View dy, float* out) {
+  const int64_t n = int64_t(blockIdx.x) * 128 + threadIdx.x;
+  if (n >= dy.cols) return;
+  float sum = 0;
+  for (int64_t t = 0; t < dy.rows; ++t) sum += dy.row(t)[n];
+  out[n] += sum;
+}
+
+}  // namespace
+
+std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
+  Arguments args(context);
+  int64_t rows = 0;
+  for (const TensorView& part : source.parts) rows += part.shape[0];
+  auto weight = make(args, rows, source.parts[0].shape[1], source.gated, format);
+  fill(args, source, *weight);
+  return weight;
+}
+
+void repack(Context& context, const WeightSource& source, Weight& weight) {
+  Arguments args(context);
+  fill(args, source, static_cast<DeviceWeight&>(weight));
+}
+
+void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weight>& into) {
+  Arguments args(context);
+  const auto& weight = static_cast<const DeviceWeight&>(from);
+  float* turned = args.scratch<float>(weight.rows * weight.cols);
+  launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values), weight.format,
+         static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, turned);
+  if (!into) into = make(args, weight.cols, weight.rows, false, weight.format);
+  fill(args, {"transposed", {{turned, Dtype::f32, {weight.cols, weight.rows}}}, false}, static_cast<DeviceWeight&>(*into));
+}
+
+void linear(Context& context, const LinearArgs& a) {
+  Arguments args(context);
+  const auto& weight = static_cast<const DeviceWeight&>(*a.weight);
+  const int64_t T = a.x.rows, N = weight.rows;
+  const View x = args.in(a.x);
+  // A residual that is y itself is read where it is written.
+  const bool in_place = a.residual.data == a.y.data;
+  const View y = in_place ? args.inout(a.y) : args.out(a.y);
+  const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, in_place ? y : args.in(a.residual), y};
+  const dim3 grid(blocks(N, 64), blocks(T, 64));
+  if (weight.format == WeightFormat::bf16) {
+    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
+    launch(args.device, gemm_bf16, dim3(blocks(N, tile_n), blocks(T, tile_m)), dim3(256), x, static_cast<const uint16_t*>(weight.values), N, weight.stride,
+           aligned, epilogue);
+  } else if (weight.format == WeightFormat::i8) {
+    int8_t* whole = args.scratch<int8_t>(T * weight.stride);
+    float* scale = args.scratch<float>(T);
+    launch(args.device, quantise_rows, dim3(blocks(T, 8)), dim3(32, 8), x, whole, weight.stride, scale);
+    launch(args.device, gemm_i8, grid, dim3(256), static_cast<const int8_t*>(whole), static_cast<const float*>(scale), T,
+           static_cast<const int8_t*>(weight.values), static_cast<const float*>(weight.scale), N, weight.stride, epilogue);
+  } else {
+    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, grid, dim3(256), x, static_cast<const void*>(weight.values), N,
+           weight.stride, epilogue);
+  }
+}
+
+void linear_backward(Context& context, const LinearBackwardArgs& a) {
+  Arguments args(context);
+  const View dy = args.in(a.dy);
+  if (a.dbias) launch(args.device, column_sums, dim3(blocks(dy.cols, 128)), dim3(128), dy, args.inout(a.dbias, dy.cols));
+  if (a.dw.data) launch(args.device, gemm_transposed_f32, dim3(blocks(a.x.cols, 64), blocks(dy.cols, 64)), dim3(256), dy, args.in(a.x), args.inout(a.dw));
+}
+
+}  // namespace conan::cuda

@@ -1,0 +1,88 @@
+// Finds the CUDA library at run time: beside this code, or where CONAN_CUDA_LIBRARY says. Nothing here needs a driver or a toolkit.
+#include <cstdlib>
+#include <filesystem>
+#include <mutex>
+#include <regex>
+
+#include "base/error.h"
+#include "cuda/library.h"
+#include "ops/backend.h"
+
+#if defined(__linux__)
+#include <dlfcn.h>
+#endif
+
+namespace conan {
+
+namespace {
+
+struct Library {
+  std::string reason;  // why it cannot be used; empty: it can
+  decltype(&conan_cuda_score) score = nullptr;
+  decltype(&conan_cuda_init) init = nullptr;
+};
+
+Library open_library() {
+  Library library;
+#if defined(__linux__)
+  std::string file;
+  if (const char* named = std::getenv("CONAN_CUDA_LIBRARY")) {
+    file = named;
+  } else {
+    Dl_info self;
+    if (!dladdr(reinterpret_cast<const void*>(&open_library), &self)) self.dli_fname = "";
+    file = (std::filesystem::path(self.dli_fname).parent_path() / "libconan-cuda.so").string();
+  }
+  if (!std::filesystem::exists(file)) return {text("expected the CUDA library ", file, ", found none"), nullptr, nullptr};
+  void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
+  if (!handle) return {text("the CUDA library cannot be loaded: ", dlerror()), nullptr, nullptr};
+  auto version = reinterpret_cast<decltype(&conan_cuda_version)>(dlsym(handle, "conan_cuda_version"));
+  library.score = reinterpret_cast<decltype(&conan_cuda_score)>(dlsym(handle, "conan_cuda_score"));
+  library.init = reinterpret_cast<decltype(&conan_cuda_init)>(dlsym(handle, "conan_cuda_init"));
+  if (!version || !library.score || !library.init) return {text(file, ": expected conan_cuda_version, _score and _init, found not all"), nullptr, nullptr};
+  if (version() != cuda::abi_version) return {text(file, ": expected version ", cuda::abi_version, ", got ", version()), nullptr, nullptr};
+#else
+  library.reason = "CUDA is supported on Linux only";
+#endif
+  return library;
+}
+
+const Library& library() {
+  static const Library opened = open_library();
+  return opened;
+}
+
+}  // namespace
+
+std::vector<GpuReport> gpu_reports() {
+  std::vector<GpuReport> out;
+  if (!library().reason.empty()) return {{"", library().reason, 0, 0}};
+  for (int device = 0;; ++device) {
+    char name[512] = "";
+    GpuReport report;
+    const int score = library().score(device, name, sizeof name, &report.memory);
+    if (score == 0) {
+      if (out.empty()) out.push_back({"", name, 0, 0});
+      return out;
+    }
+    report.device = text("cuda:", device);
+    report.name = name;
+    report.capability = score;
+    out.push_back(report);
+  }
+}
+
+const OperationTable& backend(const std::string& device) {
+  if (device == "cpu") return cpu_backend();
+  if (!std::regex_match(device, std::regex("cuda(:\\d{1,4})?"))) fail("INVALID_OPTION", "device: expected cpu, cuda or cuda:N, got \"", device, "\"");
+  if (!library().reason.empty()) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", library().reason);
+  const int index = device.size() > 5 ? std::stoi(device.substr(5)) : 0;
+  char reason[512] = "";
+  size_t memory = 0;
+  if (library().score(index, reason, sizeof reason, &memory) == 0) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", reason);
+  const OperationTable* table = library().init(index, reason, sizeof reason);
+  if (!table) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", reason);
+  return *table;
+}
+
+}  // namespace conan
