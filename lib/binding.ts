@@ -29,6 +29,8 @@ export interface NativeLoadOptions {
   dtype: string
   /** 0: as many as the process may use. */
   threads: number
+  /** "cpu" (the default), "cuda" or "cuda:N". */
+  device?: string
   pooling: string
   dense: NativeDense[]
   /** A NativeTrainingPlan as JSON: the model is loaded to be trained. */
@@ -138,6 +140,16 @@ export interface CpuReport {
   threads: number
 }
 
+export interface GpuReport {
+  /** "cuda:0"; empty: there is none, and `name` says why. */
+  device: string
+  name: string
+  /** Bytes. */
+  memory: number
+  /** Compute capability, such as 9. */
+  capability: number
+}
+
 export interface NativeBinding {
   load(options: NativeLoadOptions): Promise<NativeModel>
   /** Sequence b is ids[offsets[b] .. offsets[b + 1]). Resolves to [B * dimensions], row-major. */
@@ -165,6 +177,7 @@ export interface NativeBinding {
   /** JSON, see native/models/inspect.h. */
   inspect(directory: string): string
   cpu(): CpuReport
+  gpus(): GpuReport[]
   /** RGB frames [height, width, 3], resampled and cut into patches; fewer frames than temporalPatch: the last is repeated. */
   patches(frames: Uint8Array[], width: number, height: number, layout: NativePatchLayout): Promise<Float32Array>
   /** [ceil(n * to / from)], see native/media/audio.h. */

@@ -1,5 +1,5 @@
 // The public surface.
-export type { CpuReport } from './binding'
+export type { CpuReport, GpuReport } from './binding'
 export type { EmbedInput, MediaInput, Modality } from './embed/inputs'
 export type { Precision, Vectors } from './embed/precision'
 export { ConanError, type ErrorCode } from './errors'
@@ -11,7 +11,7 @@ export { type ExtractLoraOptions, type ExtractLoraReport, extractLora } from './
 export { type FuseOptions, type FuseReport, type FusionManifest, fuse, type ManifestTensor } from './fuse/fuse'
 export type { RetrievalScore } from './fuse/probe'
 export { type SearchCandidate, type SearchOptions, type SearchReport, searchCoefficients } from './fuse/search'
-export { devices, type InspectReport, inspect } from './inspect'
+export { type DeviceReport, devices, type InspectReport, inspect } from './inspect'
 export type { AudioInput, AudioSamples } from './media/audio'
 export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { ImageInput, RawImage } from './media/image'

@@ -1,5 +1,5 @@
 // What a directory holds, and what this machine offers, without loading weights.
-import { binding, type CpuReport } from './binding'
+import { binding, type CpuReport, type GpuReport } from './binding'
 import { asConanError } from './errors'
 import { type ModelDirectory, modelPath, readModelDirectory } from './files/model-directory'
 
@@ -60,10 +60,17 @@ export function inspect(directory: string): InspectReport {
   }
 }
 
-/** The compute devices of this machine: what was chosen and why. */
-export function devices(): { device: 'cpu'; cpu: CpuReport }[] {
+export type DeviceReport = { device: 'cpu'; cpu: CpuReport } | { device: string; gpu: GpuReport } | { device: 'cuda'; unavailable: string }
+
+/** The compute devices of this machine: what was chosen and why, and why there is no GPU. */
+export function devices(): DeviceReport[] {
   try {
-    return [{ device: 'cpu', cpu: binding().cpu() }]
+    return [
+      { device: 'cpu', cpu: binding().cpu() },
+      ...binding()
+        .gpus()
+        .map((gpu): DeviceReport => (gpu.device === '' ? { device: 'cuda', unavailable: gpu.name } : { device: gpu.device, gpu })),
+    ]
   } catch (error) {
     throw asConanError(error)
   }

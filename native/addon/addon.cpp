@@ -147,6 +147,7 @@ ModelOptions read_options(const Napi::Object& js) {
   options.adapters = strings(js.Get("adapters"));
   options.dtype = js.Get("dtype").ToString();
   options.threads = js.Get("threads").ToNumber();
+  if (js.Get("device").IsString()) options.device = js.Get("device").ToString();
   options.pooling = pooling_of(js.Get("pooling").ToString());
   Napi::Array dense = js.Get("dense").As<Napi::Array>();
   for (uint32_t i = 0; i < dense.Length(); ++i) {
@@ -547,6 +548,23 @@ Napi::Value cpu(const Napi::CallbackInfo& info) {
   return out;
 }
 
+/// gpus() -> [{device, name, memory, capability}], or one entry without a device whose name says why there is none
+Napi::Value gpus(const Napi::CallbackInfo& info) {
+  std::vector<GpuReport> reports;
+  Failure failure;
+  if (!guarded(failure, [&] { reports = gpu_reports(); })) throw failure.to_js(info.Env());
+  Napi::Array out = Napi::Array::New(info.Env());
+  for (const GpuReport& report : reports) {
+    Napi::Object gpu = Napi::Object::New(info.Env());
+    gpu.Set("device", report.device);
+    gpu.Set("name", report.name);
+    gpu.Set("memory", double(report.memory));
+    gpu.Set("capability", report.capability / 10.0);
+    out.Set(out.Length(), gpu);
+  }
+  return out;
+}
+
 // ---- media
 
 /// patches(frames: Uint8Array[], width, height, {toWidth, toHeight, patch, temporalPatch, merge, mean, deviation})
@@ -719,6 +737,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"modelInfo", model_info},
                                                                                           {"inspect", inspect},
                                                                                           {"cpu", cpu},
+                                                                                          {"gpus", gpus},
                                                                                           {"cancelToken", cancel_token},
                                                                                           {"stop", stop},
                                                                                           {"checkpoint", checkpoint},

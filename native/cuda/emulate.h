@@ -120,7 +120,9 @@ inline void run_block(size_t threads) {
           moved = true;
         }
         bool together = true, any = false;
-        for (size_t i = warp; i < end; ++i) together &= block.fibers[i].state == State::at_warp || block.fibers[i].state == State::ended, any |= block.fibers[i].state == State::at_warp;
+        for (size_t i = warp; i < end; ++i)
+          together &= block.fibers[i].state == State::at_warp || block.fibers[i].state == State::ended,
+              any |= block.fibers[i].state == State::at_warp;
         if (together && any) {
           for (size_t i = warp; i < end; ++i)
             if (block.fibers[i].state == State::at_warp) block.fibers[i].state = State::running;
@@ -241,7 +243,8 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
-inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind, cudaStream_t) {
+inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind,
+                                     cudaStream_t) {
   for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
   return cudaSuccess;
 }

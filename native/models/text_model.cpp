@@ -20,7 +20,8 @@ WeightFormat choose_format(const std::string& dtype, Dtype checkpoint) {
   fail("INVALID_OPTION", "dtype: expected auto, float32, bfloat16, float16 or int8, got \"", dtype, "\"");
 }
 
-std::vector<float> values_of(const Matrix& x) {
+std::vector<float> values_of(Context& context, const Matrix& x) {
+  finish(context);
   std::vector<float> out;
   for (int64_t t = 0; t < x.rows; ++t) out.insert(out.end(), x.row(t), x.row(t) + x.cols);
   return out;
@@ -45,7 +46,7 @@ TextModel::TextModel(const ModelOptions& options, WeightObserver* observer) : ob
   checkpoint_dtype_ = main_dtype(*checkpoint_);
   format_ = choose_format(options.dtype, checkpoint_dtype_);
 
-  const OperationTable& table = cpu_backend();
+  const OperationTable& table = conan::backend(options.device);
   require(table);
   context_ = std::make_unique<Context>(table, options.threads > 0 ? options.threads : ThreadPool::default_threads());
   context_->cancelled = &cancelled_;
@@ -205,6 +206,7 @@ void TextModel::embed(const TokenBatch& batch, const Media& media, bool normaliz
   Matrix x = infer(batch, media);
   x = x.columns(0, dimensions);
   if (normalize) context.ops.normalize(context, {x});
+  finish(context);
   for (int64_t b = 0; b < x.rows; ++b) {
     std::copy_n(x.row(b), dimensions, out + b * dimensions);
     float sum = 0;
@@ -218,7 +220,7 @@ std::vector<std::vector<float>> TextModel::hidden_states(const TokenBatch& batch
   cancelled_ = false;
   Arena::Scope scope(context_->scratch);
   std::vector<std::vector<float>> out;
-  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(*context_, x)); };
   keep(transformer_->forward(*context_, input_of(batch, media), std::nullopt, [&](int64_t, const Matrix& x) { keep(x); }));
   return out;
 }
@@ -228,7 +230,7 @@ std::vector<std::vector<float>> TextModel::vision_states(const Pictures& picture
   std::lock_guard<std::mutex> lock(running_);
   Arena::Scope scope(context_->scratch);
   std::vector<std::vector<float>> out;
-  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(*context_, x)); };
   const VisionTower::Features features = vision_->forward(*context_, pictures, [&](int64_t, const Matrix& x) { keep(x); });
   keep(features.tokens);
   for (const Matrix& values : features.deepstack) keep(values);
@@ -239,7 +241,7 @@ std::vector<float> TextModel::encode(const Sounds& sounds) {
   if (!audio_) fail("INVALID_INPUT", "expected a model with an encoder of sound");
   std::lock_guard<std::mutex> lock(running_);
   Arena::Scope scope(context_->scratch);
-  return values_of(audio_->forward(*context_, sounds));
+  return values_of(*context_, audio_->forward(*context_, sounds));
 }
 
 std::vector<std::vector<float>> TextModel::audio_states(const Sounds& sounds) {
@@ -247,7 +249,7 @@ std::vector<std::vector<float>> TextModel::audio_states(const Sounds& sounds) {
   std::lock_guard<std::mutex> lock(running_);
   Arena::Scope scope(context_->scratch);
   std::vector<std::vector<float>> out;
-  const auto keep = [&](const Matrix& x) { out.push_back(values_of(x)); };
+  const auto keep = [&](const Matrix& x) { out.push_back(values_of(*context_, x)); };
   const Matrix features = audio_->forward(*context_, sounds, [&](int64_t, const Matrix& x) { keep(x); });
   keep(features);
   keep(projector_->forward(*context_, features));

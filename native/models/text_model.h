@@ -27,6 +27,7 @@ struct ModelOptions {
   std::vector<std::string> adapters;  // PEFT directories, applied in order
   std::string dtype = "auto";         // auto, float32, bfloat16, float16, int8
   int threads = 0;                    // 0: ThreadPool::default_threads()
+  std::string device = "cpu";         // as backend() takes it
   Pooling pooling = Pooling::mean;
   std::vector<DenseOptions> dense;
 };

@@ -39,7 +39,8 @@ Library open_library() {
   auto version = reinterpret_cast<decltype(&conan_cuda_version)>(dlsym(handle, "conan_cuda_version"));
   library.score = reinterpret_cast<decltype(&conan_cuda_score)>(dlsym(handle, "conan_cuda_score"));
   library.init = reinterpret_cast<decltype(&conan_cuda_init)>(dlsym(handle, "conan_cuda_init"));
-  if (!version || !library.score || !library.init) return {text(file, ": expected conan_cuda_version, _score and _init, found not all"), nullptr, nullptr};
+  if (!version || !library.score || !library.init)
+    return {text(file, ": expected conan_cuda_version, _score and _init, found not all"), nullptr, nullptr};
   if (version() != cuda::abi_version) return {text(file, ": expected version ", cuda::abi_version, ", got ", version()), nullptr, nullptr};
 #else
   library.reason = "CUDA is supported on Linux only";
@@ -47,8 +48,12 @@ Library open_library() {
   return library;
 }
 
-const Library& library() {
-  static const Library opened = open_library();
+/// Opened once; what was not found is looked for again.
+Library library() {
+  static std::mutex lock;
+  static Library opened;
+  std::lock_guard guard(lock);
+  if (!opened.init) opened = open_library();
   return opened;
 }
 
@@ -56,11 +61,12 @@ const Library& library() {
 
 std::vector<GpuReport> gpu_reports() {
   std::vector<GpuReport> out;
-  if (!library().reason.empty()) return {{"", library().reason, 0, 0}};
+  const Library opened = library();
+  if (!opened.reason.empty()) return {{"", opened.reason, 0, 0}};
   for (int device = 0;; ++device) {
     char name[512] = "";
     GpuReport report;
-    const int score = library().score(device, name, sizeof name, &report.memory);
+    const int score = opened.score(device, name, sizeof name, &report.memory);
     if (score == 0) {
       if (out.empty()) out.push_back({"", name, 0, 0});
       return out;
@@ -75,12 +81,13 @@ std::vector<GpuReport> gpu_reports() {
 const OperationTable& backend(const std::string& device) {
   if (device == "cpu") return cpu_backend();
   if (!std::regex_match(device, std::regex("cuda(:\\d{1,4})?"))) fail("INVALID_OPTION", "device: expected cpu, cuda or cuda:N, got \"", device, "\"");
-  if (!library().reason.empty()) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", library().reason);
+  const Library opened = library();
+  if (!opened.reason.empty()) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", opened.reason);
   const int index = device.size() > 5 ? std::stoi(device.substr(5)) : 0;
   char reason[512] = "";
   size_t memory = 0;
-  if (library().score(index, reason, sizeof reason, &memory) == 0) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", reason);
-  const OperationTable* table = library().init(index, reason, sizeof reason);
+  if (opened.score(index, reason, sizeof reason, &memory) == 0) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", reason);
+  const OperationTable* table = opened.init(index, reason, sizeof reason);
   if (!table) fail("DEVICE_UNAVAILABLE", "device ", device, ": ", reason);
   return *table;
 }

@@ -233,9 +233,8 @@ async function main() {
   const stripped = await study.make('fused-fresh', (out) =>
     fuse(
       {
-        merge_method: 'task_arithmetic',
-        base_model: fused.fused,
-        models: [{ model: fused.fused, parameters: { weight: 0 } }],
+        merge_method: 'passthrough',
+        models: [{ model: fused.fused }],
         conan: { groups: [{ match: 'audio_projector*', action: 'copy', from: attached }] },
       },
       { out },

@@ -164,7 +164,7 @@ export const embed: Command = {
     truncate: { type: 'string', help: 'SIDE  end, start or error' },
     'batch-size': { type: 'string', help: 'N  inputs per forward pass at most' },
     'max-batch-tokens': { type: 'string', help: 'N  tokens per forward pass at most' },
-    device: { type: 'string', help: 'D      auto or cpu' },
+    device: { type: 'string', help: 'D      auto, cpu, cuda or cuda:N' },
     dtype: { type: 'string', help: 'T       auto, float32, bfloat16, float16 or int8' },
     threads: { type: 'string', help: 'N' },
     adapter: { type: 'string', multiple: true, help: 'DIR   a PEFT directory to merge into the model; may be repeated' },

@@ -19,7 +19,16 @@ export const inspect: Command = {
         console.log(JSON.stringify(found))
         return undefined
       }
-      for (const { device, cpu } of found) {
+      for (const report of found) {
+        if (!('cpu' in report)) {
+          if ('unavailable' in report) console.log(`cuda: none: ${report.unavailable}`)
+          else
+            console.log(
+              `${report.device}: ${report.gpu.name}, ${(report.gpu.memory / 1e9).toFixed(0)} GB, compute capability ${report.gpu.capability.toFixed(1)}`,
+            )
+          continue
+        }
+        const { device, cpu } = report
         console.log(`${device}: ${cpu.isa}, ${cpu.threads} threads`)
         const measured = cpu.bf16DotGflops
           ? ` (one thread measured: vdpbf16ps ${cpu.bf16DotGflops.toFixed(0)}, float32 ${cpu.f32Gflops.toFixed(0)} GFLOP/s)`

@@ -117,7 +117,7 @@ void convolve_backward(Context& context, const Convolution& convolution, const M
   constexpr int64_t kBlock = 1024;  // rows at a time: what is gathered for them is many times as large
   const int64_t K = convolution.taps, C = convolution.channels, wide = K * C, N = convolution.weight->rows;
   if (dx.data)
-    for (int64_t i = 0; i < dx.rows; ++i) clear_row(dx, i);
+    for (int64_t i = 0; i < dx.rows; ++i) clear_row(context, dx, i);
   for (int64_t first = 0; first < dy.rows; first += kBlock) {
     Arena::Scope scope(context.scratch);
     const int64_t count = std::min(kBlock, dy.rows - first);
@@ -155,6 +155,9 @@ bool AudioEncoder::trains(const Gradients& gradients) const {
   return stem_trains(gradients) || head_trains(gradients) || blocks_->lowest_trained(gradients) < blocks_->config().layers;
 }
 
-void clear_row(const Matrix& x, int64_t row) { std::fill_n(x.row(row), x.cols, 0.f); }
+void clear_row(Context& context, const Matrix& x, int64_t row) {
+  finish(context);
+  std::fill_n(x.row(row), x.cols, 0.f);
+}
 
 }  // namespace conan

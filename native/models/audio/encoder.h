@@ -107,6 +107,6 @@ inline bool trains(const Gradients& gradients, const Convolution& convolution) {
 }
 
 /// Row `row` of x set to zero.
-void clear_row(const Matrix& x, int64_t row);
+void clear_row(Context& context, const Matrix& x, int64_t row);
 
 }  // namespace conan

@@ -169,6 +169,7 @@ class Qwen3Omni : public AudioEncoder {
     int64_t frequencies = bins_, rows = 0;
     for (size_t i = 0; i < count; ++i) times.push_back(chunks[i].padded), rows += chunks[i].padded * bins_;
     stem.grids.push_back(context.scratch.contiguous(rows + 1, 1));
+    finish(context);
     std::fill_n(stem.grids[0].data, rows + 1, 0.f);
     for (size_t i = 0, at = 0; i < count; at += size_t(chunks[i++].padded * bins_))
       std::copy_n(sounds.features + chunks[i].first * bins_, chunks[i].frames * bins_, stem.grids[0].data + at);
@@ -189,7 +190,7 @@ class Qwen3Omni : public AudioEncoder {
         made += time * next;
       }
       const Matrix smaller = context.scratch.matrix(made + 1, convolution.weight->rows);
-      clear_row(smaller, made);
+      clear_row(context, smaller, made);
       convolve(context, convolution, stem.grids.back(), taps, Activation::gelu_erf, {}, smaller.slice(0, made));
       stem.grids.push_back(smaller);
       stem.taps.push_back(std::move(taps));

@@ -1,0 +1,44 @@
+// Whole models on the CUDA backend against the CPU: on the first GPU where there is one, else on the emulation that npm test builds, which
+// runs the same kernels on the CPU.
+import assert from 'node:assert/strict'
+import { existsSync } from 'node:fs'
+import path from 'node:path'
+import { test } from 'node:test'
+import { devices, type EmbedInput, loadModel } from '../../lib'
+import { fixtures, root, worstCosine } from '../support'
+
+const emulated = path.join(root, 'build/native-tests/libconan-cuda-emulated.so')
+const real = devices().some((report) => 'gpu' in report)
+if (!real && existsSync(emulated)) process.env.CONAN_CUDA_LIBRARY = emulated
+const skip = real || existsSync(emulated) ? false : `no GPU, and no emulation in ${emulated}`
+
+const texts = ['Sourdough needs patience.', 'a', 'The ferry stops in winter, and the harbour freezes over for weeks.']
+const noise = Float32Array.from({ length: 30_000 }, (_, i) => Math.sin(i / 7) * Math.sin(i / 1000))
+const picture = { data: Uint8Array.from({ length: 64 * 96 * 3 }, (_, i) => (i * 37) % 256), width: 96, height: 64, channels: 3 as const }
+const models: [string, EmbedInput[]][] = [
+  ['pico/bert', texts],
+  ['pico/mpnet', texts],
+  ['pico/modernbert', texts],
+  ['pico/qwen3', texts],
+  ['pico/embeddinggemma', texts],
+  ['vision/qwen3_vl', [...texts, { image: picture }]],
+  ['audio/omni', [...texts, { audio: { samples: noise, samplingRate: 16000 } }]],
+]
+
+for (const [name, inputs] of models)
+  for (const dtype of ['float32', 'bfloat16', 'int8'] as const)
+    test(`${name} in ${dtype} on cuda`, { skip }, async () => {
+      const directory = path.join(fixtures, name)
+      await using cpu = await loadModel(directory, { dtype })
+      await using gpu = await loadModel(directory, { dtype, device: 'cuda' })
+      assert.match(gpu.info.backend, /^cuda:0/)
+      const [want, got] = [await cpu.embed(inputs), await gpu.embed(inputs)]
+      const worst = worstCosine(got.vectors as Float32Array, want.vectors as Float32Array, want.dimensions)
+      assert.ok(worst > (dtype === 'float32' ? 0.99999 : dtype === 'bfloat16' ? 0.999 : 0.99), `cosine ${worst}`)
+      const alone = await gpu.embed(inputs[2] as EmbedInput)
+      assert.deepEqual(alone.vectors, got.vectors.slice(2 * got.dimensions, 3 * got.dimensions))
+    })
+
+test('a GPU that is not there is an error that says so', { skip }, async () => {
+  await assert.rejects(loadModel(path.join(fixtures, 'pico/bert'), { device: 'cuda:99' }), { code: 'DEVICE_UNAVAILABLE', message: /cuda:99/ })
+})
