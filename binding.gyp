@@ -25,7 +25,7 @@
       "dependencies": ["conan"],
       "conditions": [
         ["target_arch=='x64'", {"dependencies": ["conan_avx2", "conan_avx512", "conan_avx512bf16", "conan_avx512vnni"]}],
-        ["OS=='linux'", {"ldflags": ["<@(conan_linux_link_flags)"]}]
+        ["OS=='linux'", {"ldflags": ["<@(conan_linux_link_flags)"], "libraries": ["-ldl"]}]
       ]
     }
   ],

@@ -6,7 +6,7 @@ import { bin, root } from './setup.mjs'
 
 const files = ['native', 'test/native', 'bench/native'].flatMap((directory) =>
   readdirSync(path.join(root, directory), { recursive: true })
-    .filter((file) => /\.(h|cpp|inl)$/.test(file))
+    .filter((file) => /\.(h|cpp|inl|cu)$/.test(file))
     .map((file) => path.join(directory, file)),
 )
 const works = spawnSync(bin('clang-format'), ['--version']).status === 0

@@ -94,7 +94,7 @@ export function bytesOf(size: number | string): number {
 function isModelFile(file: string): boolean {
   const name = path.basename(file)
   if (/\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt|index\.json)$/.test(name)) return false
-  return !/^(\.|README\.md$|onnx$|openvino$|fusion-manifest\.json$|training_args|adapter_)/.test(name)
+  return !/^(\.|README\.md$|onnx$|openvino$|fusion-manifest\.json$|training_args|training-report\.json$|training\.html$|adapter_)/.test(name)
 }
 
 /** Everything of a model directory but the weights of its transformer. */
@@ -109,7 +109,10 @@ export function copyFiles(from: string, to: string, subject: string, weights: st
       if (inModule && source.endsWith('.safetensors')) return true
       return (
         isModelFile(source) ||
-        (statSync(source).isDirectory() && path.basename(source) !== 'onnx' && path.basename(source) !== 'openvino' && !path.basename(source).startsWith('.'))
+        (statSync(source).isDirectory() &&
+          !/^(onnx$|openvino$|\.)/.test(path.basename(source)) &&
+          // What an earlier training has changed, beside the model that it is part of.
+          !existsSync(path.join(source, 'adapter_config.json')))
       )
     },
   })

@@ -332,7 +332,8 @@ __global__ void attention_backward_bias_f32(View q, View k, View v, View dy, con
 }
 
 Shape shape_of(Arguments& args, const AttentionArgs& a) {
-  if (a.head_dim > most_channels) fail("BACKEND_UNSUPPORTED", "cuda: attention: expected heads of at most ", most_channels, " channels, got ", a.head_dim);
+  if (a.head_dim > most_channels)
+    fail("BACKEND_UNSUPPORTED", "cuda: attention: expected heads of at most ", most_channels, " channels, got ", a.head_dim);
   return {args.in(a.q_offsets, a.sequences + 1),
           args.in(a.kv_offsets, a.sequences + 1),
           args.in(a.q_starts, a.sequences),
@@ -374,7 +375,8 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args_) {
   const View dq = args.inout(args_.dq), dk = args.inout(args_.dk), dv = args.inout(args_.dv);
   Row* rows = args.scratch<Row>(q.rows * a.heads);
   launch(args.device, attention_backward_query_f32, dim3(unsigned(q.rows), unsigned(a.heads)), dim3(32), q, k, v, dy, dq, rows, s);
-  launch(args.device, attention_backward_key_f32, dim3(unsigned(k.rows), unsigned(a.kv_heads)), dim3(32), q, k, v, dy, dk, dv, static_cast<const Row*>(rows), s);
+  launch(args.device, attention_backward_key_f32, dim3(unsigned(k.rows), unsigned(a.kv_heads)), dim3(32), q, k, v, dy, dk, dv,
+         static_cast<const Row*>(rows), s);
   if (args_.dbias)
     launch(args.device, attention_backward_bias_f32, dim3(unsigned(2 * a.bias_reach + 1), unsigned(a.heads)), dim3(32), q, k, v, dy,
            static_cast<const Row*>(rows), args.inout(args_.dbias, a.heads * (2 * a.bias_reach + 1)), s);

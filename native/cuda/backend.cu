@@ -5,7 +5,7 @@
 #include <mutex>
 
 #include "cuda/cuda.h"
-#include "cuda/library.h"
+#include "ops/cuda_library.h"
 
 namespace conan::cuda {
 
@@ -71,7 +71,8 @@ std::string unusable(int device, cudaDeviceProp* properties) {
   if (device < 0 || device >= count) return text("expected a device below ", count, ", got ", device);
   const cudaError_t asked = cudaGetDeviceProperties(properties, device);
   if (asked != cudaSuccess) return cudaGetErrorString(asked);
-  if (properties->major < 8) return text(properties->name, ": expected compute capability 8.0 or later, got ", properties->major, ".", properties->minor);
+  if (properties->major < 8)
+    return text(properties->name, ": expected compute capability 8.0 or later, got ", properties->major, ".", properties->minor);
   return "";
 }
 #endif

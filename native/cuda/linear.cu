@@ -64,8 +64,8 @@ __device__ float packed_word(const void* values, WeightFormat format, int64_t i)
 __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !gated ? row : row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1; }
 
 /// A warp a row; `first`: the number of the part's first row among all `rows`. The flag is raised by numbers that are none.
-__global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format, void* values,
-                          int64_t stride, float* scale, int* flag) {
+__global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
+                          void* values, int64_t stride, float* scale, int* flag) {
   const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
   if (row >= part_rows) return;
   const int64_t to = packed_row(first + row, rows, gated);
@@ -89,7 +89,8 @@ __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int6
 }
 
 /// [cols, rows] f32 from a packed weight that is not gated.
-__global__ void unpack_transposed(const void* values, WeightFormat format, const float* scale, int64_t rows, int64_t cols, int64_t stride, float* out) {
+__global__ void unpack_transposed(const void* values, WeightFormat format, const float* scale, int64_t rows, int64_t cols, int64_t stride,
+                                  float* out) {
   const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
   if (k < cols) out[k * rows + n] = packed_word(values, format, n * stride + k) * (scale ? scale[n] : 1);
 }
@@ -102,8 +103,8 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight) {
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
-    launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated,
-           weight.format, weight.values, weight.stride, weight.scale, flag);
+    launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
+           weight.gated, weight.format, weight.values, weight.stride, weight.scale, flag);
     first += part.shape[0];
   }
   int raised = 0;
@@ -263,9 +264,10 @@ __global__ void __launch_bounds__(256) gemm_bf16(View x, const uint16_t* weight,
       uint32_t a[4][4], b[2][4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) load_matrices(a[i], &left[buffer][(warp_m + 16 * i + lane % 16) * tile_stride + k + lane / 16 * 8]);
-      // Columns 0..7 at k and k + 8, then columns 8..15.
+        // Columns 0..7 at k and k + 8, then columns 8..15.
 #pragma unroll
-      for (int j = 0; j < 2; ++j) load_matrices(b[j], &right[buffer][(warp_n + 16 * j + lane / 16 * 8 + lane % 8) * tile_stride + k + lane / 8 % 2 * 8]);
+      for (int j = 0; j < 2; ++j)
+        load_matrices(b[j], &right[buffer][(warp_n + 16 * j + lane / 16 * 8 + lane % 8) * tile_stride + k + lane / 8 % 2 * 8]);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -301,8 +303,8 @@ __global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale)
 }
 
 /// int8 products, int32 sums: tiles of 64 x 64 by steps of 64, 4 x 4 a thread.
-__global__ void __launch_bounds__(256) gemm_i8(const int8_t* x, const float* x_scale, int64_t T, const int8_t* weight, const float* scale, int64_t N, int64_t stride,
-                                               Epilogue epilogue) {
+__global__ void __launch_bounds__(256) gemm_i8(const int8_t* x, const float* x_scale, int64_t T, const int8_t* weight, const float* scale, int64_t N,
+                                               int64_t stride, Epilogue epilogue) {
   __shared__ int left[16][65], right[16][65];
   const int64_t t0 = int64_t(blockIdx.y) * 64, n0 = int64_t(blockIdx.x) * 64;
   const int id = int(threadIdx.x), row = id / 16, column = id % 16;
@@ -329,7 +331,8 @@ __global__ void __launch_bounds__(256) gemm_i8(const int8_t* x, const float* x_s
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
       const int64_t n = n0 + 4 * column + j;
-      const float first = n < N ? float(sums[i][j]) * x_scale[t] * scale[n] : 0, second = n + 1 < N ? float(sums[i][j + 1]) * x_scale[t] * scale[n + 1] : 0;
+      const float first = n < N ? float(sums[i][j]) * x_scale[t] * scale[n] : 0,
+                  second = n + 1 < N ? float(sums[i][j + 1]) * x_scale[t] * scale[n + 1] : 0;
       epilogue.pair(t, n, first, second, N);
     }
   }
@@ -393,8 +396,8 @@ void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weigh
   Arguments args(context);
   const auto& weight = static_cast<const DeviceWeight&>(from);
   float* turned = args.scratch<float>(weight.rows * weight.cols);
-  launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values), weight.format,
-         static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, turned);
+  launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values),
+         weight.format, static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, turned);
   if (!into) into = make(args, weight.cols, weight.rows, false, weight.format);
   fill(args, {"transposed", {{turned, Dtype::f32, {weight.cols, weight.rows}}}, false}, static_cast<DeviceWeight&>(*into));
 }
@@ -411,8 +414,8 @@ void linear(Context& context, const LinearArgs& a) {
   const dim3 grid(blocks(N, 64), blocks(T, 64));
   if (weight.format == WeightFormat::bf16) {
     const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
-    launch(args.device, gemm_bf16, dim3(blocks(N, tile_n), blocks(T, tile_m)), dim3(256), x, static_cast<const uint16_t*>(weight.values), N, weight.stride,
-           aligned, epilogue);
+    launch(args.device, gemm_bf16, dim3(blocks(N, tile_n), blocks(T, tile_m)), dim3(256), x, static_cast<const uint16_t*>(weight.values), N,
+           weight.stride, aligned, epilogue);
   } else if (weight.format == WeightFormat::i8) {
     int8_t* whole = args.scratch<int8_t>(T * weight.stride);
     float* scale = args.scratch<float>(T);
@@ -420,8 +423,8 @@ void linear(Context& context, const LinearArgs& a) {
     launch(args.device, gemm_i8, grid, dim3(256), static_cast<const int8_t*>(whole), static_cast<const float*>(scale), T,
            static_cast<const int8_t*>(weight.values), static_cast<const float*>(weight.scale), N, weight.stride, epilogue);
   } else {
-    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, grid, dim3(256), x, static_cast<const void*>(weight.values), N,
-           weight.stride, epilogue);
+    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, grid, dim3(256), x,
+           static_cast<const void*>(weight.values), N, weight.stride, epilogue);
   }
 }
 
@@ -429,7 +432,8 @@ void linear_backward(Context& context, const LinearBackwardArgs& a) {
   Arguments args(context);
   const View dy = args.in(a.dy);
   if (a.dbias) launch(args.device, column_sums, dim3(blocks(dy.cols, 128)), dim3(128), dy, args.inout(a.dbias, dy.cols));
-  if (a.dw.data) launch(args.device, gemm_transposed_f32, dim3(blocks(a.x.cols, 64), blocks(dy.cols, 64)), dim3(256), dy, args.in(a.x), args.inout(a.dw));
+  if (a.dw.data)
+    launch(args.device, gemm_transposed_f32, dim3(blocks(a.x.cols, 64), blocks(dy.cols, 64)), dim3(256), dy, args.in(a.x), args.inout(a.dw));
 }
 
 }  // namespace conan::cuda

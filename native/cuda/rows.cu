@@ -287,8 +287,8 @@ void embed(Context& context, const EmbedArgs& a) {
   const int64_t T = a.y.rows, C = a.y.cols;
   std::vector<float> rows = rows_of(*a.table, a.ids, T, C), positions;
   if (a.position_table) positions = rows_of(*a.position_table, a.positions, T, C);
-  launch_rows(args, embed_f32, T, args.in(Matrix{rows.data(), T, C, C}), args.in(Matrix{a.position_table ? positions.data() : nullptr, T, C, C}), a.scale,
-              args.in(a.type_row, C), args.out(a.y));
+  launch_rows(args, embed_f32, T, args.in(Matrix{rows.data(), T, C, C}), args.in(Matrix{a.position_table ? positions.data() : nullptr, T, C, C}),
+              a.scale, args.in(a.type_row, C), args.out(a.y));
 }
 
 void embed_backward(Context& context, const EmbedBackwardArgs& a) {
@@ -314,8 +314,8 @@ void pool(Context& context, const PoolArgs& a) {
 
 void pool_backward(Context& context, const PoolBackwardArgs& a) {
   Arguments args(context);
-  launch_columns(args, pool_backward_f32, a.dy.cols, unsigned(a.dy.rows), args.in(a.x), args.in(a.dy), args.inout(a.dx), args.in(a.offsets, a.dy.rows + 1),
-                 a.mode);
+  launch_columns(args, pool_backward_f32, a.dy.cols, unsigned(a.dy.rows), args.in(a.x), args.in(a.dy), args.inout(a.dx),
+                 args.in(a.offsets, a.dy.rows + 1), a.mode);
 }
 
 void normalize(Context& context, const NormalizeArgs& a) {

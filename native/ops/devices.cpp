@@ -5,7 +5,7 @@
 #include <regex>
 
 #include "base/error.h"
-#include "cuda/library.h"
+#include "ops/cuda_library.h"
 #include "ops/backend.h"
 
 #if defined(__linux__)
@@ -22,38 +22,40 @@ struct Library {
   decltype(&conan_cuda_init) init = nullptr;
 };
 
-Library open_library() {
-  Library library;
+std::string library_file() {
+  if (const char* named = std::getenv("CONAN_CUDA_LIBRARY")) return named;
 #if defined(__linux__)
-  std::string file;
-  if (const char* named = std::getenv("CONAN_CUDA_LIBRARY")) {
-    file = named;
-  } else {
-    Dl_info self;
-    if (!dladdr(reinterpret_cast<const void*>(&open_library), &self)) self.dli_fname = "";
-    file = (std::filesystem::path(self.dli_fname).parent_path() / "libconan-cuda.so").string();
-  }
+  Dl_info self;
+  if (dladdr(reinterpret_cast<const void*>(&library_file), &self))
+    return (std::filesystem::path(self.dli_fname).parent_path() / "libconan-cuda.so").string();
+#endif
+  return "libconan-cuda.so";
+}
+
+Library open_library(const std::string& file) {
+#if defined(__linux__)
   if (!std::filesystem::exists(file)) return {text("expected the CUDA library ", file, ", found none"), nullptr, nullptr};
   void* handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle) return {text("the CUDA library cannot be loaded: ", dlerror()), nullptr, nullptr};
-  auto version = reinterpret_cast<decltype(&conan_cuda_version)>(dlsym(handle, "conan_cuda_version"));
-  library.score = reinterpret_cast<decltype(&conan_cuda_score)>(dlsym(handle, "conan_cuda_score"));
-  library.init = reinterpret_cast<decltype(&conan_cuda_init)>(dlsym(handle, "conan_cuda_init"));
-  if (!version || !library.score || !library.init)
-    return {text(file, ": expected conan_cuda_version, _score and _init, found not all"), nullptr, nullptr};
+  const auto version = reinterpret_cast<decltype(&conan_cuda_version)>(dlsym(handle, "conan_cuda_version"));
+  const auto score = reinterpret_cast<decltype(&conan_cuda_score)>(dlsym(handle, "conan_cuda_score"));
+  const auto init = reinterpret_cast<decltype(&conan_cuda_init)>(dlsym(handle, "conan_cuda_init"));
+  if (!version || !score || !init) return {text(file, ": expected conan_cuda_version, _score and _init, found not all"), nullptr, nullptr};
   if (version() != cuda::abi_version) return {text(file, ": expected version ", cuda::abi_version, ", got ", version()), nullptr, nullptr};
+  return {"", score, init};
 #else
-  library.reason = "CUDA is supported on Linux only";
+  return {text(file, ": CUDA is supported on Linux only"), nullptr, nullptr};
 #endif
-  return library;
 }
 
-/// Opened once; what was not found is looked for again.
+/// Opened once; what could not be used, or has another name by now, is looked for again.
 Library library() {
   static std::mutex lock;
   static Library opened;
+  static std::string from;
   std::lock_guard guard(lock);
-  if (!opened.init) opened = open_library();
+  const std::string file = library_file();
+  if (!opened.init || from != file) opened = open_library(from = file);
   return opened;
 }
 

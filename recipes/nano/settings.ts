@@ -19,6 +19,8 @@ interface Settings {
   seeds: number
   steps: { image: number; video: number; document: number; projector: number; audio: number; recover: number; rehearse: number }
   batch: { image: number; video: number; document: number; audio: number }
+  /** Rows of joint training, as a share of what all specialists together have seen: the whole would take as long as everything else. */
+  joint: number
   /** Pairs of a task in validation. */
   validation: number
   /** Pairs of a task in the test. */
@@ -35,6 +37,7 @@ const whole: Settings = {
   seeds: 3,
   steps: { image: 150, video: 80, document: 60, projector: 150, audio: 400, recover: 300, rehearse: 150 },
   batch: { image: 48, video: 32, document: 12, audio: 64 },
+  joint: 0.33,
   validation: 120,
   test: 1800,
 }
@@ -49,6 +52,7 @@ const small: Settings = {
   seeds: 1,
   steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 150, rehearse: 40 },
   batch: { image: 32, video: 24, document: 8, audio: 64 },
+  joint: 0.33,
   validation: 60,
   test: 300,
 }

@@ -166,6 +166,8 @@ async function main() {
   // Fusion: coefficients by what validation data keep of the specialists' scores.
   const validation = await questions('validation', words, settings.validation)
   const own = {} as Record<string, number>
+  // Found once, by the first seed, for all of them.
+  if (seed > 0) results.weights = { ...readResults(0).weights }
   const wantSearch = (['task_arithmetic', 'ties', 'dare_linear'] as Method[]).some((method) => !results.weights[method])
   if (wantSearch)
     for (const modality of modalities)
@@ -291,7 +293,7 @@ async function main() {
     }),
   )
   await study.test('rehearsed', rehearsed)
-  // As many rows of each modality as its specialist has seen.
+  // Rows of each modality in the proportions in which the specialists have seen them.
   const rows = (modality: Modality) => steps[modality] * batch[modality]
   const weighted = (list: Modality[]) =>
     list.flatMap((modality) => data[modality].map((source) => ({ ...source, weight: ((source.weight ?? 10) * rows(modality)) / 10 })))
@@ -299,7 +301,7 @@ async function main() {
     ['joint', aligned, ['image', 'video', 'document', 'audio']],
     ['joint without audio', base, ['image', 'video', 'document']],
   ] as [string, string, Modality[]][]) {
-    const count = Math.round(list.reduce((sum, modality) => sum + rows(modality), 0) / batch.image)
+    const count = Math.round((settings.joint * list.reduce((sum, modality) => sum + rows(modality), 0)) / batch.image)
     const out = await study.make(name.replace(/ /g, '-'), (out) =>
       study.train(trainSpecialist, {
         model,
@@ -316,7 +318,7 @@ async function main() {
   }
 
   // How audio and the others fare as the audio specialist's coefficient grows.
-  if (results.curve.length === 0) {
+  if (seed === 0 && results.curve.length === 0) {
     const pairs = await questions('test', words, Math.min(settings.test, 300))
     const curve: Results['curve'] = []
     for (const weight of [0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.1]) {

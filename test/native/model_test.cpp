@@ -98,6 +98,37 @@ void sounds(const std::string& directory) {
   }
 }
 
+/// Every GPU against the CPU: a batch, and its third sequence alone.
+void gpus(const std::string& directory, const TokenBatch& batch) {
+  for (const GpuReport& gpu : gpu_reports()) {
+    if (gpu.device.empty()) continue;
+    for (const char* dtype : {"float32", "bfloat16", "int8"}) {
+      std::vector<std::vector<float>> results;
+      for (const std::string& device : {std::string("cpu"), gpu.device}) {
+        ModelOptions options;
+        options.directory = directory, options.dtype = dtype, options.device = device;
+        TextModel model(options);
+        const int64_t d = model.dimensions();
+        std::vector<float> out(size_t(batch.sequences * d)), alone(static_cast<size_t>(d));
+        model.embed(batch, {}, true, d, out.data());
+        const int32_t begin = batch.offsets[2], own[] = {0, batch.offsets[3] - begin};
+        model.embed({batch.ids + begin, own, 1}, {}, true, d, alone.data());
+        check(std::equal(alone.begin(), alone.end(), out.begin() + 2 * d), text(directory, " ", dtype, " on ", device, ": alone differs"));
+        results.push_back(out);
+      }
+      const size_t d = results[0].size() / size_t(batch.sequences);
+      double worst = 1;
+      for (size_t at = 0; at < results[0].size(); at += d) {
+        double cosine = 0;
+        for (size_t i = at; i < at + d; ++i) cosine += double(results[0][i]) * results[1][i];
+        worst = std::min(worst, cosine);
+      }
+      const double least = dtype == std::string("float32") ? 0.99999 : dtype == std::string("bfloat16") ? 0.999 : 0.99;
+      check(worst > least, text(directory, " ", dtype, " on ", gpu.device, ": cosine ", worst));
+    }
+  }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -114,6 +145,7 @@ int main(int count, char** arguments) {
   }
   const TokenBatch batch{ids.data(), offsets.data(), int(lengths.size())};
   for (const std::string& directory : directories) {
+    gpus(directory, batch);
     check(inspect_directory(directory).find("\"problems\":[]") != std::string::npos, directory + ": inspect finds no problems");
     for (const char* dtype : {"float32", "bfloat16", "float16", "int8"})
       for (Pooling pooling : {Pooling::mean, Pooling::cls, Pooling::last}) {

@@ -10,7 +10,7 @@ import { root } from '../support'
 const files = (directory: string) =>
   readdirSync(path.join(root, directory), { recursive: true })
     .map((file) => path.join(directory, String(file)))
-    .filter((file) => /\.(h|cpp|inl|ts)$/.test(file))
+    .filter((file) => /\.(h|cpp|inl|cu|ts)$/.test(file))
 
 const read = (file: string) => readFileSync(path.join(root, file), 'utf8')
 
@@ -19,6 +19,7 @@ const allowed: Record<string, string[]> = {
   base: [],
   ops: ['base'],
   cpu: ['ops', 'base'],
+  cuda: ['ops', 'base'],
   media: ['base'],
   merge: ['ops', 'base'],
   models: ['ops', 'base'],
@@ -52,7 +53,7 @@ test('only lib/binding.ts loads the addon; lib does not import the command line'
 
 test('sources.gypi lists every C++ file', () => {
   const listed = Object.values(JSON.parse(read('native/sources.gypi')).variables as Record<string, string[]>).flat()
-  for (const file of files('native').filter((name) => name.endsWith('.cpp'))) assert.ok(listed.includes(file), `${file} is not in native/sources.gypi`)
+  for (const file of files('native').filter((name) => /\.(cpp|cu)$/.test(name))) assert.ok(listed.includes(file), `${file} is not in native/sources.gypi`)
 })
 
 test("NativeBinding names the addon's exports", () => {

@@ -4,7 +4,7 @@ import { spawn, spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { ConanError, loadModel, mineNegatives, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
+import { ConanError, fuse, loadModel, mineNegatives, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
 import { NpyWriter } from '../../lib/files/npy'
 import { type Dataset, readData } from '../../lib/train/data'
@@ -49,6 +49,17 @@ test('a specialist: the loss falls, the adapter and the dense model are the same
   const texts = rows.map(({ query }) => query)
   const [a, b] = [await dense.embed(texts), await adapted.embed(texts)]
   for (const similarity of [dense.similarity(a, b)]) for (let i = 0; i < texts.length; i++) assert.ok(similarity[i * texts.length + i]! > 0.9999) // the dense one is rounded to bf16
+
+  // What was trained is trained on, and fused: the papers of the first training do not come along.
+  const again = path.join(place, 'again')
+  await trainSpecialist({ ...basic(again, { steps: 2 }), model: path.join(place, 'out') })
+  assert.equal(JSON.parse(readFileSync(path.join(again, 'training-report.json'), 'utf8')).steps, 2)
+  assert.ok(existsSync(path.join(again, 'adapter/adapter_config.json')))
+  await fuse({ merge_method: 'passthrough', models: [{ model: again }] }, { out: path.join(place, 'fused') })
+  assert.deepEqual(
+    readdirSync(path.join(place, 'fused')).filter((name) => /training|adapter/.test(name)),
+    [],
+  )
 })
 
 test('the same seed gives the same model; gradients of several batches make a step', async () => {

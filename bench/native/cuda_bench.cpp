@@ -1,0 +1,85 @@
+// Products and attention on a GPU by shape, beside the rate of its tensor cores as measured with its vendor's library.
+// Usage: cuda_bench [device, default cuda] [TFLOP/s of bf16 products to compare with, default 790]
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+
+#include "../../test/native/check.h"
+#include "ops/backend.h"
+
+using namespace conan;
+
+static double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+
+/// Median seconds of a run, after two to warm up.
+static double median(Context& context, const std::function<void()>& run) {
+  std::vector<double> times;
+  for (int i = 0; i < 9; ++i) {
+    finish(context);
+    const double start = seconds();
+    run();
+    finish(context);
+    if (i >= 2) times.push_back(seconds() - start);
+  }
+  std::sort(times.begin(), times.end());
+  return times[times.size() / 2];
+}
+
+static Matrix filled(Context& context, int64_t rows, int64_t cols) {
+  const Matrix m = context.scratch.contiguous(rows, cols);
+  finish(context);
+  const std::vector<float> values = test::random_floats(size_t(rows * cols), 1);
+  std::copy(values.begin(), values.end(), m.data);
+  return m;
+}
+
+int main(int count, char** arguments) {
+  const std::string device = count > 1 ? arguments[1] : "cuda";
+  const double ceiling = (count > 2 ? std::atof(arguments[2]) : 790) * 1e12;
+  try {
+    const OperationTable& table = backend(device);
+    Context context(table, 1);
+    std::printf("%s\n%-28s %10s %10s %8s\n", gpu_reports()[0].name.c_str(), "", "ms", "TFLOP/s", "share");
+    const auto line = [&](const std::string& name, double flops, double time) {
+      std::printf("%-28s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
+    };
+    for (const auto& [rows, in, out] :
+         std::vector<std::array<int64_t, 3>>{{512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
+      Arena::Scope scope(context.scratch);
+      const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
+      const Matrix x = filled(context, rows, in), y = context.scratch.contiguous(rows, out);
+      for (WeightFormat format : {WeightFormat::bf16, WeightFormat::i8, WeightFormat::f32}) {
+        if (format == WeightFormat::f32 && rows * in * out > 1LL << 36) continue;
+        const auto weight = table.pack(context, {"w", {{values.data(), Dtype::f32, {out, in}}}, false}, format);
+        LinearArgs args;
+        args.x = x, args.weight = weight.get(), args.y = y;
+        const double time = median(context, [&] { table.linear(context, args); });
+        line(text("linear ", weight_format_name(format), " ", rows, "x", in, "x", out), 2.0 * double(rows * in * out), time);
+      }
+    }
+    for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{128, 64}, {512, 16}, {8192, 1}}) {
+      Arena::Scope scope(context.scratch);
+      constexpr int heads = 16, kv_heads = 8, D = 128;
+      const int64_t T = length * sequences;
+      std::vector<int32_t> offsets(1), starts(size_t(sequences), 0);
+      for (int64_t b = 0; b < sequences; ++b) offsets.push_back(int32_t((b + 1) * length));
+      AttentionArgs args;
+      args.q = filled(context, T, heads * D), args.k = filled(context, T, kv_heads * D), args.v = filled(context, T, kv_heads * D);
+      args.y = context.scratch.contiguous(T, heads * D);
+      args.q_offsets = args.kv_offsets = offsets.data(), args.q_starts = starts.data();
+      args.sequences = int(sequences), args.heads = heads, args.kv_heads = kv_heads, args.head_dim = D;
+      args.scale = 0.088f, args.right = 0;
+      for (bool reduced : {true, false}) {
+        args.reduced = reduced;
+        const double time = median(context, [&] { table.attention(context, args); });
+        line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), 2.0 * double(T * length) * heads * D, time);
+      }
+    }
+  } catch (const Error& error) {
+    std::printf("%s: %s\n", error.code().c_str(), error.what());
+    return 1;
+  }
+}

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU and no network: builds the CUDA library and the native tests, runs the operation table and whole models on
+# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmark; a short table last. Needs nvcc, CMake
+# and a C++20 compiler. Output also goes into the directory $OUT, where that is set.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=${OUT:-build/gpu-check}
+mkdir -p "$out"
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+[ "$capability" = 90 ] && capability=90a
+started=$SECONDS
+report=()
+step() { # name command...
+  local name=$1 began=$SECONDS
+  shift
+  if "$@" > "$out/$name.log" 2>&1; then report+=("$(printf '%-22s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")"); else
+    report+=("$(printf '%-22s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
+  fi
+}
+
+step build-cuda scripts/build-cuda.sh "$capability-real"
+step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench'
+export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
+step ops timeout 200 build/native-tests/ops_test
+step models timeout 200 build/native-tests/model_test test/fixtures/pico
+if command -v compute-sanitizer > /dev/null; then
+  step memcheck timeout 150 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
+  step racecheck timeout 150 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test
+else
+  report+=("memcheck, racecheck    skipped: no compute-sanitizer on PATH")
+fi
+step bench timeout 100 build/native-tests/cuda_bench
+cat "$out/bench.log"
+printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"
