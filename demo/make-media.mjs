@@ -11,7 +11,7 @@ mkdirSync(media, { recursive: true })
 
 /** On a square of 128. */
 const svg = (inside, background = '#ffffff') =>
-  `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128" width="256" height="256"><rect width="128" height="128" fill="${background}"/>${inside}</svg>`
+  `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 128 128" width="128" height="128"><rect width="128" height="128" fill="${background}"/>${inside}</svg>`
 const rays = Array.from({ length: 12 }, (_, i) => `<rect x="61" y="6" width="6" height="20" rx="3" fill="#f9a825" transform="rotate(${30 * i} 64 64)"/>`).join('')
 const star = (x, y, r, fill = '#fbc02d') => {
   const points = Array.from({ length: 10 }, (_, i) => {

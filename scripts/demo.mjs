@@ -15,7 +15,7 @@ const began = performance.now()
 const model = await loadModel(process.env.CONAN_DEMO_MODEL)
 const { info } = model
 console.log(
-  `\n${path.basename(info.directory)}: ${(info.parameters / 1e6).toFixed(1)}M parameters, ${info.layers} layers, ${info.dimensions} dimensions, ${info.dtype} on ${info.backend}, ${info.threads} threads`,
+  `\n${path.basename(info.directory)}: ${info.layers} layers, ${info.dimensions} dimensions, ${info.dtype} on ${info.backend}, ${info.threads} threads`,
 )
 
 /** What is searched: everything has a kind, something to show, and an input for the model. */
@@ -44,7 +44,12 @@ if (model.supports('image')) {
     await sharp(image.data, { raw: image }).png().toFile(file)
     items.push({ kind: 'page', show: `handbook, page ${page}`, input: { document: file }, file })
   }
-  for (const { name, file } of emoji()) add('image', `${name} (emoji)`, { image: file }, file)
+  for (const { name, file } of emoji()) {
+    // As this model has seen pictures: on white, small.
+    const small = path.join(out, `${path.basename(file, '.webp')}.png`)
+    await sharp(file).flatten({ background: '#ffffff' }).resize(128, 128).png().toFile(small)
+    add('image', `${name} (emoji)`, { image: small }, small)
+  }
 }
 
 const kinds = ['text', 'image', 'video', 'page', 'audio']

@@ -6,7 +6,7 @@ import { readJson } from '../../lib/files/json'
 import { type Line, lineSvg } from '../../lib/report/html'
 import { byModality, type Measured, mean } from './measure'
 import { reduced, work } from './settings'
-import { type Directions, modalities, type Results, readResults } from './study'
+import { type Directions, modalities, type Results, readResults, studyFolder } from './study'
 
 /** Rows of the tables: what they are called here and in the paper, and the paper's numbers. */
 const variants: [name: string, title: string, paper?: (number | string)[]][] = [
@@ -121,15 +121,24 @@ function main() {
     ]
   })
 
-  const seconds = [...new Set(all.flatMap((results) => Object.keys(results.seconds)))].map((name) => [
-    name,
-    cell(
-      all.map((results) => results.seconds[name]),
-      0,
-      1,
-    ),
-  ])
-  const base = ['text-distilled', 'text', 'base-vision', 'base-omni'].flatMap((name) => {
+  const spent = (seed: number, name: string) => {
+    const file = path.join(studyFolder(seed), name, 'training-report.json')
+    return existsSync(file) ? Number(readJson(file).seconds) : all[seeds.indexOf(seed)]!.seconds[name]
+  }
+  const seconds = [...new Set(all.flatMap((results) => Object.keys(results.seconds)))]
+    .map(
+      (name) =>
+        [
+          name,
+          cell(
+            seeds.map((seed) => spent(seed, name)),
+            0,
+            1,
+          ),
+        ] as string[],
+    )
+    .filter(([, time]) => !/^0( |$)/.test(time as string))
+  const base = ['text-distilled', 'text', 'base-vision', 'listener'].flatMap((name) => {
     const file = path.join(work, name, 'training-report.json')
     return existsSync(file) ? [[name, Number(readJson(file).seconds).toFixed(0)]] : []
   })

@@ -12,6 +12,7 @@ interface Settings {
   /** Samples of texts in the base's distillation, passes over pictures, steps on sounds. */
   samples: number
   textScale: number
+  gradedEpochs: number
   visionEpochs: number
   views: number
   hearingSteps: number
@@ -21,6 +22,9 @@ interface Settings {
   batch: { image: number; video: number; document: number; audio: number }
   /** Rows of joint training, as a share of what all specialists together have seen: the whole would take as long as everything else. */
   joint: number
+  /** Of the search for coefficients: multiples of the paper's, then values of each. */
+  scales: number[]
+  grid: number[]
   /** Pairs of a task in validation. */
   validation: number
   /** Pairs of a task in the test. */
@@ -31,6 +35,7 @@ const whole: Settings = {
   words: 600,
   samples: 600_000,
   textScale: 1,
+  gradedEpochs: 3,
   visionEpochs: 4,
   views: 4,
   hearingSteps: 600,
@@ -38,23 +43,28 @@ const whole: Settings = {
   steps: { image: 150, video: 80, document: 60, projector: 150, audio: 400, recover: 300, rehearse: 150 },
   batch: { image: 48, video: 32, document: 12, audio: 64 },
   joint: 0.33,
+  scales: [0.6, 1, 1.5, 2],
+  grid: [0.2, 0.4, 0.6, 0.8],
   validation: 120,
   test: 1800,
 }
 
 const small: Settings = {
-  words: 200,
-  samples: 80_000,
-  textScale: 0.12,
+  words: 160,
+  samples: 50_000,
+  textScale: 0.1,
+  gradedEpochs: 1,
   visionEpochs: 0.7,
   views: 2,
-  hearingSteps: 250,
+  hearingSteps: 160,
   seeds: 1,
-  steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 150, rehearse: 40 },
+  steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 100, rehearse: 30 },
   batch: { image: 32, video: 24, document: 8, audio: 64 },
-  joint: 0.33,
-  validation: 60,
-  test: 300,
+  joint: 0.25,
+  scales: [1, 1.5],
+  grid: [0.4, 0.8],
+  validation: 50,
+  test: 200,
 }
 
 export const settings: Settings = reduced ? small : whole

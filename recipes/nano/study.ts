@@ -189,13 +189,13 @@ async function main() {
       if (value > best.value) best = { weights, value }
     }
     // The paper's proportions at several scales first, then one coefficient after the other.
-    for (const scale of [0.6, 1, 1.5, 2]) {
+    for (const scale of settings.scales) {
       const weights = Object.fromEntries(modalities.map((modality) => [modality, Number((scale * paperWeights[modality]).toFixed(3))]))
       consider(weights, await study.candidate(recipe(base, specialists, method, weights, seed), async (out) => mean(Object.values(await kept(out)))))
     }
     if (method === 'task_arithmetic') {
       const report = await searchCoefficients(recipe(base, specialists, method, best.weights, seed), {
-        grid: Object.fromEntries(modalities.map((modality) => [specialists[modality], [0.2, 0.4, 0.6, 0.8]])),
+        grid: Object.fromEntries(modalities.map((modality) => [specialists[modality], settings.grid])),
         strategy: 'coordinate',
         rounds: 1,
         score: kept,
@@ -224,12 +224,11 @@ async function main() {
   const recover = (name: string, model: string, more: Partial<TrainOptions> = {}) =>
     study.make(name, (out) => study.train(recoverProjector, { model, out, ...sound, steps: steps.recover, learningRate, ...more }))
   const recovered = {} as Record<string, string>
-  for (const name of Object.keys(fused)) {
+  const recoverFused = async (name: string) => {
     recovered[name] = await recover(`${name.replace(', ', '-')}-recovered`, fused[name]!)
     await study.test(`${name}, recovered`, recovered[name])
   }
-  const gentle = await recover('fused-recovered-gently', fused.fused!, { learningRate: learningRate / 10 })
-  await study.test('fused, recovered gently', gentle)
+  for (const name of ['fused', 'fused, paper']) await recoverFused(name)
   const longer = await recover('audio-longer', specialists.audio)
   await study.test('audio specialist, projector longer', longer)
   const stripped = await study.make('fused-fresh', (out) =>
@@ -250,21 +249,18 @@ async function main() {
   const byWord = new Map<string, string[]>()
   for (const { text, file } of heard) byWord.set(text, [...(byWord.get(text) ?? []), file])
   const probe = [...byWord.values()].slice(0, 100).map(([query, positive]) => ({ query: { audio: query }, positive: { audio: positive }, modality: 'audio' }))
-  const compared: [string, string][] = [
-    ...Object.keys(fused).flatMap((name): [string, string][] => [
-      [name, fused[name]!],
-      [`${name}, recovered`, recovered[name]!],
-    ]),
-    ['fused, recovered gently', gentle],
-    ['fused, fresh projector', fresh],
-    ['audio specialist, projector longer', longer],
-  ]
-  for (const [name, directory] of compared) {
-    if (results.directions[name]) continue
+  const compare = async (name: string, directory: string) => {
+    if (results.directions[name]) return
     const report = await drift(specialists.audio, directory, { base, probe, dtype: 'float32' })
     results.directions[name] = report.probe![0]!.directions
     study.keep()
   }
+  for (const name of ['fused', 'fused, paper']) {
+    await compare(name, fused[name]!)
+    await compare(`${name}, recovered`, recovered[name]!)
+  }
+  await compare('fused, fresh projector', fresh)
+  await compare('audio specialist, projector longer', longer)
   if (!results.geometry) {
     const { total, layers } = await drift(specialists.image, specialists.audio, { base, others: [specialists.video, specialists.document] })
     const order = ['image', 'audio', 'video', 'document'] as const
@@ -327,6 +323,15 @@ async function main() {
     }
     results.curve = curve
     study.keep()
+  }
+
+  const gentle = await recover('fused-recovered-gently', fused.fused!, { learningRate: learningRate / 10 })
+  await study.test('fused, recovered gently', gentle)
+  await compare('fused, recovered gently', gentle)
+  for (const name of ['ties', 'dare']) {
+    await recoverFused(name)
+    await compare(name, fused[name]!)
+    await compare(`${name}, recovered`, recovered[name]!)
   }
 }
 

@@ -105,7 +105,7 @@ async function main() {
     data: grades,
     loss: 'graded',
     batchSize: 64,
-    epochs: 3,
+    epochs: settings.gradedEpochs,
     learningRate: 1e-4,
     maxTokens: 64,
   })
