@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if ! command -v nvcc > /dev/null; then
-  found=$(find build/nvcc -path '*/cu13/bin/nvcc' 2> /dev/null | head -1)
+  found=$(find build/nvcc -path '*/cu13/bin/nvcc' 2> /dev/null | head -1 || true)
   if [ -z "$found" ]; then
     # 13.0: later ones raise the oldest driver that will do (R580).
     python3 -m venv build/nvcc
