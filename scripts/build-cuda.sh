@@ -10,7 +10,7 @@ if ! command -v nvcc > /dev/null; then
     # 13.0: later ones raise the oldest driver that will do (R580).
     python3 -m venv build/nvcc
     build/nvcc/bin/pip install -q 'nvidia-cuda-nvcc==13.0.*' 'nvidia-nvvm==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-runtime==13.0.*' \
-      'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-cuobjdump==13.0.*' 'nvidia-cuda-nvdisasm==13.0.*'
+      'nvidia-cuda-cccl==13.0.*'
     found=$(find build/nvcc -path '*/cu13/bin/nvcc' | head -1)
   fi
   PATH="$(dirname "$(realpath "$found")"):$PATH"
