@@ -94,7 +94,7 @@ export function bytesOf(size: number | string): number {
 function isModelFile(file: string): boolean {
   const name = path.basename(file)
   if (/\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt|index\.json)$/.test(name)) return false
-  return !/^(\.|README\.md$|onnx$|openvino$|fusion-manifest\.json$|training_args|training-report\.json$|training\.html$|adapter_)/.test(name)
+  return !/^(\.|README\.md$|fusion-manifest\.json$|training_args|training-report\.json$|training\.html$|adapter_)/.test(name)
 }
 
 /** Everything of a model directory but the weights of its transformer. */
@@ -107,13 +107,9 @@ export function copyFiles(from: string, to: string, subject: string, weights: st
       // Modules of their own, such as a Dense layer, keep their weights.
       const inModule = path.dirname(path.relative(from, source)) !== '.' && path.dirname(source) !== path.join(from, weights)
       if (inModule && source.endsWith('.safetensors')) return true
-      return (
-        isModelFile(source) ||
-        (statSync(source).isDirectory() &&
-          !/^(onnx$|openvino$|\.)/.test(path.basename(source)) &&
-          // What an earlier training has changed, beside the model that it is part of.
-          !existsSync(path.join(source, 'adapter_config.json')))
-      )
+      if (!statSync(source).isDirectory()) return isModelFile(source)
+      // An adapter is what an earlier training has changed, beside the model that it is part of.
+      return !/^(onnx$|openvino$|\.)/.test(path.basename(source)) && !existsSync(path.join(source, 'adapter_config.json'))
     },
   })
   if (!existsSync(path.join(to, weights, 'config.json'))) throw new ConanError('CONFIG_INVALID', `${subject}: expected config.json, found none`)
