@@ -3,12 +3,13 @@
 import { spawnSync } from 'node:child_process'
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import sharp from 'sharp'
 import { buildNative, buildTypeScript, install, root } from './setup.mjs'
 
 install()
 buildNative()
 buildTypeScript()
+// What is installed and built only now.
+const { default: sharp } = await import('sharp')
 const { loadModel, documentPages } = await import('../dist/index.mjs')
 
 const began = performance.now()
