@@ -150,7 +150,8 @@ function main() {
 
   const page = `# conan-nano: what was measured
 
-${seeds.length} seed${seeds.length === 1 ? '' : 's'} (the base is one; specialists, projector and everything after differ), mean ± standard deviation, in %. Image, video and document: how
+${seeds.length} seed${seeds.length === 1 ? '' : 's'} (the base is one; specialists, projector and everything after differ), mean ± standard deviation, in %; a number
+without spread is one seed's. Image, video and document: how
 often the right one is among the first five (mean over tasks, and over both directions where both are asked); audio: how often the right
 text is the first (mean of words, digits and noises). Names of pictures, films and pages are unseen ones; words are spoken by unheard
 voices, digits by an unheard speaker; "new words" (first five) are unheard words as well. STS-B dev: Spearman. Tests were looked at after
