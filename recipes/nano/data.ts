@@ -1,10 +1,8 @@
 // Rows of the study: what each specialist learns, and what is asked of every model, by part.
-import { readFileSync } from 'node:fs'
 import path from 'node:path'
-import { gunzipSync } from 'node:zlib'
 import type { DatasetSource, EmbedInput } from '../../lib'
 import { items, type Modality, type Sound, sounds, views } from './media'
-import { datasets, jsonLines, need, type Part, place, stsb } from './sources'
+import { datasets, jsonLines, type Part, place, stsb } from './sources'
 import { newWords } from './speech'
 
 /** A sample of so many, the same every time. */
@@ -41,11 +39,7 @@ export async function trainingData(modality: Modality, words: number): Promise<D
 /** Texts that mean the same: a package's short description and the first sentence of its long one, a word's gloss and its names. */
 export function textPairs(most: number): DatasetSource {
   const packages = jsonLines<{ short: string; long: string }>(path.join(datasets, 'debian-descriptions/pairs.jsonl.gz'))
-  const synsets = gunzipSync(readFileSync(need(path.join(datasets, 'wordnet-gloss/synsets.jsonl.gz'))))
-    .toString('utf8')
-    .split('\n')
-    .filter(Boolean)
-    .map((line) => JSON.parse(line) as { lemmas: string[]; gloss: string })
+  const synsets = jsonLines<{ lemmas: string[]; gloss: string }>(path.join(datasets, 'wordnet-gloss/synsets.jsonl.gz'))
   const rows = [
     ...some(packages, most / 4, ({ short }) => short).map(({ short, long }) => ({
       query: short,

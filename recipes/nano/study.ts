@@ -6,7 +6,7 @@ import path from 'node:path'
 import { parseArgs } from 'node:util'
 import { attachAudio, type DatasetSource, drift, fuse, recoverProjector, rehearse, searchCoefficients, type TrainOptions, trainSpecialist } from '../../lib'
 import { audio } from './architecture'
-import { questions, textPairs, trainingData } from './data'
+import { type Pair, questions, textPairs, trainingData } from './data'
 import { byModality, type Measured, mean, measure, tested } from './measure'
 import { type Modality, sounds } from './media'
 import { settings, work } from './settings'
@@ -41,6 +41,7 @@ export function readResults(seed: number): Results {
 class Study {
   readonly results: Results
   private readonly folder: string
+  private asked: Promise<Pair[]> | undefined
   readonly base = path.join(work, 'base-vision')
 
   constructor(readonly seed: number) {
@@ -83,8 +84,8 @@ class Study {
 
   async test(name: string, directory: string): Promise<void> {
     if (this.results.tests[name]) return
-    const pairs = await questions('test', settings.words, settings.test)
-    this.results.tests[name] = await tested(directory, pairs)
+    this.asked ??= questions('test', settings.words, settings.test)
+    this.results.tests[name] = await tested(directory, await this.asked)
     this.keep()
     console.log(`seed ${this.seed}: ${name}:`, shares(byModality(this.results.tests[name].found)), `STS-B ${this.results.tests[name].sts.toFixed(3)}`)
   }
