@@ -29,7 +29,8 @@ done
 
 objects=build/cuda
 mkdir -p "$objects" build/Release
-sources=(backend linear attention rows)
+mapfile -t sources < <(grep -o 'native/cuda/[a-z_]*\.cu' native/sources.gypi | xargs -n 1 basename -s .cu)
+compiled=("${sources[@]/%/.o}")
 pids=()
 for source in "${sources[@]}"; do
   if [ -f "$objects/$source.o" ] && [ "$(cat "$objects/flags" 2> /dev/null)" = "$architectures" ] &&
@@ -42,6 +43,6 @@ for pid in "${pids[@]}"; do
 done
 echo "$architectures" > "$objects/flags"
 g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c native/base/tensor.cpp -o "$objects/tensor.o"
-g++ -shared -o build/Release/libconan-cuda.so "$objects"/{backend,linear,attention,rows,tensor}.o -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
+g++ -shared -o build/Release/libconan-cuda.so "${compiled[@]/#/$objects/}" "$objects/tensor.o" -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
   -static-libstdc++ -static-libgcc -Wl,--exclude-libs,ALL
 ls -l build/Release/libconan-cuda.so
