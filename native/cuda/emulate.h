@@ -1,6 +1,7 @@
 // As much of CUDA as the kernels of this folder use, on the CPU: so that the ops test table checks their indices, barriers and fragments
-// where there is no GPU. A block's threads are fibers that take turns; blocks run one after the other. It says nothing about speed, and
-// nothing about races that a real warp would have.
+// where there is no GPU. A block's threads are fibers that take turns; blocks run one after the other. What a GPU does later is done as late
+// as can be: a launch when somebody waits for the stream, a copy past the registers when its thread waits for it, so that who forgets to
+// wait sees what was there before. It says nothing about speed, and nothing about races that a real warp would have.
 #pragma once
 #include <csetjmp>
 #include <ucontext.h>
@@ -46,6 +47,7 @@ enum class State { running, at_warp, at_block, ended };
 
 /// A context begins a fiber; from then on jumps switch, which, unlike swapcontext, ask nothing of the kernel.
 struct Fiber {
+  std::vector<std::vector<std::function<void()>>> groups;  // copies past the registers that nobody has waited for, as committed
   ucontext_t context;
   jmp_buf place;
   bool begun;
@@ -62,7 +64,6 @@ struct Block {
   std::function<void()> body;
 };
 inline Block block;
-inline std::mutex one_launch;
 
 inline void wait(State state) {
   Fiber& fiber = block.fibers[block.current];
@@ -104,6 +105,7 @@ inline void run_block(size_t threads) {
     makecontext(&fiber.context, entry, 0);
     fiber.state = State::running;
     fiber.begun = false;
+    fiber.groups.assign(1, {});
     fiber.thread = dim3(unsigned(i % blockDim.x), unsigned(i / blockDim.x));
   }
   for (;;) {
@@ -138,18 +140,34 @@ inline void run_block(size_t threads) {
   }
 }
 
+/// The stream: what was asked for and not waited for.
+inline std::vector<std::function<void()>> stream;
+inline std::recursive_mutex stream_lock;
+
+inline void later(std::function<void()> work) {
+  std::lock_guard lock(stream_lock);
+  stream.push_back(std::move(work));
+}
+
+inline void drain() {
+  std::lock_guard lock(stream_lock);
+  for (size_t i = 0; i < stream.size(); ++i) stream[i]();
+  stream.clear();
+}
+
 template <class Kernel, class... Args>
 void launch(Kernel kernel, dim3 grid, dim3 threads, Args... args) {
-  std::lock_guard lock(one_launch);
-  gridDim = grid;
-  blockDim = threads;
-  block.body = [&] { kernel(args...); };
-  for (unsigned z = 0; z < grid.z; ++z)
-    for (unsigned y = 0; y < grid.y; ++y)
-      for (unsigned x = 0; x < grid.x; ++x) {
-        blockIdx = dim3(x, y, z);
-        run_block(size_t(threads.x) * threads.y);
-      }
+  later([=] {
+    gridDim = grid;
+    blockDim = threads;
+    block.body = [=] { kernel(args...); };
+    for (unsigned z = 0; z < grid.z; ++z)
+      for (unsigned y = 0; y < grid.y; ++y)
+        for (unsigned x = 0; x < grid.x; ++x) {
+          blockIdx = dim3(x, y, z);
+          run_block(size_t(threads.x) * threads.y);
+        }
+  });
 }
 
 inline size_t self() { return block.current; }
@@ -192,7 +210,7 @@ inline int atomicOr(int* at, int value) {
   return before;
 }
 
-// ---- memory and streams: everything happens at once
+// ---- memory and the one stream
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorMemoryAllocation, cudaErrorInvalidValue };
@@ -206,12 +224,28 @@ constexpr int cudaMemAttachGlobal = 1;
 namespace conan::cuda::emulated {
 inline std::map<const char*, size_t> allocations;
 inline std::mutex allocations_lock;
+
+inline bool is_device(const void* pointer) {
+  std::lock_guard lock(allocations_lock);
+  auto at = allocations.upper_bound(static_cast<const char*>(pointer));
+  if (at == allocations.begin()) return false;
+  --at;
+  return static_cast<const char*>(pointer) < at->first + at->second;
+}
+
+inline void forget(void* memory) {
+  std::lock_guard lock(allocations_lock);
+  allocations.erase(static_cast<char*>(memory));
+}
 }  // namespace conan::cuda::emulated
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-inline cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  conan::cuda::emulated::drain();
+  return cudaSuccess;
+}
 inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
   *out = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::lock_guard lock(conan::cuda::emulated::allocations_lock);
@@ -219,42 +253,45 @@ inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
   return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 inline cudaError_t cudaFree(void* memory) {
-  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
-  conan::cuda::emulated::allocations.erase(static_cast<char*>(memory));
+  conan::cuda::emulated::drain();
+  conan::cuda::emulated::forget(memory);
   std::free(memory);
   return cudaSuccess;
 }
 inline cudaError_t cudaMalloc(void** out, size_t bytes) { return cudaMallocManaged(out, bytes, 0); }
 inline cudaError_t cudaMallocAsync(void** out, size_t bytes, cudaStream_t) { return cudaMallocManaged(out, bytes, 0); }
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) { return cudaFree(memory); }
-inline cudaError_t cudaMallocHost(void** out, size_t bytes) {
-  *out = std::malloc(bytes);
-  return cudaSuccess;
-}
-inline cudaError_t cudaFreeHost(void* memory) {
-  std::free(memory);
-  return cudaSuccess;
-}
-inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-  std::memcpy(to, from, bytes);
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+  conan::cuda::emulated::forget(memory);
+  conan::cuda::emulated::later([=] { std::free(memory); });
   return cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  std::memset(to, value, bytes);
+  conan::cuda::emulated::later([=] { std::memset(to, value, bytes); });
   return cudaSuccess;
 }
+/// From pageable memory: its bytes have been taken when this returns. To pageable memory: they are there when this returns.
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind,
                                      cudaStream_t) {
-  for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(from) + i * from_pitch, width);
+  using namespace conan::cuda::emulated;
+  const auto copy = [=](const void* source, size_t pitch) {
+    for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(source) + i * pitch, width);
+  };
+  if (!is_device(to)) {
+    drain();
+    copy(from, from_pitch);
+  } else if (is_device(from)) {
+    later([=] { copy(from, from_pitch); });
+  } else {
+    auto taken = std::make_shared<std::vector<char>>(width * height);
+    for (size_t i = 0; i < height; ++i) std::memcpy(taken->data() + i * width, static_cast<const char*>(from) + i * from_pitch, width);
+    later([=] { copy(taken->data(), width); });
+  }
   return cudaSuccess;
 }
+inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* out, const void* pointer) {
-  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
-  const auto& all = conan::cuda::emulated::allocations;
-  auto at = all.upper_bound(static_cast<const char*>(pointer));
-  out->type = cudaMemoryTypeUnregistered;
-  if (at == all.begin()) return cudaSuccess;
-  --at;
-  if (static_cast<const char*>(pointer) < at->first + at->second) out->type = cudaMemoryTypeManaged;
+  out->type = conan::cuda::emulated::is_device(pointer) ? cudaMemoryTypeManaged : cudaMemoryTypeUnregistered;
   return cudaSuccess;
 }

@@ -202,6 +202,7 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       const Bf16Matrix narrow = memory.bf16_matrix(T, C), expected = memory.bf16_matrix(T, C);
       reference.narrow(plain, {x.m, expected});
       table.narrow(context, {x.m, narrow});
+      finish(context);
       check(std::equal(narrow.data, narrow.data + T * C, expected.data), what + "narrow");
       reference.widen(plain, {expected, want.m});
       table.widen(context, {narrow, got.m});
