@@ -15,10 +15,28 @@ namespace {
 void* allocate(size_t bytes) {
   void* memory = nullptr;
   check(cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), text("memory: asked for ", bytes, " bytes").c_str());
+  allocated.add(memory, bytes, memory);
   return memory;
 }
 
-void release(void* memory, size_t) { cudaFree(memory); }
+void release(void* memory, size_t) {
+  allocated.remove(memory);
+  cudaFree(memory);
+}
+
+Resident reside(Context& context, const void* host, size_t bytes) {
+  Device& device = device_of(context);
+  check(cudaSetDevice(device.index), "device");
+  void* copy = nullptr;
+  check(cudaMallocAsync(&copy, bytes, device.stream), text("memory: asked for ", bytes, " bytes").c_str());
+  check(cudaMemcpyAsync(copy, host, bytes, cudaMemcpyDefault, device.stream), "copy");
+  device.resident.add(host, bytes, copy);
+  return {copy, [&device, host](void* memory) {
+            device.resident.remove(host);
+            cudaSetDevice(device.index);
+            cudaFreeAsync(memory, device.stream);
+          }};
+}
 
 void finish(Context& context) { check(cudaStreamSynchronize(device_of(context).stream), "computing"); }
 
@@ -38,6 +56,7 @@ void fill(Backend& backend) {
   t.release = release;
   t.finish = finish;
   t.for_rows = for_rows;
+  t.reside = reside;
   t.pack = pack;
   t.repack = repack;
   t.pack_transposed = pack_transposed;

@@ -1,7 +1,9 @@
 // What the files of this folder share: the device, launches, and how arguments get there. An argument may lie in host memory (positions,
 // norm weights, a test's matrices) or in memory of allocate(): Arguments copies what the device cannot see, and copies results back.
 #pragma once
+#include <map>
 #include <mutex>
+#include <shared_mutex>
 #include <vector>
 
 #include "base/error.h"
@@ -10,10 +12,44 @@
 
 namespace conan::cuda {
 
+/// Ranges of addresses of the host, and where a device finds what lies there.
+class Ranges {
+ public:
+  void add(const void* begin, size_t bytes, const void* device) {
+    std::lock_guard guard(lock_);
+    ranges_[static_cast<const char*>(begin)] = {bytes, static_cast<const char*>(device)};
+  }
+  void remove(const void* begin) {
+    std::lock_guard guard(lock_);
+    ranges_.erase(static_cast<const char*>(begin));
+  }
+  /// Of [pointer, pointer + bytes), which lies in one range; null: in none.
+  const void* find(const void* pointer, size_t bytes) const {
+    std::shared_lock guard(lock_);
+    const auto* at = static_cast<const char*>(pointer);
+    auto after = ranges_.upper_bound(at);
+    if (after == ranges_.begin()) return nullptr;
+    const auto& [begin, range] = *--after;
+    return at + bytes <= begin + range.bytes ? range.device + (at - begin) : nullptr;
+  }
+
+ private:
+  struct Range {
+    size_t bytes;
+    const char* device;
+  };
+  mutable std::shared_mutex lock_;
+  std::map<const char*, Range> ranges_;
+};
+
+/// Memory of allocate(), which all devices find where the host does.
+inline Ranges allocated;
+
 /// One GPU and the stream that everything on it goes through, in order.
 struct Device {
   int index = 0;
   cudaStream_t stream = nullptr;
+  Ranges resident;  // copies that reside() made
 };
 
 inline void check(cudaError_t status, const char* what) {
@@ -21,7 +57,7 @@ inline void check(cudaError_t status, const char* what) {
   fail(status == cudaErrorMemoryAllocation ? "OUT_OF_MEMORY" : "DEVICE_FAILED", "cuda: ", what, ": ", cudaGetErrorString(status));
 }
 
-inline const Device& device_of(const Context& context) { return *static_cast<const Device*>(context.ops.data); }
+inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
 
 template <class... Parameters, class... Args>
 void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, Args... args) {
@@ -68,7 +104,8 @@ class Arguments {
 
   template <class T>
   const T* in(const T* values, int64_t count) {
-    if (!values || count <= 0 || on_device(values)) return values;
+    if (!values || count <= 0) return values;
+    if (const void* there = find(values, size_t(count) * sizeof(T))) return static_cast<const T*>(there);
     T* out = scratch<T>(count);
     check(cudaMemcpyAsync(out, values, size_t(count) * sizeof(T), cudaMemcpyDefault, device.stream), "copy");
     return out;
@@ -77,7 +114,7 @@ class Arguments {
   /// Read and written.
   template <class T>
   T* inout(T* values, int64_t count) {
-    if (!values || count <= 0 || on_device(values)) return values;
+    if (!values || count <= 0 || allocated.find(values, 1)) return values;
     T* out = const_cast<T*>(in(static_cast<const T*>(values), count));
     back_.push_back({values, out, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
     return out;
@@ -87,7 +124,7 @@ class Arguments {
   View out(const Matrix& m) { return matrix(m, false, true); }
   View inout(const Matrix& m) { return matrix(m, true, true); }
 
-  const Device& device;
+  Device& device;
 
  private:
   struct Back {
@@ -96,14 +133,15 @@ class Arguments {
     size_t host_pitch, device_pitch, width, height;
   };
 
-  static bool on_device(const void* pointer) {
-    cudaPointerAttributes attributes;
-    check(cudaPointerGetAttributes(&attributes, pointer), "pointer");
-    return attributes.type == cudaMemoryTypeDevice || attributes.type == cudaMemoryTypeManaged;
+  const void* find(const void* pointer, size_t bytes) const {
+    const void* there = allocated.find(pointer, bytes);
+    return there ? there : device.resident.find(pointer, bytes);
   }
 
   View matrix(const Matrix& m, bool read, bool write) {
-    if (!m.data || m.rows == 0 || on_device(m.data)) return {m.data, m.rows, m.cols, m.stride};
+    if (!m.data || m.rows == 0 || allocated.find(m.data, 1)) return {m.data, m.rows, m.cols, m.stride};
+    if (const void* there = write ? nullptr : device.resident.find(m.data, size_t((m.rows - 1) * m.stride + m.cols) * sizeof(float)))
+      return {static_cast<float*>(const_cast<void*>(there)), m.rows, m.cols, m.stride};
     float* out = scratch<float>(m.rows * m.cols);
     const size_t width = size_t(m.cols) * sizeof(float), pitch = size_t(m.stride) * sizeof(float);
     if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.stream), "copy");
@@ -114,6 +152,23 @@ class Arguments {
   std::vector<void*> owned_;
   std::vector<Back> back_;
 };
+
+/// Words of files, as numbers.
+__device__ __forceinline__ float file_word(const void* data, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::f32) return static_cast<const float*>(data)[i];
+  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
+  if (dtype == Dtype::bf16) {
+    const uint32_t wide = uint32_t(bits) << 16;
+    float out;
+    memcpy(&out, &wide, 4);
+    return out;
+  }
+#ifdef __CUDACC__
+  return __half2float(__ushort_as_half(bits));
+#else
+  return f16_to_f32(bits);
+#endif
+}
 
 __device__ __forceinline__ float activated(Activation activation, float x) {
   switch (activation) {

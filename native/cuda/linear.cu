@@ -31,23 +31,6 @@ size_t word_bytes(WeightFormat format) { return format == WeightFormat::f32 ? 4 
 
 // ---- packing
 
-/// Words of files, as numbers.
-__device__ float file_word(const void* data, Dtype dtype, int64_t i) {
-  if (dtype == Dtype::f32) return static_cast<const float*>(data)[i];
-  const uint16_t bits = static_cast<const uint16_t*>(data)[i];
-  if (dtype == Dtype::bf16) {
-    const uint32_t wide = uint32_t(bits) << 16;
-    float out;
-    memcpy(&out, &wide, 4);
-    return out;
-  }
-#ifdef __CUDACC__
-  return __half2float(__ushort_as_half(bits));
-#else
-  return f16_to_f32(bits);
-#endif
-}
-
 __device__ uint16_t to_f16(float x) {
 #ifdef __CUDACC__
   return __half_as_ushort(__float2half_rn(x));
@@ -95,14 +78,15 @@ __global__ void unpack_transposed(const void* values, WeightFormat format, const
   if (k < cols) out[k * rows + n] = packed_word(values, format, n * stride + k) * (scale ? scale[n] : 1);
 }
 
-void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight) {
+/// `there`: the parts lie on the device.
+void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, bool there = false) {
   int* flag = args.scratch<int>(1);
   check(cudaMemsetAsync(flag, 0, sizeof(int), args.device.stream), "memset");
   int64_t first = 0;
   for (const TensorView& part : source.parts) {
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
-    const void* bytes = args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
+    const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
     launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
            weight.gated, weight.format, weight.values, weight.stride, weight.scale, flag);
     first += part.shape[0];
@@ -399,7 +383,7 @@ void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weigh
   launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values),
          weight.format, static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, turned);
   if (!into) into = make(args, weight.cols, weight.rows, false, weight.format);
-  fill(args, {"transposed", {{turned, Dtype::f32, {weight.cols, weight.rows}}}, false}, static_cast<DeviceWeight&>(*into));
+  fill(args, {"transposed", {{turned, Dtype::f32, {weight.cols, weight.rows}}}, false}, static_cast<DeviceWeight&>(*into), true);
 }
 
 void linear(Context& context, const LinearArgs& a) {

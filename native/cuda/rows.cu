@@ -116,6 +116,13 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
     for (int d = 2 * turned + lane(); d < head_dim; d += 32) row[d] = normed(d);
 }
 
+/// Rows of a table of files.
+__global__ void table_rows_f32(const void* table, Dtype dtype, const int32_t* ids, View out) {
+  const int64_t t = own_row();
+  if (t >= out.rows) return;
+  for (int64_t c = lane(); c < out.cols; c += 32) out.row(t)[c] = file_word(table, dtype, ids[t] * out.cols + c);
+}
+
 __global__ void embed_f32(View rows, View positions, float scale, const float* type_row, View y) {
   const int64_t t = own_row();
   if (t >= y.rows) return;
@@ -246,11 +253,18 @@ __global__ void widen_f32(const uint16_t* x, View y) {
   }
 }
 
-/// Rows of a table that stays in host memory, widened.
-std::vector<float> rows_of(const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
-  std::vector<float> out(size_t(count * C));
-  for (int64_t t = 0; t < count; ++t) read_f32(table, ids[t] * C, C, out.data() + t * C);
-  return out;
+/// Rows of a table: gathered here where the table is on the device, else there by the host.
+View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
+  float* out = args.scratch<float>(count * C);
+  const View rows{out, count, C, C};
+  if (const void* there = args.device.resident.find(table.data, table.bytes())) {
+    launch_rows(args, table_rows_f32, count, there, table.dtype, args.in(ids, count), rows);
+    return rows;
+  }
+  std::vector<float> values(size_t(count * C));
+  for (int64_t t = 0; t < count; ++t) read_f32(table, ids[t] * C, C, values.data() + t * C);
+  check(cudaMemcpyAsync(out, values.data(), values.size() * sizeof(float), cudaMemcpyDefault, args.device.stream), "copy");
+  return rows;
 }
 
 }  // namespace
@@ -285,10 +299,9 @@ void rope(Context& context, const RopeArgs& a) {
 void embed(Context& context, const EmbedArgs& a) {
   Arguments args(context);
   const int64_t T = a.y.rows, C = a.y.cols;
-  std::vector<float> rows = rows_of(*a.table, a.ids, T, C), positions;
-  if (a.position_table) positions = rows_of(*a.position_table, a.positions, T, C);
-  launch_rows(args, embed_f32, T, args.in(Matrix{rows.data(), T, C, C}), args.in(Matrix{a.position_table ? positions.data() : nullptr, T, C, C}),
-              a.scale, args.in(a.type_row, C), args.out(a.y));
+  const View rows = table_rows(args, *a.table, a.ids, T, C);
+  const View positions = a.position_table ? table_rows(args, *a.position_table, a.positions, T, C) : View{nullptr, T, C, C};
+  launch_rows(args, embed_f32, T, rows, positions, a.scale, args.in(a.type_row, C), args.out(a.y));
 }
 
 void embed_backward(Context& context, const EmbedBackwardArgs& a) {

@@ -80,6 +80,8 @@ TextModel::TextModel(const ModelOptions& options, WeightObserver* observer) : ob
     dense_.push_back(std::move(layer));
     dimensions_ = dense.outputs;
   }
+  for (const auto& loader : loaders_)
+    if (!observer_) loader->reside(*context_, residents_);  // what trains changes
 }
 
 WeightLoader& TextModel::open_loader(const std::string& probe) {

@@ -106,6 +106,7 @@ class TextModel {
   WeightObserver* observer_;
   std::vector<std::unique_ptr<Adapter>> adapters_;
   std::vector<std::unique_ptr<WeightLoader>> loaders_;  // one for each part of the model
+  std::vector<Resident> residents_;                     // small tensors
   std::unique_ptr<VisionTower> vision_;
   std::unique_ptr<AudioEncoder> audio_;
   std::unique_ptr<Projector> projector_;

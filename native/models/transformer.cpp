@@ -70,6 +70,13 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
   for (const Layer& layer : layers_)
     for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
       if (*weight) weight_bytes_ += (*weight)->bytes;
+  if (apart_) return;  // what trains changes
+  for (const TensorView* table : {&token_embedding_, &position_embedding_})
+    if (Resident copy = reside(context, table->data, table->data ? table->bytes() : 0)) {
+      residents_.push_back(std::move(copy));
+      weight_bytes_ += table->bytes();
+    }
+  residents_.push_back(reside(context, relative_bias_));
 }
 
 /// The bias of every distance a query and a key can have, from that of its bucket.
@@ -148,7 +155,7 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
   }
 }
 
-const Transformer::RopeTable& Transformer::rope_table(int rope, int64_t positions) const {
+const Transformer::RopeTable& Transformer::rope_table(Context& context, int rope, int64_t positions) const {
   RopeTable& table = rope_tables_[size_t(rope)];
   const RopeConfig& config = config_.ropes[size_t(rope)];
   table.half = int(config.frequencies.size());
@@ -161,12 +168,13 @@ const Transformer::RopeTable& Transformer::rope_table(int rope, int64_t position
         table.cos.push_back(float(std::cos(double(angle))) * config.factor);
         table.sin.push_back(float(std::sin(double(angle))) * config.factor);
       }
+    table.reside(context);
   }
   return table;
 }
 
 /// One row for every token of this pass, for positions with several axes.
-Transformer::RopeTable Transformer::rope_rows(const RopeConfig& config, const TransformerInput& input) const {
+Transformer::RopeTable Transformer::rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const {
   RopeTable table;
   table.half = int(config.frequencies.size());
   const int64_t T = input.batch.tokens();
@@ -176,6 +184,7 @@ Transformer::RopeTable Transformer::rope_rows(const RopeConfig& config, const Tr
       table.cos.push_back(float(std::cos(double(angle))) * config.factor);
       table.sin.push_back(float(std::sin(double(angle))) * config.factor);
     }
+  table.reside(context);
   return table;
 }
 
@@ -342,10 +351,10 @@ void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix
   context.ops.scatter(context, args);
 }
 
-Transformer::Pass Transformer::begin(const TransformerInput& input) const {
+Transformer::Pass Transformer::begin(Context& context, const TransformerInput& input) const {
   const TransformerConfig& c = config_;
   const TokenBatch& batch = input.batch;
-  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
+  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
   int64_t longest = 0;
   for (int b = 0; b < batch.sequences; ++b) {
     int32_t counted = 0;
@@ -358,10 +367,13 @@ Transformer::Pass Transformer::begin(const TransformerInput& input) const {
   }
   pass.zeros.assign(size_t(batch.sequences), 0);
   if (!input.positions.empty()) {
-    for (const RopeConfig& rope : c.ropes) pass.own_ropes.push_back(rope_rows(rope, input));
+    for (const RopeConfig& rope : c.ropes) pass.own_ropes.push_back(rope_rows(context, rope, input));
     for (size_t t = 0; t < pass.positions.size(); ++t) pass.positions[t] = int32_t(t);
   }
-  for (size_t r = 0; r < c.ropes.size(); ++r) pass.ropes.push_back(pass.own_ropes.empty() ? &rope_table(int(r), longest) : &pass.own_ropes[r]);
+  for (size_t r = 0; r < c.ropes.size(); ++r)
+    pass.ropes.push_back(pass.own_ropes.empty() ? &rope_table(context, int(r), longest) : &pass.own_ropes[r]);
+  pass.residents = {reside(context, pass.positions), reside(context, pass.zeros),
+                    reside(context, batch.offsets, size_t(batch.sequences + 1) * sizeof(int32_t))};
   return pass;
 }
 
@@ -439,7 +451,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   const OperationTable& ops = context.ops;
   const int64_t T = batch.tokens(), B = batch.sequences, Q = c.query_width(), KV = c.kv_width();
 
-  Pass pass = begin(input);
+  Pass pass = begin(context, input);
   pass.tape = tape;
   if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;

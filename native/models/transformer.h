@@ -117,6 +117,9 @@ class Transformer {
   struct RopeTable {
     std::vector<float> cos, sin;  // [positions, half]
     int half = 0;
+    Resident residents[2];
+
+    void reside(Context& context) { residents[0] = conan::reside(context, cos), residents[1] = conan::reside(context, sin); }
   };
   /// What the layers of one pass share.
   struct Pass {
@@ -127,6 +130,7 @@ class Transformer {
     std::vector<int32_t> zeros;           // [B]
     std::vector<const RopeTable*> ropes;  // filled before the threads start
     std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
+    std::vector<Resident> residents;
     Tape* tape = nullptr;
 
     const Tape::Kept* kept(int64_t layer) const { return tape ? tape->kept_of(layer) : nullptr; }
@@ -142,7 +146,7 @@ class Transformer {
     std::vector<int32_t> rows, starts, offsets, positions;
   };
   Queries queries_of(const Pass& pass, bool one_row) const;
-  Pass begin(const TransformerInput& input) const;
+  Pass begin(Context& context, const TransformerInput& input) const;
   void embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const;
   static void put(Context& context, const Matrix& from, const Matrix& to, bool add);
   static void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add);
@@ -160,8 +164,8 @@ class Transformer {
               const int32_t* q_starts) const;
   void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept = nullptr,
                     int64_t first = 0) const;
-  const RopeTable& rope_table(int rope, int64_t positions) const;
-  RopeTable rope_rows(const RopeConfig& config, const TransformerInput& input) const;
+  const RopeTable& rope_table(Context& context, int rope, int64_t positions) const;
+  RopeTable rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const;
   std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;
 
   TransformerConfig config_;
@@ -174,6 +178,7 @@ class Transformer {
   Norm embedding_norm_, final_norm_;
   std::vector<Layer> layers_;
   mutable std::vector<RopeTable> rope_tables_;  // grow with the longest input seen
+  std::vector<Resident> residents_;
   size_t weight_bytes_ = 0;
 };
 

@@ -54,7 +54,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
                                      bool inputs, const Observer& above) const {
   const TransformerConfig& c = config_;
   const OperationTable& ops = context.ops;
-  const Pass pass = begin(input);
+  const Pass pass = begin(context, input);
   const int64_t T = input.batch.tokens(), C = c.hidden, Q = c.query_width(), KV = c.kv_width();
   const bool post = c.placement == NormPlacement::post, sandwich = c.placement == NormPlacement::sandwich;
 

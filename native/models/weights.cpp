@@ -72,6 +72,7 @@ Values WeightLoader::take_values(const std::string& name, const std::vector<int6
 void WeightLoader::append_values(Values& values, const std::string& name, const std::vector<int64_t>& shape, float offset) {
   const TensorView view = take(name, shape);
   std::vector<float>& out = values.storage();
+  small_[values.id()] = values;
   const size_t at = out.size(), count = size_t(view.size());
   out.resize(at + count);
   if (problems_) return;
@@ -81,6 +82,11 @@ void WeightLoader::append_values(Values& values, const std::string& name, const 
     if (!std::isfinite(out[i])) fail("WEIGHT_NOT_FINITE", checkpoint_.directory(), ": tensor \"", prefix_, name, "\" holds a NaN or an infinity");
   }
   if (observer_) observer_->taken(values, {prefix_ + name, at, count, offset});
+}
+
+void WeightLoader::reside(Context& context, std::vector<Resident>& residents) const {
+  for (const auto& [id, values] : small_)
+    if (Resident copy = conan::reside(context, values.data(), values.size() * sizeof(float))) residents.push_back(std::move(copy));
 }
 
 TensorView WeightLoader::take_head(const std::vector<int64_t>& shape) { return checked("lm_head.weight", shape); }

@@ -99,6 +99,8 @@ class WeightLoader {
   /// Fails if a tensor whose name starts with prefix + `layers` was not taken: the config does not describe this model.
   void require_all_used(const std::string& layers) const;
   std::vector<std::string> unused() const;  // sorted
+  /// Once everything is loaded: small tensors get a copy where the device wants one.
+  void reside(Context& context, std::vector<Resident>& residents) const;
   const std::set<std::string>& taken() const { return taken_; }
   const std::string& prefix() const { return prefix_; }
 
@@ -112,6 +114,7 @@ class WeightLoader {
   std::string prefix_;
   std::set<std::string> taken_;
   std::vector<std::unique_ptr<std::vector<float>>> merged_;
+  std::map<const void*, Values> small_;  // by what copies share
 };
 
 }  // namespace conan

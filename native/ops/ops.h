@@ -28,6 +28,9 @@ bool is_reduced(WeightFormat format);
 struct Context;
 struct OperationTable;
 
+/// A device's own copy of host memory; given back with the last of these.
+using Resident = std::shared_ptr<const void>;
+
 /// A weight matrix [rows, cols] = [outputs, inputs], packed by a backend in its own layout.
 struct Weight {
   virtual ~Weight() = default;
@@ -230,6 +233,9 @@ struct OperationTable {
   /// Returns when everything asked for so far is in memory, where a backend works on its own; before host code looks at or changes memory of
   /// allocate(). Null: nothing to wait for.
   void (*finish)(Context&) = nullptr;
+  /// A copy of host memory that does not change as long as it is held: operations use the copy wherever they are given that memory or a part
+  /// of it. Null: host memory is as good.
+  Resident (*reside)(Context&, const void* host, size_t bytes) = nullptr;
   std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
   /// New values of the same shapes into a weight that pack() made.
   void (*repack)(Context&, const WeightSource&, Weight&) = nullptr;
@@ -330,6 +336,14 @@ struct Context {
 
 inline void finish(Context& context) {
   if (context.ops.finish) context.ops.finish(context);
+}
+
+inline Resident reside(Context& context, const void* host, size_t bytes) {
+  return context.ops.reside && bytes > 0 ? context.ops.reside(context, host, bytes) : nullptr;
+}
+template <class T>
+Resident reside(Context& context, const std::vector<T>& host) {
+  return reside(context, host.data(), host.size() * sizeof(T));
 }
 
 }  // namespace conan

@@ -181,6 +181,23 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       args.y = got.m;
       table.embed(context, args);
       check_close(got.m, want.m, 1e-6, what + "embed " + dtype_name(dtype));
+      if (!table.reside) continue;
+      // The device's own copies are taken, whatever becomes of the host's memory; and no longer once they are given back.
+      {
+        const Resident copies[] = {reside(context, words.data, words.bytes()), reside(context, ids), reside(context, bias)};
+        std::vector<char> bytes(words.bytes());
+        std::memcpy(bytes.data(), words.data, bytes.size());
+        std::memset(const_cast<void*>(words.data), 0, bytes.size());
+        std::fill(ids.begin(), ids.end(), 0);
+        table.embed(context, args);
+        check_close(got.m, want.m, 1e-6, what + "embed of residents " + dtype_name(dtype));
+        std::memcpy(const_cast<void*>(words.data), bytes.data(), bytes.size());
+      }
+      args.y = want.m;
+      reference.embed(plain, args);
+      args.y = got.m;
+      table.embed(context, args);
+      check_close(got.m, want.m, 1e-6, what + "embed once they are given back " + dtype_name(dtype));
     }
     {
       std::vector<int32_t> rows, places;
