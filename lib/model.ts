@@ -32,6 +32,16 @@ export interface LoadOptions {
   processor?: ProcessorOptions
 }
 
+/** What a model computes on and how, among the options of something that loads one. */
+export type ComputeOptions = Pick<LoadOptions, 'device' | 'dtype' | 'threads'>
+
+/** @internal those alone */
+export const computeOptions = ({ device, dtype, threads }: ComputeOptions): ComputeOptions => ({
+  ...(device && { device }),
+  ...(dtype && { dtype }),
+  ...(threads !== undefined && { threads }),
+})
+
 export interface EmbedOptions extends PromptOptions {
   /** First components to keep (Matryoshka). An error where the model does not declare it, unless `force`. */
   dimensions?: number
@@ -148,7 +158,6 @@ export async function load(directory: string, options: LoadOptions, training: Na
   if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
   const device = options.device ?? 'auto'
   if (!/^(auto|cpu|cuda(:\d+)?)$/.test(device)) throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda or cuda:N, got ${shown(device)}`)
-  if (training && device.startsWith('cuda')) throw new ConanError('DEVICE_UNAVAILABLE', `device ${device}: training runs on the CPU; use 'cpu' or 'auto'`)
   const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
   if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)

@@ -3,10 +3,22 @@ import { cpSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } 
 import os from 'node:os'
 import path from 'node:path'
 import { after } from 'node:test'
+import { devices } from '../lib'
 
 export const root = path.resolve(__dirname, '..')
 export const fixtures = path.join(__dirname, 'fixtures')
 export const pico = (name: string) => path.join(fixtures, 'pico', name)
+
+/**
+ * For tests of the CUDA backend: 'cuda' is the first GPU where there is one, else the emulation that npm test builds, which runs the same
+ * kernels on the CPU. `skip` says why there is neither.
+ */
+export function cuda(): { device: string; skip: string | false; emulated: boolean } {
+  const emulated = path.join(root, 'build/native-tests/libconan-cuda-emulated.so')
+  const real = devices().some((report) => 'gpu' in report)
+  if (!real && existsSync(emulated)) process.env.CONAN_CUDA_LIBRARY = emulated
+  return { device: 'cuda', skip: real || existsSync(emulated) ? false : `no GPU, and no emulation in ${emulated}`, emulated: !real }
+}
 
 export interface Tensor {
   dtype: string

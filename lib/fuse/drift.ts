@@ -2,21 +2,19 @@
 // geometry of task vectors, the direction of hidden states layer by layer, and retrieval before and after.
 import path from 'node:path'
 import { ConanError } from '../errors'
-import { loadModel, type Model } from '../model'
+import { type ComputeOptions, computeOptions, loadModel, type Model } from '../model'
 import { runPlan } from './native'
 import { floats, layerOf, openParent, type Parent, sizeOf } from './parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from './probe'
 
-export interface DriftOptions {
+/** How the probe's models compute, and threads for everything. */
+export interface DriftOptions extends ComputeOptions {
   /** What task vectors are taken from. Without it, from the first model. */
   base?: string
   /** Further models for the geometry. */
   others?: string[]
   /** Pairs for the views of hidden states and retrieval: JSON lines {query, positive, modality?}, or such rows. */
   probe?: string | object[]
-  /** How the probe's models compute; default 'auto'. */
-  dtype?: 'auto' | 'float32' | 'bfloat16' | 'float16' | 'int8'
-  threads?: number
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number; what: 'tensors' | 'probe' }) => void
 }
@@ -200,7 +198,7 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
     unshared: [...all].filter((name) => !sizes.has(name)),
   }
   if (pairs) {
-    const load = { ...(options.dtype && { dtype: options.dtype }), ...(options.threads && { threads: options.threads }) }
+    const load = computeOptions(options)
     await using first = await loadModel(path.resolve(a), load)
     await using second = await loadModel(path.resolve(b), load)
     report.probe = []

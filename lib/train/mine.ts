@@ -3,13 +3,13 @@
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
-import { type LoadOptions, loadModel } from '../model'
+import { type ComputeOptions, computeOptions, loadModel } from '../model'
 import { positive } from '../options'
 import { readData } from './data'
 import { distinctDocuments, documentKey } from './sampler'
 import { replaceFile } from './write'
 
-export interface MineOptions {
+export interface MineOptions extends ComputeOptions {
   /** File to write: rows {query, positive, negatives} as JSON lines. */
   out: string
   /** Negatives a row; default 4. */
@@ -19,8 +19,6 @@ export interface MineOptions {
   to?: number
   /** Left out is what is more similar than this share of the row's own positive, since it may be one too; default 0.95. */
   relativeMargin?: number
-  dtype?: LoadOptions['dtype']
-  threads?: number
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number }) => void
 }
@@ -71,10 +69,7 @@ export async function mineNegatives(model: string, data: string | object[], opti
   if (!(margin > 0)) throw new ConanError('INVALID_OPTION', `relativeMargin: expected a positive number, got ${shown(options.relativeMargin)}`)
   const rows = (await readData(data)).flatMap(({ rows }) => rows)
   const { documents, placeOf } = distinctDocuments(rows.flatMap(({ positives }) => positives))
-  await using loaded = await loadModel(model, {
-    ...(options.dtype && { dtype: options.dtype }),
-    ...(options.threads !== undefined && { threads: options.threads }),
-  })
+  await using loaded = await loadModel(model, computeOptions(options))
   const common = options.signal ? { signal: options.signal } : {}
   const answers = await loaded.embedDocument(documents, common)
   const answersTo = new Map<string, Set<number>>() // a query may stand in several rows

@@ -1,7 +1,7 @@
 // The three stages of the method, as settings of one training run: a specialist from a base, Projector Recovery, balanced rehearsal.
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError } from '../errors'
-import { loadModel } from '../model'
+import { computeOptions, loadModel } from '../model'
 import { readData } from './data'
 import { type TrainOptions, type TrainReport, train } from './train'
 
@@ -27,10 +27,7 @@ export async function recoverProjector(options: TrainOptions): Promise<TrainRepo
     throw new ConanError('INVALID_OPTION', `recover: expected trainable.mode "projector", got "${options.trainable.mode}"`)
   const inputs = await withoutSound(options)
   const vectors = async (directory: string) => {
-    await using model = await loadModel(directory, {
-      ...(options.dtype && { dtype: options.dtype }),
-      ...(options.threads !== undefined && { threads: options.threads }),
-    })
+    await using model = await loadModel(directory, computeOptions(options))
     return (await model.embed(inputs)).vectors
   }
   const before = inputs.length ? await vectors(options.model) : undefined

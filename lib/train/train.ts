@@ -9,7 +9,7 @@ import { asConanError, ConanError, shown } from '../errors'
 import { requireFree } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
-import { type Batch, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
+import { type Batch, computeOptions, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
 import { oneOf, positive } from '../options'
 import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
@@ -78,6 +78,7 @@ export interface TrainOptions {
   probeEvery?: number
   /** What a row does that cannot be read: end the run ('throw', the default), or be left out and counted ('skip'). */
   onError?: 'throw' | 'skip'
+  device?: LoadOptions['device']
   /** How weights that do not train are held; default: as the checkpoint stores them. */
   dtype?: LoadOptions['dtype']
   threads?: number
@@ -383,7 +384,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   if (saved && saved.identity !== identity)
     throw new ConanError('OUTPUT_EXISTS', `${partial}: holds a run with other settings or data; remove it to begin anew`)
 
-  const { dtype, threads, maxTokens, processor } = options
+  const { maxTokens, processor } = options
   const optimizer = {
     weightDecay: real(options.weightDecay, 'weightDecay', 0.01),
     clip: real(options.clip, 'clip', 1),
@@ -393,8 +394,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
     epsilon: real(options.epsilon, 'epsilon', 1e-8),
   }
   const loadOptions = {
-    ...(dtype && { dtype }),
-    ...(threads !== undefined && { threads }),
+    ...computeOptions(options),
     ...(maxTokens !== undefined && { maxTokens }),
     ...(processor && { processor }),
   }

@@ -229,7 +229,7 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
   Arena::Scope scope(context.scratch);
   const int64_t N = pictures.patch_count(), C = config_.tower.hidden;
   const Matrix dx = context.scratch.matrix(N, C);
-  for (int64_t i = 0; i < N; ++i) std::fill_n(dx.row(i), C, 0.f);
+  clear(context, dx);
   const auto states = [&](int64_t layer) { return tape.states[size_t(layer - tape.lowest)]; };
   const int64_t layers = blocks_->config().layers;
   merge_backward(context, merger_, states(layers), d.tokens, dx, gradients);
@@ -249,6 +249,7 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
     const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
     std::vector<int32_t> ids(static_cast<size_t>(N));
     for (int tap = 0; tap < 4; ++tap) {
+      finish(context);
       for (int64_t i = 0; i < N; ++i) {
         ids[size_t(i)] = plan.taps[size_t(4 * i + tap)];
         for (int64_t c = 0; c < C; ++c) share.row(i)[c] = given.embeddings.row(i)[c] * plan.shares[size_t(4 * i + tap)];

@@ -44,6 +44,11 @@ int64_t padded_stride(int64_t cols) {
   return stride % 512 == 0 ? stride + 16 : stride;
 }
 
+void clear(Context& context, const Matrix& x) {
+  finish(context);
+  for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x.row(i), x.cols, 0.f);
+}
+
 Arena::~Arena() {
   for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
 }

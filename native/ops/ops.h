@@ -320,6 +320,9 @@ class Arena {
   size_t chunk_ = 0, used_ = 0;
 };
 
+/// Sets x to zero.
+void clear(Context& context, const Matrix& x);
+
 /// What one forward pass runs on: a backend, a number of threads, scratch memory. Not for two passes at a time.
 struct Context {
   Context(const OperationTable& table, int threads);

@@ -326,7 +326,8 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
-  const std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank, context.threads);
+  std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank, context.threads);
+  for (float& value : turned) value *= low.scale;
   const auto product = [&](const Matrix& in, const TensorView& view, const Matrix& out) {
     const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view}, false}, WeightFormat::f32);
     LinearArgs args;
@@ -334,10 +335,9 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
     args.weight = weight.get();
     args.y = out;
     context.ops.linear(context, args);
-    for (int64_t i = 0; i < T; ++i)
-      for (int64_t k = 0; k < low.rank; ++k) out.row(i)[k] *= low.scale;
   };
-  const std::vector<float> dropped = masked(low);
+  std::vector<float> dropped = masked(low);
+  for (float& value : dropped) value *= low.scale;
   const std::vector<float> a = channels > 0 ? reorder_taps(dropped.data(), low.rank, cols, channels, false) : dropped;
   product(x, view_of(a, low.rank, cols), t);
   product(dy, view_of(turned, low.rank, rows), u);

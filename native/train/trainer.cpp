@@ -24,7 +24,9 @@ void each_block(int threads, const Parameter& parameter, const std::function<voi
   else ThreadPool::instance().run(threads, work);
 }
 
-void copy_rows(const Matrix& from, const Matrix& to) {
+/// To memory of the host.
+void copy_rows(Context& context, const Matrix& from, const Matrix& to) {
+  finish(context);
   for (int64_t i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
 }
 
@@ -65,12 +67,12 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   const auto rows_of = [&](const Part& part) { return vectors.slice(part.first, part.chunk->view().sequences); };
   const auto forward = [&](Part& part, size_t budget) {
     part.pass = begin_pass(budget);
-    copy_rows(model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
+    copy_rows(context, model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
   };
   for (Part& part : parts) {
     if (part.learns && remembered) continue;
     Arena::Scope own(context.scratch);
-    if (part.learns) copy_rows(model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
+    if (part.learns) copy_rows(context, model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
     else infer(*part.chunk, rows_of(part));
   }
   size_t budget = optimizer_.activation_bytes;
@@ -91,6 +93,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
     model_->backward(part.pass, gradient.slice(part.first, part.chunk->view().sequences), parameters_);
     end_pass(part.pass);
   }
+  finish(context);
   parameters_.collect();
   if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
   double squares = 0;
@@ -118,7 +121,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
 void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   constexpr size_t kMostBytes = size_t(256) << 20;
   const TokenBatch batch = chunk.view();
-  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(model_->infer(batch, chunk.media), out);
+  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(model_->context(), model_->infer(batch, chunk.media), out);
   Chunk fresh;
   fresh.offsets.push_back(0);
   std::vector<int64_t> places;
@@ -137,6 +140,7 @@ void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   }
   if (places.empty()) return;
   const Matrix made = model_->infer(fresh.view(), fresh.media);
+  finish(model_->context());
   for (int64_t i = 0; i < made.rows; ++i) {
     std::copy_n(made.row(i), made.cols, out.row(places[size_t(i)]));
     if (known_.size() * size_t(made.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(made.row(i), made.row(i) + made.cols);

@@ -13,9 +13,10 @@ interface Settings {
   samples: number
   textScale: number
   gradedEpochs: number
-  visionEpochs: number
+  visionSteps: number
   views: number
   hearingSteps: number
+  seeingSteps: number
   /** Of the study. */
   seeds: number
   steps: { image: number; video: number; document: number; projector: number; audio: number; recover: number; rehearse: number }
@@ -36,9 +37,10 @@ const whole: Settings = {
   samples: 600_000,
   textScale: 1,
   gradedEpochs: 3,
-  visionEpochs: 4,
+  visionSteps: 300,
   views: 4,
   hearingSteps: 600,
+  seeingSteps: 600,
   seeds: 3,
   steps: { image: 150, video: 80, document: 60, projector: 150, audio: 400, recover: 300, rehearse: 150 },
   batch: { image: 48, video: 32, document: 12, audio: 64 },
@@ -54,9 +56,10 @@ const small: Settings = {
   samples: 50_000,
   textScale: 0.1,
   gradedEpochs: 1,
-  visionEpochs: 0.7,
+  visionSteps: 80,
   views: 2,
   hearingSteps: 160,
+  seeingSteps: 120,
   seeds: 1,
   steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 100, rehearse: 30 },
   batch: { image: 32, video: 24, document: 8, audio: 64 },

@@ -1,46 +1,42 @@
-// The base's vision tower: pictures and pages learn what the teacher says of their names, texts go on as they are.
+// The base's vision: the tower that has learnt to see (seeing.ts) comes to the language model, and learns to speak to it as it is, by
+// InfoNCE between pictures or pages and what is said of them. The language model stays, bit for bit.
 //   npx tsx recipes/nano/vision.ts [--reduced]
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { trainSpecialist } from '../../lib'
+import { fuse, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { questions } from './data'
 import { measure } from './measure'
-import { items, views } from './media'
+import { pictureRows } from './seeing'
 import { settings, work } from './settings'
-import { openTeacher, progress, score } from './text'
+import { progress, score } from './text'
 
 async function main() {
-  const start = path.join(work, 'text')
+  const start = path.join(work, 'seeing-text')
+  if (!existsSync(start)) {
+    const groups = [{ match: '*visual.*', action: 'copy', from: path.join(work, 'viewer') }]
+    await fuse({ merge_method: 'passthrough', models: [{ model: path.join(work, 'text') }], dtype: 'float32', conan: { groups } }, { out: start })
+  }
   const out = path.join(work, 'base-vision')
   if (!existsSync(out)) {
-    const teacher = await openTeacher()
-    const list: object[] = []
-    for (const modality of ['image', 'document'] as const) {
-      const rows: { query: { image: string } }[] = []
-      const said: string[] = []
-      for (const item of items().filter((item) => item.part === 'train' && item.modality === modality))
-        for (const file of await views(item, modality === 'image' ? settings.views : 1)) {
-          rows.push({ query: { image: file } })
-          said.push(item.texts.join(', '))
-        }
-      list.push({ ...(await teacher.write(path.join(work, `views-${modality}`), said, rows)), name: modality, weight: rows.length })
-    }
-    const pictures = (list as { weight: number }[]).reduce((sum, { weight }) => sum + weight, 0)
-    for (const kind of ['glosses', 'examples', 'pairs', 'names', 'summaries'])
-      list.push({ path: path.join(work, `texts-${kind}.jsonl`), vectors: path.join(work, `texts-${kind}.npy`), name: kind, weight: pictures / 5 })
-    await teacher.dispose()
-    const batchSize = 128
+    const { names, pairs, pages } = await pictureRows()
     await trainSpecialist({
       model: start,
       out,
-      data: list,
+      data: [
+        { name: 'names', weight: 16, rows: names },
+        { name: 'views', weight: 3, rows: pairs },
+        { name: 'pages', weight: 1, rows: pages },
+      ],
       sampling: 'weighted',
-      trainable: { mode: 'full' },
+      oneDatasetPerBatch: true,
+      trainable: { mode: 'full', include: ['visual\\.'] },
       dtype: 'bfloat16',
-      batchSize,
-      steps: Math.round((2 * pictures * settings.visionEpochs) / batchSize),
-      learningRate: 7e-4,
+      temperature: 0.05,
+      batchSize: 128,
+      steps: settings.visionSteps,
+      learningRate: 5e-4,
+      weightDecay: 0.02,
       saveEvery: 100,
       maxTokens: 512,
       chunkTokens: 4096,

@@ -1,16 +1,11 @@
-// Whole models on the CUDA backend against the CPU: on the first GPU where there is one, else on the emulation that npm test builds, which
-// runs the same kernels on the CPU.
+// Whole models on the CUDA backend against the CPU.
 import assert from 'node:assert/strict'
-import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { devices, type EmbedInput, loadModel } from '../../lib'
-import { fixtures, root, worstCosine } from '../support'
+import { type EmbedInput, loadModel } from '../../lib'
+import { cuda, fixtures, worstCosine } from '../support'
 
-const emulated = path.join(root, 'build/native-tests/libconan-cuda-emulated.so')
-const real = devices().some((report) => 'gpu' in report)
-if (!real && existsSync(emulated)) process.env.CONAN_CUDA_LIBRARY = emulated
-const skip = real || existsSync(emulated) ? false : `no GPU, and no emulation in ${emulated}`
+const { device, skip } = cuda()
 
 const texts = ['Sourdough needs patience.', 'a', 'The ferry stops in winter, and the harbour freezes over for weeks.']
 const noise = Float32Array.from({ length: 30_000 }, (_, i) => Math.sin(i / 7) * Math.sin(i / 1000))
@@ -30,7 +25,7 @@ for (const [name, inputs] of models)
     test(`${name} in ${dtype} on cuda`, { skip }, async () => {
       const directory = path.join(fixtures, name)
       await using cpu = await loadModel(directory, { dtype })
-      await using gpu = await loadModel(directory, { dtype, device: 'cuda' })
+      await using gpu = await loadModel(directory, { dtype, device })
       assert.match(gpu.info.backend, /^cuda:0/)
       const [want, got] = [await cpu.embed(inputs), await gpu.embed(inputs)]
       const worst = worstCosine(got.vectors as Float32Array, want.vectors as Float32Array, want.dimensions)

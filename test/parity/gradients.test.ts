@@ -6,7 +6,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { attachAudio } from '../../lib'
 import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
-import { fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
+import { cuda, fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
 
 const native = binding()
 const step: NativeStep = {
@@ -32,8 +32,9 @@ function chunked({ ids, offsets }: { ids: Int32Array; offsets: Int32Array }, siz
   return chunks
 }
 
-const trained = (name: string, plan: object, threads = 2, pooling = 'mean') =>
+const trained = (name: string, plan: object, threads = 2, pooling = 'mean', device = 'cpu') =>
   native.load({
+    device,
     directory: pico(name),
     adapters: [],
     dtype: 'float32',
@@ -65,19 +66,21 @@ function checkGradients(gradients: Record<string, Float32Array>, want: Map<strin
   }
 }
 
-for (const file of readdirSync(path.join(fixtures, 'gradients'))) {
-  const name = file.replace('.safetensors', '')
-  test(`${name}: PyTorch's gradients`, async () => {
-    const want = readSafetensors(path.join(fixtures, 'gradients', file))
-    const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
-    const model = await trained(name, { dense: names })
-    const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), JSON.stringify(step))
-    const expected = floats(want.get('loss')!)[0]!
-    assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
-    checkGradients(native.gradients(model), want)
-    native.dispose(model)
-  })
-}
+const gpu = cuda()
+for (const file of readdirSync(path.join(fixtures, 'gradients')))
+  for (const { device, skip } of [{ device: 'cpu', skip: false }, gpu]) {
+    const name = file.replace('.safetensors', '')
+    test(`${name} on ${device}: PyTorch's gradients`, { skip }, async () => {
+      const want = readSafetensors(path.join(fixtures, 'gradients', file))
+      const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
+      const model = await trained(name, { dense: names }, 2, 'mean', device)
+      const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), JSON.stringify(step))
+      const expected = floats(want.get('loss')!)[0]!
+      assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
+      checkGradients(native.gradients(model), want)
+      native.dispose(model)
+    })
+  }
 
 /**
  * Slopes of the loss along the gradient of each tensor, by central differences. What f32 leaves of a difference is noise of about 1e-6 of

@@ -38,6 +38,7 @@ export const drift: Command = {
   options: {
     base: { type: 'string', help: 'DIR     what task vectors are taken from (A)' },
     probe: { type: 'string', help: 'FILE   pairs as JSON lines {query, positive, modality?}: also compare hidden states and retrieval of A and B' },
+    device: { type: 'string', help: 'D     what the probe computes on: auto, cpu, cuda or cuda:N (auto)' },
     dtype: { type: 'string', help: 'TYPE   how the probe computes: auto, float32, bfloat16, float16 or int8 (auto)' },
     out: { type: 'string', short: 'o', help: 'FILE     write the report as an HTML page' },
     threads: { type: 'string', help: 'N    threads (all cores)' },
@@ -49,16 +50,18 @@ export const drift: Command = {
     const dtype = string(args, 'dtype') ?? 'auto'
     if (!['auto', 'float32', 'bfloat16', 'float16', 'int8'].includes(dtype))
       throw new CommandError(`--dtype: expected auto, float32, bfloat16, float16 or int8, got "${dtype}"`)
-    const [base, probe, out] = [string(args, 'base'), string(args, 'probe'), string(args, 'out')]
+    const [base, probe, out, device] = ['base', 'probe', 'out', 'device'].map((name) => string(args, name))
+    const threads = integer(args, 'threads')
     const bar = progress(args.values.json === true, 'items')
     try {
       const report = await interruptible((signal) =>
         measure(a, b, {
           ...(base !== undefined && { base }),
           ...(probe !== undefined && { probe }),
+          ...(device !== undefined && { device }),
           dtype: dtype as 'auto',
           others,
-          threads: integer(args, 'threads') ?? 0,
+          ...(threads !== undefined && { threads }),
           signal,
           onProgress: ({ done, total }) => bar.update(done, total, done),
         }),

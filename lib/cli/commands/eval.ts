@@ -1,6 +1,6 @@
 // conan-embed eval: a model's scores on tasks.
 import { evaluate } from '../../eval/evaluate'
-import { type LoadOptions, loadModel } from '../../model'
+import { computeOptions, type LoadOptions, loadModel } from '../../model'
 import { type Command, CommandError, integer, interruptible, string } from '../command'
 
 export const evaluation: Command = {
@@ -9,6 +9,7 @@ export const evaluation: Command = {
   options: {
     out: { type: 'string', short: 'o', help: 'DIR     where a result file is written for each task' },
     seed: { type: 'string', help: 'N      of clustering (42)' },
+    device: { type: 'string', help: 'D    auto, cpu, cuda or cuda:N' },
     dtype: { type: 'string', help: 'T' },
     threads: { type: 'string', help: 'N' },
     json: { type: 'boolean', help: '       results as JSON' },
@@ -16,9 +17,8 @@ export const evaluation: Command = {
   async run(args) {
     const [directory, tasks, ...rest] = args.positionals
     if (directory === undefined || tasks === undefined || rest.length) throw new CommandError('expected a model and a file of tasks (.yaml or .json)')
-    const dtype = string(args, 'dtype') as LoadOptions['dtype']
-    const threads = integer(args, 'threads')
-    await using model = await loadModel(directory, { ...(dtype && { dtype }), ...(threads !== undefined && { threads }) })
+    const [device, dtype, threads] = [string(args, 'device'), string(args, 'dtype') as LoadOptions['dtype'], integer(args, 'threads')]
+    await using model = await loadModel(directory, computeOptions({ device, dtype, threads }))
     const [out, seed] = [string(args, 'out'), integer(args, 'seed')]
     const results = await interruptible((signal) => evaluate(model, tasks, { signal, ...(out !== undefined && { out }), ...(seed !== undefined && { seed }) }))
     if (args.values.json) console.log(JSON.stringify(results))

@@ -12,6 +12,7 @@ export const mine: Command = {
     from: { type: 'string', help: 'N             ranks they come from, from here (1)' },
     to: { type: 'string', help: 'N               to here (100)' },
     'relative-margin': { type: 'string', help: 'M  leave out what is more similar than this share of the positive (0.95)' },
+    device: { type: 'string', help: 'D           auto, cpu, cuda or cuda:N' },
     dtype: { type: 'string', help: 'T' },
     threads: { type: 'string', help: 'N' },
     json: { type: 'boolean', help: '              the report as JSON' },
@@ -28,6 +29,7 @@ export const mine: Command = {
         from: integer(args, 'from'),
         to: integer(args, 'to'),
         relativeMargin: number(args, 'relative-margin'),
+        device: string(args, 'device'),
         dtype: string(args, 'dtype') as MineOptions['dtype'],
         threads: integer(args, 'threads'),
       }

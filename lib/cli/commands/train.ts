@@ -42,6 +42,7 @@ const settings: Record<string, { key: string; kind: Kind; help: string }> = {
   probe: { key: 'probe', kind: 'text', help: 'FILE          pairs to watch retrieval on' },
   'probe-every': { key: 'probeEvery', kind: 'integer', help: 'N      (100)' },
   'skip-errors': { key: 'onError', kind: 'flag', help: '         leave out rows that cannot be read, and count them' },
+  device: { key: 'device', kind: 'text', help: 'D            auto, cpu, cuda or cuda:N' },
   dtype: { key: 'dtype', kind: 'text', help: 'T             of weights that do not train' },
   threads: { key: 'threads', kind: 'integer', help: 'N' },
   'max-tokens': { key: 'maxTokens', kind: 'integer', help: 'N       longest input' },

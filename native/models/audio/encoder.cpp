@@ -116,8 +116,7 @@ void convolve_backward(Context& context, const Convolution& convolution, const M
                        const Matrix& dy, const Matrix& dx, Gradients& gradients) {
   constexpr int64_t kBlock = 1024;  // rows at a time: what is gathered for them is many times as large
   const int64_t K = convolution.taps, C = convolution.channels, wide = K * C, N = convolution.weight->rows;
-  if (dx.data)
-    for (int64_t i = 0; i < dx.rows; ++i) clear_row(context, dx, i);
+  if (dx.data) clear(context, dx);
   for (int64_t first = 0; first < dy.rows; first += kBlock) {
     Arena::Scope scope(context.scratch);
     const int64_t count = std::min(kBlock, dy.rows - first);
@@ -153,11 +152,6 @@ Transformer::Observer AudioEncoder::record(Context& context, Tape& tape, const G
 
 bool AudioEncoder::trains(const Gradients& gradients) const {
   return stem_trains(gradients) || head_trains(gradients) || blocks_->lowest_trained(gradients) < blocks_->config().layers;
-}
-
-void clear_row(Context& context, const Matrix& x, int64_t row) {
-  finish(context);
-  std::fill_n(x.row(row), x.cols, 0.f);
 }
 
 }  // namespace conan

@@ -106,7 +106,4 @@ inline bool trains(const Gradients& gradients, const Convolution& convolution) {
   return gradients.wants(*convolution.weight) || gradients.wants(convolution.bias);
 }
 
-/// Row `row` of x set to zero.
-void clear_row(Context& context, const Matrix& x, int64_t row);
-
 }  // namespace conan

@@ -190,7 +190,7 @@ class Qwen3Omni : public AudioEncoder {
         made += time * next;
       }
       const Matrix smaller = context.scratch.matrix(made + 1, convolution.weight->rows);
-      clear_row(context, smaller, made);
+      clear(context, smaller.slice(made, 1));
       convolve(context, convolution, stem.grids.back(), taps, Activation::gelu_erf, {}, smaller.slice(0, made));
       stem.grids.push_back(smaller);
       stem.taps.push_back(std::move(taps));

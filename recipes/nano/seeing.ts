@@ -1,0 +1,74 @@
+// The vision tower, in a small model of its own as sound has one (hearing.ts): two layers (DeepStack wants that many) and the mean, by
+// InfoNCE between pictures and what is said of them, and between two views of one picture. Tokens stay the teacher's vectors, so that a
+// picture learns where its name lies among names that no picture has. What becomes of it is the tower alone.
+//   npx tsx recipes/nano/seeing.ts [--reduced]
+import { existsSync, readFileSync } from 'node:fs'
+import path from 'node:path'
+import { trainSpecialist } from '../../lib'
+import { readJson } from '../../lib/files/json'
+import { writeBase } from './architecture'
+import { questions } from './data'
+import { measure } from './measure'
+import { items, views } from './media'
+import { settings, work } from './settings'
+import { openTeacher, progress, tokenVectors } from './text'
+
+/** Training pictures with what is said of them, two views of each, and pages with their titles. */
+export async function pictureRows(): Promise<Record<'names' | 'pairs' | 'pages', object[]>> {
+  const rows = { names: [] as object[], pairs: [] as object[], pages: [] as object[] }
+  for (const item of items().filter(({ part }) => part === 'train')) {
+    if (item.modality === 'document') rows.pages.push(...item.texts.map((positive) => ({ query: { image: item.file }, positive })))
+    if (item.modality !== 'image') continue
+    const files = await views(item, settings.views)
+    const said = [...new Set([item.texts[0] as string, item.texts.join(', ')])]
+    for (const [i, file] of files.entries()) {
+      rows.names.push({ query: { image: file }, positive: said[i % said.length] })
+      rows.pairs.push({ query: { image: file }, positive: { image: files[(i + 1) % files.length] } })
+    }
+  }
+  return rows
+}
+
+async function main() {
+  const out = path.join(work, 'viewer')
+  if (!existsSync(out)) {
+    const fresh = path.join(work, 'viewer-fresh')
+    if (!existsSync(path.join(fresh, 'modules.json'))) {
+      const tokenizer = readFileSync(path.join(work, 'base/tokenizer.json'), 'utf8')
+      const teacher = await openTeacher()
+      writeBase(fresh, tokenizer, await tokenVectors(teacher, tokenizer), { layers: 2, pooling: 'mean' })
+      await teacher.dispose()
+    }
+    const { names, pairs } = await pictureRows()
+    await trainSpecialist({
+      model: fresh,
+      out,
+      data: [
+        { name: 'names', weight: 8, rows: names },
+        { name: 'views', weight: 2, rows: pairs },
+      ],
+      sampling: 'weighted',
+      oneDatasetPerBatch: true,
+      trainable: { mode: 'full', exclude: ['embed_tokens'] },
+      dtype: 'bfloat16',
+      temperature: 0.05,
+      batchSize: 128,
+      steps: settings.seeingSteps,
+      learningRate: 1e-3,
+      weightDecay: 0.02,
+      saveEvery: 100,
+      maxTokens: 512,
+      chunkTokens: 8192,
+      onProgress: progress('seeing'),
+    })
+  }
+  console.log(`seeing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
+  console.table(
+    await measure(
+      out,
+      (await questions('validation', settings.words)).filter(({ modality }) => modality === 'image'),
+    ),
+  )
+}
+
+if (require.main === module) main()
