@@ -13,8 +13,9 @@ import { oneOf, positive } from './options'
 
 export interface LoadOptions {
   /**
-   * 'cpu', 'cuda' (the first GPU) or 'cuda:N'; what cannot be used is an error with the reason. 'auto', the default, is the CPU: the CUDA
-   * backend has not been run on enough GPUs yet to be chosen unasked.
+   * 'cpu', 'cuda' (the first GPU) or 'cuda:N'; what cannot be used is an error with the reason. Several, 'cuda:0,cuda:1', hold the model
+   * once each and share the batches of every call. 'auto', the default, is the CPU: the CUDA backend has not been run on enough GPUs yet to
+   * be chosen unasked.
    */
   device?: string
   /**
@@ -157,37 +158,39 @@ export function loadModel(directory: string = ownModel, options: LoadOptions = {
 export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
   if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
   const device = options.device ?? 'auto'
-  if (!/^(auto|cpu|cuda(:\d+)?)$/.test(device)) throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda or cuda:N, got ${shown(device)}`)
+  if (!/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
+    throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda, cuda:N or several with commas, got ${shown(device)}`)
+  const devices = device === 'auto' ? ['cpu'] : device.split(',')
+  if (training && devices.length > 1) throw new ConanError('INVALID_OPTION', `device: expected one to train on, got ${shown(device)}`)
   const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
   if (threads > 1024) throw new ConanError('INVALID_OPTION', `threads: expected at most 1024, got ${threads}`)
   const found = readModelDirectory(modelPath(directory))
   const read = { ...found, ...withOptions(found, options.processor) }
   const native = binding()
-  let handle: NativeModel
-  try {
-    handle = await native.load({
-      directory: read.directory,
-      adapters: [options.adapters ?? []].flat().map((adapter) => path.resolve(adapter)),
-      dtype,
-      threads,
-      device: device === 'auto' ? 'cpu' : device,
-      pooling: read.pooling,
-      dense: read.dense,
-      ...(training && { training: JSON.stringify(training) }),
-    })
-  } catch (error) {
-    throw asConanError(error)
+  const loading = {
+    directory: read.directory,
+    adapters: [options.adapters ?? []].flat().map((adapter) => path.resolve(adapter)),
+    dtype,
+    threads,
+    pooling: read.pooling,
+    dense: read.dense,
+    ...(training && { training: JSON.stringify(training) }),
   }
+  const handles: NativeModel[] = []
   try {
-    const info = native.modelInfo(handle)
+    for (const device of devices) handles.push(await native.load({ ...loading, device }))
+    const infos = handles.map((handle) => native.modelInfo(handle))
+    const info = infos[0]!
     const limit = Math.min(read.maxTokens ?? info.maxPositions, info.maxPositions)
     const maxTokens = Math.min(positive(options.maxTokens, 'maxTokens', limit), info.maxPositions)
     const tokenizer = await Tokenizer.load(read.tokenizerFile, read.tokenizerConfig, maxTokens)
-    return new Model(handle, read, tokenizer, {
+    return new Model(handles, read, tokenizer, {
       ...info,
+      backend: infos.map(({ backend }) => backend).join(', '),
+      memoryBytes: infos.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0),
       directory: read.directory,
-      device: device === 'auto' ? 'cpu' : device,
+      device: devices.join(','),
       pooling: read.pooling,
       maxTokens,
       prompts: read.prompts,
@@ -196,16 +199,20 @@ export async function load(directory: string, options: LoadOptions, training: Na
       finalToken: tokenizer.finalToken?.text,
     })
   } catch (error) {
-    native.dispose(handle)
-    throw error
+    for (const handle of handles) native.dispose(handle)
+    throw asConanError(error)
   }
 }
 
-/** A loaded model. Calls may overlap; forward passes take turns. Free it with `dispose()` or `await using`. */
+/** A loaded model. Calls may overlap; forward passes take turns on each device. Free it with `dispose()` or `await using`. */
 export class Model {
   /** What was loaded and how it runs. */
   readonly info: ModelInfo
-  private handle: NativeModel | undefined
+  /** The model on each of its devices; those that no forward pass runs on; and who waits for one, in order. None: disposed. */
+  private handles: NativeModel[]
+  private readonly idle: NativeModel[]
+  private readonly waiting: ((handle: NativeModel) => void)[] = []
+  private disposed: Promise<void> | undefined
   private readonly render: ReturnType<typeof promptRenderer>
   /**
    * Whether the tokenizer adds its special tokens: to plain text, and to a rendered template where a processor of transformers
@@ -214,17 +221,15 @@ export class Model {
   private readonly special: boolean
   private readonly modalities: readonly Modality[]
   private readonly media: MediaReader
-  /** Settles when the last forward pass asked for is done. */
-  private turn: Promise<unknown> = Promise.resolve()
-
   /** @internal use loadModel */
   constructor(
-    handle: NativeModel,
+    handles: NativeModel[],
     private readonly directory: ModelDirectory,
     private readonly tokenizer: Tokenizer,
     info: ModelInfo,
   ) {
-    this.handle = handle
+    this.handles = handles
+    this.idle = [...handles]
     this.info = info
     const placeholders = placeholdersOf(info, directory, tokenizer)
     this.render = promptRenderer(directory, placeholders)
@@ -379,11 +384,17 @@ export class Model {
   }
 
   /** Frees the weights, after running work is done. Later calls fail with DISPOSED. Calling it twice is fine. */
-  async dispose(): Promise<void> {
-    const handle = this.handle
-    this.handle = undefined
-    await this.turn
-    if (handle) binding().dispose(handle)
+  dispose(): Promise<void> {
+    this.disposed ??= this.free()
+    return this.disposed
+  }
+
+  private async free(): Promise<void> {
+    const { handles } = this
+    this.handles = []
+    // Who waits in front of this finds the model disposed, and hands on.
+    await Promise.all(handles.map(() => this.acquire()))
+    for (const handle of handles) binding().dispose(handle)
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -425,24 +436,35 @@ export class Model {
     }
   }
 
-  /** Batches with their vectors, in order. The next batches are tokenised while one is computed. */
+  /** Batches with their vectors, in order, one on each device at a time. The next batch is tokenised meanwhile. */
   private async *pipeline<T>(
     contents: Iterable<Content> | AsyncIterable<Content>,
     settings: Settings,
     pass: (batch: Batch) => Promise<T>,
   ): AsyncGenerator<{ batch: Batch; values: T }> {
     const batches = this.batches(contents, settings)
-    let next = batches.next()
-    next.catch(() => {}) // it is awaited below, perhaps after another error
+    const quietly = <P extends Promise<unknown>>(promise: P): P => {
+      promise.catch(() => {}) // it is awaited below, perhaps after another error
+      return promise
+    }
+    const width = Math.max(1, this.handles.length)
+    const flying: Promise<{ batch: Batch; values: T }>[] = []
+    let next: Promise<IteratorResult<Batch, undefined>> | undefined = quietly(batches.next())
     try {
-      for (;;) {
-        const { value: batch, done } = await next
-        if (done) return
-        next = batches.next()
-        next.catch(() => {})
-        yield { batch, values: await pass(batch) }
+      while (next || flying.length) {
+        // Where the next batch cannot be made, those before it come first.
+        while (next && flying.length < width) {
+          const made: IteratorResult<Batch, undefined> | undefined = flying.length ? await next.catch(() => undefined) : await next
+          if (!made) break
+          const batch: Batch | undefined = made.value
+          next = batch && quietly(batches.next())
+          if (batch) flying.push(quietly(pass(batch).then((values) => ({ batch, values }))))
+        }
+        const first = flying.shift()
+        if (first) yield await first
       }
     } finally {
+      await Promise.allSettled(flying)
       await batches.return(undefined).catch(() => {})
     }
   }
@@ -519,8 +541,19 @@ export class Model {
 
   private checkAlive(signal: AbortSignal | undefined): NativeModel {
     if (signal?.aborted) throw new ConanError('ABORTED', 'embed was aborted', { cause: signal.reason })
-    if (!this.handle) throw new ConanError('DISPOSED', 'the model was disposed')
-    return this.handle
+    const [handle] = this.handles
+    if (!handle) throw new ConanError('DISPOSED', 'the model was disposed')
+    return handle
+  }
+
+  private async acquire(): Promise<NativeModel> {
+    return this.idle.shift() ?? new Promise((resolve) => this.waiting.push(resolve))
+  }
+
+  private release(handle: NativeModel): void {
+    const next = this.waiting.shift()
+    if (next) next(handle)
+    else this.idle.push(handle)
   }
 
   private async vectorsOf({ ids, offsets, media }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
@@ -528,16 +561,12 @@ export class Model {
     return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, media))
   }
 
-  /** One forward pass, when those asked for before are done. */
+  /** One forward pass, on the first device that those asked for before leave free. */
   private async forward<T>(signal: AbortSignal | undefined, pass: (handle: NativeModel) => Promise<T>): Promise<T> {
-    const before = this.turn
-    let release = () => {}
-    this.turn = new Promise<void>((resolve) => {
-      release = resolve
-    })
-    await before
+    this.checkAlive(signal)
+    const handle = await this.acquire()
     try {
-      const handle = this.checkAlive(signal)
+      this.checkAlive(signal)
       const cancel = () => binding().cancel(handle)
       signal?.addEventListener('abort', cancel, { once: true })
       try {
@@ -549,7 +578,7 @@ export class Model {
         signal?.removeEventListener('abort', cancel)
       }
     } finally {
-      release()
+      this.release(handle)
     }
   }
 }

@@ -203,6 +203,35 @@ test('two models and many calls at once', async () => {
   for (const [i, result] of all.entries()) assert.deepEqual(result.vectors, (i % 2 ? wantA : wantB).vectors)
 })
 
+test('on several devices: the same vectors in the same order; what fails, is aborted or disposed leaves nothing behind', async () => {
+  await using one = await loadModel(bert)
+  const several = await loadModel(bert, { device: 'cpu,cpu,cpu', threads: 1 })
+  assert.equal(several.info.device, 'cpu,cpu,cpu')
+  assert.ok(several.info.memoryBytes > one.info.memoryBytes)
+  const want = await one.embed(texts)
+  const options = { maxBatchTokens: 100 }
+  for (const result of await Promise.all([several.embed(texts, options), several.embed(texts, options)])) assert.deepEqual(result.vectors, want.vectors)
+  const seen: number[] = []
+  await assert.rejects(async () => {
+    for await (const { index } of several.embedStream([...texts.slice(0, 50), 5 as never], { batchSize: 1 })) seen.push(index)
+  }, /input 50/)
+  assert.deepEqual(
+    seen,
+    Array.from({ length: seen.length }, (_, i) => i),
+  )
+  const stop = new AbortController()
+  await assert.rejects(several.embed(Array(5000).fill('a rather long text'), { ...options, signal: stop.signal, onProgress: () => stop.abort() }), {
+    code: 'ABORTED',
+  })
+  const work = several.embed(texts, options).then(
+    () => 'done',
+    (error) => error.code,
+  )
+  await Promise.all([several.dispose(), several.dispose()])
+  assert.ok(['done', 'DISPOSED'].includes(await work))
+  for (const device of ['cpu,', 'cpu;cpu', 'gpu', 'cpu,auto']) await assert.rejects(loadModel(bert, { device }), { code: 'INVALID_OPTION' })
+})
+
 test('from worker threads, also when they end in the middle', async () => {
   await using model = await loadModel(bert)
   const want = await model.embed(['from a worker'])
