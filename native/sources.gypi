@@ -49,7 +49,7 @@
     "conan_cuda_sources": ["native/cuda/backend.cu", "native/cuda/linear.cu", "native/cuda/attention.cu", "native/cuda/rows.cu"],
     "conan_addon_sources": ["native/addon/addon.cpp"],
     "conan_flags": ["-O3", "-Wall", "-Wextra", "-Wno-restrict", "-fvisibility=hidden", "-ffp-contract=off"],
-    "conan_linux_link_flags": ["-Wl,-z,nodelete", "-Wl,--exclude-libs,ALL", "-static-libstdc++", "-static-libgcc"],
+    "conan_linux_link_flags": ["-Wl,-z,nodelete", "-Wl,--exclude-libs,ALL", "-static-libstdc++"],
     "conan_avx2_sources": ["native/cpu/kernels_avx2.cpp", "native/merge/kernels_avx2.cpp"],
     "conan_avx2_flags": ["-mavx2", "-mfma", "-mf16c"],
     "conan_avx512_sources": ["native/cpu/kernels_avx512.cpp", "native/merge/kernels_avx512.cpp"],

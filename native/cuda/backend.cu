@@ -11,10 +11,13 @@ namespace conan::cuda {
 
 namespace {
 
-/// Memory that host loops may look at as well, once finish() has been called.
+/// Memory that host loops may look at as well, once finish() has been called. The driver would give more of it than the GPU has, and move
+/// it to and fro.
 void* allocate(size_t bytes) {
   void* memory = nullptr;
-  check(cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), text("memory: asked for ", bytes, " bytes").c_str());
+  size_t left = 0, all = 0;
+  check(cudaMemGetInfo(&left, &all), "memory");
+  check_memory(bytes > left ? cudaErrorMemoryAllocation : cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), bytes);
   allocated.add(memory, bytes, memory);
   return memory;
 }
@@ -28,7 +31,7 @@ Resident reside(Context& context, const void* host, size_t bytes) {
   Device& device = device_of(context);
   check(cudaSetDevice(device.index), "device");
   void* copy = nullptr;
-  check(cudaMallocAsync(&copy, bytes, device.stream), text("memory: asked for ", bytes, " bytes").c_str());
+  check_memory(cudaMallocAsync(&copy, bytes, device.stream), bytes);
   check(cudaMemcpyAsync(copy, host, bytes, cudaMemcpyDefault, device.stream), "copy");
   device.resident.add(host, bytes, copy);
   return {copy, [&device, host](void* memory) {

@@ -53,8 +53,17 @@ struct Device {
 };
 
 inline void check(cudaError_t status, const char* what) {
+  if (status != cudaSuccess) fail("DEVICE_FAILED", "cuda: ", what, ": ", cudaGetErrorString(status));
+}
+
+/// Of an allocation of so many bytes on the device in use.
+inline void check_memory(cudaError_t status, size_t bytes) {
   if (status == cudaSuccess) return;
-  fail(status == cudaErrorMemoryAllocation ? "OUT_OF_MEMORY" : "DEVICE_FAILED", "cuda: ", what, ": ", cudaGetErrorString(status));
+  cudaGetLastError();  // it has been told
+  size_t left = 0, all = 0;
+  if (status != cudaErrorMemoryAllocation || cudaMemGetInfo(&left, &all) != cudaSuccess) check(status, "memory");
+  fail("OUT_OF_MEMORY", "cuda: expected ", bytes >> 20, " MiB of the GPU's memory, found ", left >> 20, " of ", all >> 20,
+       " MiB free (a smaller dtype, or a smaller maxBatchTokens?)");
 }
 
 inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
@@ -97,7 +106,7 @@ class Arguments {
   template <class T>
   T* scratch(int64_t count) {
     void* out = nullptr;
-    check(cudaMallocAsync(&out, size_t(count) * sizeof(T) + 16, device.stream), "memory");
+    check_memory(cudaMallocAsync(&out, size_t(count) * sizeof(T) + 16, device.stream), size_t(count) * sizeof(T));
     owned_.push_back(out);
     return static_cast<T*>(out);
   }

@@ -225,6 +225,18 @@ namespace conan::cuda::emulated {
 inline std::map<const char*, size_t> allocations;
 inline std::mutex allocations_lock;
 
+/// Bytes: CONAN_EMULATED_MEMORY, or as good as any number; and those that are taken.
+inline size_t memory() {
+  const char* limit = std::getenv("CONAN_EMULATED_MEMORY");
+  return limit ? size_t(std::atoll(limit)) : size_t(1) << 40;
+}
+inline size_t taken() {
+  std::lock_guard lock(allocations_lock);
+  size_t sum = 0;
+  for (const auto& [at, bytes] : allocations) sum += bytes;
+  return sum;
+}
+
 inline bool is_device(const void* pointer) {
   std::lock_guard lock(allocations_lock);
   auto at = allocations.upper_bound(static_cast<const char*>(pointer));
@@ -246,7 +258,14 @@ inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   conan::cuda::emulated::drain();
   return cudaSuccess;
 }
+inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
+  const size_t taken = conan::cuda::emulated::taken();
+  *all = conan::cuda::emulated::memory();
+  *left = *all > taken ? *all - taken : 0;
+  return cudaSuccess;
+}
 inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
+  if (conan::cuda::emulated::taken() + bytes > conan::cuda::emulated::memory()) return cudaErrorMemoryAllocation;
   *out = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::lock_guard lock(conan::cuda::emulated::allocations_lock);
   conan::cuda::emulated::allocations[static_cast<char*>(*out)] = bytes;

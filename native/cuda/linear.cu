@@ -106,9 +106,10 @@ std::unique_ptr<DeviceWeight> make(const Arguments& args, int64_t rows, int64_t 
   weight->stride = (cols + pad - 1) / pad * pad;
   weight->index = args.device.index;
   weight->bytes = size_t(rows * weight->stride) * word_bytes(format) + (format == WeightFormat::i8 ? size_t(rows) * 4 : 0);
-  check(cudaMalloc(&weight->values, size_t(rows * weight->stride) * word_bytes(format)), "weights");
+  const size_t bytes = size_t(rows * weight->stride) * word_bytes(format);
+  check_memory(cudaMalloc(&weight->values, bytes), bytes);
   void* scale = nullptr;
-  if (format == WeightFormat::i8) check(cudaMalloc(&scale, size_t(rows) * sizeof(float)), "weights");
+  if (format == WeightFormat::i8) check_memory(cudaMalloc(&scale, size_t(rows) * sizeof(float)), size_t(rows) * sizeof(float));
   weight->scale = static_cast<float*>(scale);
   return weight;
 }

@@ -121,7 +121,8 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
 void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   constexpr size_t kMostBytes = size_t(256) << 20;
   const TokenBatch batch = chunk.view();
-  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(model_->context(), model_->infer(batch, chunk.media), out);
+  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty())
+    return copy_rows(model_->context(), model_->infer(batch, chunk.media), out);
   Chunk fresh;
   fresh.offsets.push_back(0);
   std::vector<int64_t> places;

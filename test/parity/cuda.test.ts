@@ -2,10 +2,10 @@
 import assert from 'node:assert/strict'
 import path from 'node:path'
 import { test } from 'node:test'
-import { type EmbedInput, loadModel } from '../../lib'
+import { devices, type EmbedInput, loadModel } from '../../lib'
 import { cuda, fixtures, worstCosine } from '../support'
 
-const { device, skip } = cuda()
+const { device, skip, emulated } = cuda()
 
 const texts = ['Sourdough needs patience.', 'a', 'The ferry stops in winter, and the harbour freezes over for weeks.']
 const noise = Float32Array.from({ length: 30_000 }, (_, i) => Math.sin(i / 7) * Math.sin(i / 1000))
@@ -33,6 +33,33 @@ for (const [name, inputs] of models)
       const alone = await gpu.embed(inputs[2] as EmbedInput)
       assert.deepEqual(alone.vectors, got.vectors.slice(2 * got.dimensions, 3 * got.dimensions))
     })
+
+test('a model that does not fit is an error with the numbers, and leaves nothing behind', {
+  skip: skip || (emulated ? false : 'only an emulated GPU has as little memory as one likes'),
+}, async () => {
+  const load = () => loadModel(path.join(fixtures, 'pico/qwen3'), { device })
+  process.env.CONAN_EMULATED_MEMORY = String(4 << 20)
+  try {
+    await (await load()).dispose()
+    process.env.CONAN_EMULATED_MEMORY = String(1 << 16)
+    await assert.rejects(load(), { code: 'OUT_OF_MEMORY', message: /expected \d+ MiB .* found 0 of 0 MiB free/ })
+    process.env.CONAN_EMULATED_MEMORY = String(1 << 20)
+    await using model = await load()
+    assert.equal((await model.embed('a')).errors.length, 0)
+    await assert.rejects(model.embed(Array(200).fill('word '.repeat(40))), { code: 'OUT_OF_MEMORY' })
+    assert.equal((await model.embed('a')).errors.length, 0)
+  } finally {
+    delete process.env.CONAN_EMULATED_MEMORY
+  }
+})
+
+test('several GPUs share the batches of a call', { skip }, async () => {
+  const directory = path.join(fixtures, 'pico/qwen3')
+  const both = devices().filter((report) => 'gpu' in report).length > 1 ? 'cuda:0,cuda:1' : 'cuda:0,cuda:0'
+  await using one = await loadModel(directory, { device })
+  await using two = await loadModel(directory, { device: both })
+  assert.deepEqual((await two.embed(texts, { batchSize: 1 })).vectors, (await one.embed(texts)).vectors)
+})
 
 test('a GPU that is not there is an error that says so', { skip }, async () => {
   await assert.rejects(loadModel(path.join(fixtures, 'pico/bert'), { device: 'cuda:99' }), { code: 'DEVICE_UNAVAILABLE', message: /cuda:99/ })
