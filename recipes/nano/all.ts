@@ -7,7 +7,7 @@ import { reduced, settings } from './settings'
 
 const seeds = Array.from({ length: settings.seeds }, (_, seed) => ['study', '--seed', String(seed)])
 const began = performance.now()
-for (const [stage, ...options] of [['text'], ['vision'], ['hearing'], ...seeds, ['results']]) {
+for (const [stage, ...options] of [['text'], ['seeing'], ['vision'], ['hearing'], ...seeds, ['results']]) {
   const start = performance.now()
   const file = path.join(__dirname, `${stage}.ts`)
   const { status } = spawnSync(process.execPath, ['--import', 'tsx', file, ...options, ...(reduced ? ['--reduced'] : [])], { stdio: 'inherit' })

@@ -9,11 +9,11 @@ export const work = path.resolve(process.env.CONAN_NANO_WORK ?? path.join(__dirn
 interface Settings {
   /** Spoken words. */
   words: number
-  /** Samples of texts in the base's distillation, passes over pictures, steps on sounds. */
+  /** Samples of texts in the base's distillation, steps on sounds and pictures. */
   samples: number
   textScale: number
   gradedEpochs: number
-  visionSteps: number
+  visionSteps: { taught: number; tower: number; both: number }
   views: number
   hearingSteps: number
   seeingSteps: number
@@ -37,7 +37,7 @@ const whole: Settings = {
   samples: 600_000,
   textScale: 1,
   gradedEpochs: 3,
-  visionSteps: 300,
+  visionSteps: { taught: 440, tower: 150, both: 300 },
   views: 4,
   hearingSteps: 600,
   seeingSteps: 600,
@@ -56,7 +56,7 @@ const small: Settings = {
   samples: 50_000,
   textScale: 0.1,
   gradedEpochs: 1,
-  visionSteps: 80,
+  visionSteps: { taught: 60, tower: 20, both: 60 },
   views: 2,
   hearingSteps: 160,
   seeingSteps: 120,
