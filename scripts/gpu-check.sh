@@ -21,7 +21,8 @@ step() { # name command...
 step build-cuda scripts/build-cuda.sh "$capability-real"
 step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench'
 export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
-step ops timeout 200 build/native-tests/ops_test
+step ops timeout 100 build/native-tests/ops_test
+step ops-wgmma env CONAN_CUDA_GEMM=wgmma timeout 100 build/native-tests/ops_test
 step models timeout 200 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
   step memcheck timeout 150 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
@@ -29,6 +30,7 @@ if command -v compute-sanitizer > /dev/null; then
 else
   report+=("memcheck, racecheck    skipped: no compute-sanitizer on PATH")
 fi
-step bench timeout 100 build/native-tests/cuda_bench
-cat "$out/bench.log"
+step bench timeout 60 build/native-tests/cuda_bench
+step bench-wgmma env CONAN_CUDA_GEMM=wgmma timeout 60 build/native-tests/cuda_bench
+cat "$out/bench.log" "$out/bench-wgmma.log"
 printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"

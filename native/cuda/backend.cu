@@ -1,5 +1,6 @@
 // The table of a GPU, and the library's three functions. Compiled without nvcc it is the emulated one (emulate.h).
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -134,10 +135,14 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     auto made = std::make_unique<Backend>();
     made->device.index = device;
     made->name = conan::text("cuda:", device);
+    const char* wanted = std::getenv("CONAN_CUDA_GEMM");
+    made->device.warpgroups = wanted && std::string(wanted) == "wgmma";
 #ifdef __CUDACC__
     cudaDeviceProp properties;
     const std::string why = unusable(device, &properties);
     if (!why.empty()) conan::fail("DEVICE_UNAVAILABLE", why);
+    made->device.multiprocessors = properties.multiProcessorCount;
+    made->device.warpgroups &= properties.major == 9;
     check(cudaSetDevice(device), "device");
     check(cudaStreamCreateWithFlags(&made->device.stream, cudaStreamNonBlocking), "stream");
     // Memory that was given back stays with the process, so that an operation's own memory costs no call of the driver.

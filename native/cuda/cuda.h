@@ -49,7 +49,9 @@ inline Ranges allocated;
 struct Device {
   int index = 0;
   cudaStream_t stream = nullptr;
-  Ranges resident;  // copies that reside() made
+  int multiprocessors = 1;
+  bool warpgroups = false;  // bf16 products by wgmma
+  Ranges resident;          // copies that reside() made
 };
 
 inline void check(cudaError_t status, const char* what) {
@@ -77,6 +79,20 @@ void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3
 #else
   (void)device;
   emulated::launch(kernel, grid, block, args...);
+#endif
+}
+
+/// The same with so many bytes of shared memory that the kernel divides itself.
+template <class... Parameters, class... Args>
+void launch_shared(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared, Args... args) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef __CUDACC__
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  kernel<<<grid, block, shared, device.stream>>>(args...);
+  check(cudaGetLastError(), "launch");
+#else
+  (void)shared;
+  launch(device, kernel, grid, block, args...);
 #endif
 }
 

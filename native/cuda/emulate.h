@@ -45,9 +45,22 @@ namespace conan::cuda::emulated {
 
 enum class State { running, at_warp, at_block, ended };
 
+/// What a thread has begun and not waited for: groups in their order, the last one still open.
+struct Pending {
+  std::vector<std::vector<std::function<void()>>> groups{1};
+
+  void add(std::function<void()> work) { groups.back().push_back(std::move(work)); }
+  void commit() { groups.emplace_back(); }
+  /// Until at most `left` of the committed ones are under way.
+  void wait(size_t left) {
+    for (; groups.size() > left + 1; groups.erase(groups.begin()))
+      for (const auto& work : groups.front()) work();
+  }
+};
+
 /// A context begins a fiber; from then on jumps switch, which, unlike swapcontext, ask nothing of the kernel.
 struct Fiber {
-  std::vector<std::vector<std::function<void()>>> groups;  // copies past the registers that nobody has waited for, as committed
+  Pending copies, products;
   ucontext_t context;
   jmp_buf place;
   bool begun;
@@ -105,7 +118,7 @@ inline void run_block(size_t threads) {
     makecontext(&fiber.context, entry, 0);
     fiber.state = State::running;
     fiber.begun = false;
-    fiber.groups.assign(1, {});
+    fiber.copies = fiber.products = {};
     fiber.thread = dim3(unsigned(i % blockDim.x), unsigned(i / blockDim.x));
   }
   for (;;) {

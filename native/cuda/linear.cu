@@ -4,28 +4,11 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/cuda.h"
+#include "cuda/linear.h"
 
 namespace conan::cuda {
 
 namespace {
-
-constexpr int pad = 64;  // columns of a packed row are a multiple of this
-
-struct DeviceWeight : Weight {
-  int64_t stride = 0;      // words of a packed row
-  void* values = nullptr;  // [rows, stride] f32, bf16, f16 or i8
-  float* scale = nullptr;  // [rows], i8 only, in packed order
-  int index = 0;           // of the device
-
-  DeviceWeight() = default;
-  DeviceWeight(const DeviceWeight&) = delete;
-  ~DeviceWeight() override {
-    cudaSetDevice(index);
-    cudaFree(values);
-    cudaFree(scale);
-  }
-};
 
 size_t word_bytes(WeightFormat format) { return format == WeightFormat::f32 ? 4 : format == WeightFormat::i8 ? 1 : 2; }
 
@@ -115,36 +98,6 @@ std::unique_ptr<DeviceWeight> make(const Arguments& args, int64_t rows, int64_t 
 }
 
 // ---- products
-
-/// What happens to a row's sums behind the product; columns n of the packed weight.
-struct Epilogue {
-  const float* bias;  // in the order of the files: gates, then values
-  Activation activation;
-  bool gated;
-  View residual, y;
-
-  /// Sums of the packed columns n (even) and n + 1; `rows` of the weight.
-  __device__ void pair(int64_t t, int64_t n, float first, float second, int64_t rows) const {
-    if (!gated) {
-      if (n < rows) one(t, n, first + (bias ? bias[n] : 0));
-      if (n + 1 < rows) one(t, n + 1, second + (bias ? bias[n + 1] : 0));
-      return;
-    }
-    if (n >= rows) return;
-    const int64_t column = n / 2;
-    const float gate = first + (bias ? bias[column] : 0), value = second + (bias ? bias[rows / 2 + column] : 0);
-    float v = activated(activation, gate) * value;
-    if (residual.data) v += residual.row(t)[column];
-    y.row(t)[column] = v;
-  }
-
- private:
-  __device__ void one(int64_t t, int64_t n, float sum) const {
-    float v = activated(activation, sum);
-    if (residual.data) v += residual.row(t)[n];
-    y.row(t)[n] = v;
-  }
-};
 
 /// float32 arithmetic: tiles of 64 x 64, 4 x 4 a thread.
 template <bool half_weight>
@@ -397,7 +350,9 @@ void linear(Context& context, const LinearArgs& a) {
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, in_place ? y : args.in(a.residual), y};
   const dim3 grid(blocks(N, 64), blocks(T, 64));
-  if (weight.format == WeightFormat::bf16) {
+  if (weight.format == WeightFormat::bf16 && args.device.warpgroups) {
+    multiply_by_warpgroups(args, x, weight, epilogue);
+  } else if (weight.format == WeightFormat::bf16) {
     const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
     launch(args.device, gemm_bf16, dim3(blocks(N, tile_n), blocks(T, tile_m)), dim3(256), x, static_cast<const uint16_t*>(weight.values), N,
            weight.stride, aligned, epilogue);

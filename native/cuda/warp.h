@@ -130,7 +130,7 @@ __device__ __forceinline__ void copy_16(void* to, const void* from, bool there) 
   const int bytes = there ? 16 : 0;
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at), "l"(from), "r"(bytes));
 #else
-  emulated::block.fibers[emulated::self()].groups.back().push_back([=] {
+  emulated::block.fibers[emulated::self()].copies.add([=] {
     if (there) std::memcpy(to, from, 16);
     else std::memset(to, 0, 16);
   });
@@ -140,7 +140,7 @@ __device__ __forceinline__ void commit_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.commit_group;\n");
 #else
-  emulated::block.fibers[emulated::self()].groups.emplace_back();
+  emulated::block.fibers[emulated::self()].copies.commit();
 #endif
 }
 /// Until at most `left` of the groups that were committed are under way.
@@ -149,12 +149,7 @@ __device__ __forceinline__ void wait_for_copies() {
 #ifdef __CUDACC__
   asm volatile("cp.async.wait_group %0;\n" ::"n"(left));
 #else
-  // The last group is the one that is being filled.
-  auto& groups = emulated::block.fibers[emulated::self()].groups;
-  while (groups.size() > left + 1) {
-    for (const auto& copy : groups.front()) copy();
-    groups.erase(groups.begin());
-  }
+  emulated::block.fibers[emulated::self()].copies.wait(left);
 #endif
 }
 

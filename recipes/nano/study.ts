@@ -170,6 +170,7 @@ async function main() {
   // Found once, by the first seed, for all of them.
   if (seed > 0) results.weights = { ...readResults(0).weights }
   const wantSearch = (['task_arithmetic', 'ties', 'dare_linear'] as Method[]).some((method) => !results.weights[method])
+  if (wantSearch && seed > 0) throw new Error(`seed ${seed}: expected the coefficients that seed 0 finds: it goes first`)
   if (wantSearch)
     for (const modality of modalities)
       own[modality] = byModality(

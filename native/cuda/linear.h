@@ -1,0 +1,57 @@
+// Weights as they lie on a device, and what becomes of a product with one.
+#pragma once
+#include "cuda/cuda.h"
+
+namespace conan::cuda {
+
+constexpr int pad = 64;  // columns of a packed row are a multiple of this
+
+struct DeviceWeight : Weight {
+  int64_t stride = 0;      // words of a packed row
+  void* values = nullptr;  // [rows, stride] f32, bf16, f16 or i8
+  float* scale = nullptr;  // [rows], i8 only, in packed order
+  int index = 0;           // of the device
+
+  DeviceWeight() = default;
+  DeviceWeight(const DeviceWeight&) = delete;
+  ~DeviceWeight() override {
+    cudaSetDevice(index);
+    cudaFree(values);
+    cudaFree(scale);
+  }
+};
+
+/// What happens to a row's sums behind the product; columns n of the packed weight.
+struct Epilogue {
+  const float* bias;  // in the order of the files: gates, then values
+  Activation activation;
+  bool gated;
+  View residual, y;
+
+  /// Sums of the packed columns n (even) and n + 1; `rows` of the weight.
+  __device__ void pair(int64_t t, int64_t n, float first, float second, int64_t rows) const {
+    if (!gated) {
+      if (n < rows) one(t, n, first + (bias ? bias[n] : 0));
+      if (n + 1 < rows) one(t, n + 1, second + (bias ? bias[n + 1] : 0));
+      return;
+    }
+    if (n >= rows) return;
+    const int64_t column = n / 2;
+    const float gate = first + (bias ? bias[column] : 0), value = second + (bias ? bias[rows / 2 + column] : 0);
+    float v = activated(activation, gate) * value;
+    if (residual.data) v += residual.row(t)[column];
+    y.row(t)[column] = v;
+  }
+
+ private:
+  __device__ void one(int64_t t, int64_t n, float sum) const {
+    float v = activated(activation, sum);
+    if (residual.data) v += residual.row(t)[n];
+    y.row(t)[n] = v;
+  }
+};
+
+/// bf16 products of whole warpgroups (sm_90a): as linear's, rounded rows of x once more in memory.
+void multiply_by_warpgroups(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
+
+}  // namespace conan::cuda
