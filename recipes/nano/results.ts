@@ -138,11 +138,11 @@ function main() {
         ] as string[],
     )
     .filter(([, time]) => !/^0( |$)/.test(time as string))
-  const base = ['text-distilled', 'text', 'base-vision', 'listener'].flatMap((name) => {
+  const base = ['text-distilled', 'text', 'viewer', 'vision-taught', 'vision-tower', 'base-vision', 'listener'].flatMap((name) => {
     const file = path.join(work, name, 'training-report.json')
     return existsSync(file) ? [[name, Number(readJson(file).seconds).toFixed(0)]] : []
   })
-  const found = (['task_arithmetic', 'ties', 'dare_linear'] as const).map((method) => [
+  const found = Object.keys(first.weights).map((method) => [
     method,
     ...modalities.map((modality) => cell([first.weights[method]?.[modality]], 2, 1)),
     cell([Math.max(...(first.tried[method] ?? []).map(({ value }) => value))]),
@@ -169,13 +169,17 @@ Found with the first seed on validation data, by the mean share of the specialis
 
 ${markdown(['', ...modalities, 'kept, %'], found)}
 
-${plot(
-  'coefficients',
-  "What is found as the audio specialist's coefficient grows",
-  weights,
-  modalities.map((name) => ({ name, values: curveOf(name) })),
-  'share found; the other coefficients are 0.3',
-)}
+${
+  weights.length
+    ? plot(
+        'coefficients',
+        "What is found as the audio specialist's coefficient grows",
+        weights,
+        modalities.map((name) => ({ name, values: curveOf(name) })),
+        'share found; the other coefficients are 0.3',
+      )
+    : ''
+}
 
 ## Drift
 

@@ -26,6 +26,8 @@ interface Settings {
   /** Of the search for coefficients: multiples of the paper's, then values of each. */
   scales: number[]
   grid: number[]
+  /** The paper's method and the controls of its recovery alone: without TIES, DARE, the curve over coefficients, gentle recovery, joint training without audio. */
+  core: boolean
   /** Pairs of a task in validation. */
   validation: number
   /** Pairs of a task in the test. */
@@ -47,27 +49,29 @@ const whole: Settings = {
   joint: 0.33,
   scales: [0.6, 1, 1.5, 2],
   grid: [0.2, 0.4, 0.6, 0.8],
+  core: false,
   validation: 120,
   test: 1800,
 }
 
 const small: Settings = {
   words: 160,
-  samples: 50_000,
-  textScale: 0.1,
+  samples: 25_000,
+  textScale: 0.05,
   gradedEpochs: 1,
-  visionSteps: { taught: 60, tower: 20, both: 60 },
   views: 2,
-  hearingSteps: 160,
-  seeingSteps: 120,
+  hearingSteps: 150,
+  seeingSteps: 60,
+  visionSteps: { taught: 30, tower: 10, both: 40 },
   seeds: 1,
-  steps: { image: 60, video: 30, document: 15, projector: 80, audio: 200, recover: 100, rehearse: 30 },
+  steps: { image: 30, video: 20, document: 8, projector: 60, audio: 150, recover: 80, rehearse: 10 },
   batch: { image: 32, video: 24, document: 8, audio: 64 },
   joint: 0.25,
   scales: [1, 1.5],
-  grid: [0.4, 0.8],
-  validation: 50,
-  test: 200,
+  grid: [0.8],
+  core: true,
+  validation: 40,
+  test: 150,
 }
 
 export const settings: Settings = reduced ? small : whole

@@ -169,7 +169,8 @@ async function main() {
   const own = {} as Record<string, number>
   // Found once, by the first seed, for all of them.
   if (seed > 0) results.weights = { ...readResults(0).weights }
-  const wantSearch = (['task_arithmetic', 'ties', 'dare_linear'] as Method[]).some((method) => !results.weights[method])
+  const methods: Method[] = settings.core ? ['task_arithmetic'] : ['task_arithmetic', 'ties', 'dare_linear']
+  const wantSearch = methods.some((method) => !results.weights[method])
   if (wantSearch && seed > 0) throw new Error(`seed ${seed}: expected the coefficients that seed 0 finds: it goes first`)
   if (wantSearch)
     for (const modality of modalities)
@@ -181,7 +182,7 @@ async function main() {
       )[modality]!
   const kept = async (directory: string) =>
     Object.fromEntries(Object.entries(byModality(await measure(directory, validation))).map(([modality, value]) => [modality, value / own[modality]!]))
-  for (const method of ['task_arithmetic', 'ties', 'dare_linear'] as Method[]) {
+  for (const method of methods) {
     if (results.weights[method]) continue
     const start = performance.now()
     results.tried[method] = []
@@ -218,6 +219,7 @@ async function main() {
     ['ties', 'ties', results.weights.ties!],
     ['dare', 'dare_linear', results.weights.dare_linear!],
   ] as [string, Method, Record<string, number>][]) {
+    if (!methods.includes(method)) continue
     fused[name] = await study.make(name.replace(', ', '-'), (out) => fuse(recipe(base, specialists, method, weights, seed), { out }))
     await study.test(name, fused[name])
   }
@@ -313,6 +315,7 @@ async function main() {
       }),
     )
     await study.test(name, out)
+    if (settings.core) return
   }
 
   // How audio and the others fare as the audio specialist's coefficient grows.

@@ -66,7 +66,7 @@ async function main() {
   const teacher = await openTeacher(chosen)
 
   if (!existsSync(path.join(base, 'config.json'))) {
-    const { json } = learnTokenizer(Object.values(texts()).flat(), text.vocabulary)
+    const json = learnTokenizer(Object.values(texts()).flat(), text.vocabulary)
     writeBase(base, json, await tokenVectors(teacher, json))
     console.log(`base: STS-B dev as it begins ${(await score(base)).toFixed(4)}`)
   }

@@ -92,7 +92,7 @@ export function learnTokenizer(texts: Iterable<string>, size: number): { json: s
       merges,
     },
   }
-  return { json: `${JSON.stringify(json, null, 1)}\n`, vocabulary }
+  return `${JSON.stringify(json, null, 1)}\n`
 }
 
 /** The text that a token stands for. */
