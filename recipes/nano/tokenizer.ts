@@ -22,7 +22,7 @@ export const special = [
 ] as const
 
 /** Learns `size` tokens, special ones included, and returns the file's content. */
-export function learnTokenizer(texts: Iterable<string>, size: number): { json: string; vocabulary: Map<string, number> } {
+export function learnTokenizer(texts: Iterable<string>, size: number): string {
   const characters = byteCharacters()
   const counts = new Map<string, number>()
   for (const text of texts) for (const [word] of ` ${text.toLowerCase().normalize('NFC')}`.matchAll(words)) counts.set(word, (counts.get(word) ?? 0) + 1)
