@@ -49,7 +49,7 @@ inline Ranges allocated;
 struct Device {
   int index = 0;
   cudaStream_t stream = nullptr;
-  int multiprocessors = 1;
+  int multiprocessors = 4;
   bool warpgroups = false;  // bf16 products by wgmma
   Ranges resident;          // copies that reside() made
 };

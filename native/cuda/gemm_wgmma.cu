@@ -16,8 +16,8 @@ __global__ void round_rows(View x, uint16_t* out, int64_t stride) {
   const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
   if (t >= x.rows) return;
   for (int64_t k = 2 * int64_t(threadIdx.x); k < stride; k += 64) {
-    const float *from = x.row(t) + k, low = k < x.cols ? from[0] : 0, high = k + 1 < x.cols ? from[1] : 0;
-    *reinterpret_cast<uint32_t*>(out + t * stride + k) = pack_bf16(low, high);
+    const float* from = x.row(t) + k;
+    *reinterpret_cast<uint32_t*>(out + t * stride + k) = pack_bf16(k < x.cols ? from[0] : 0, k + 1 < x.cols ? from[1] : 0);
   }
 }
 
