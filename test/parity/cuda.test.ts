@@ -2,8 +2,8 @@
 import assert from 'node:assert/strict'
 import path from 'node:path'
 import { test } from 'node:test'
-import { devices, type EmbedInput, loadModel } from '../../lib'
-import { cuda, fixtures, worstCosine } from '../support'
+import { devices, type EmbedInput, loadModel, recoverProjector, trainSpecialist } from '../../lib'
+import { cuda, fixtures, temporary, worstCosine } from '../support'
 
 const { device, skip, emulated } = cuda()
 
@@ -50,6 +50,26 @@ test('a model that does not fit is an error with the numbers, and leaves nothing
     assert.equal((await model.embed('a')).errors.length, 0)
   } finally {
     delete process.env.CONAN_EMULATED_MEMORY
+  }
+})
+
+test('a projector is recovered and a specialist trained on cuda as on the CPU', { skip }, async () => {
+  const place = temporary()
+  const rows = Array.from({ length: 4 }, (_, i) => ({
+    query: { audio: { samples: noise.subarray(3000 * i, 3000 * i + 12_000), samplingRate: 16000 } },
+    positive: texts[i % 3],
+  }))
+  for (const [name, stage, more] of [
+    ['recovered', recoverProjector, { learningRate: 1e-2 }],
+    ['trained', trainSpecialist, { trainable: { mode: 'lora', rank: 2 } }],
+  ] as const) {
+    const losses: number[][] = []
+    for (const where of ['cpu', device]) {
+      const out = path.join(place, `${name}-${where}`)
+      const report = await stage({ model: path.join(fixtures, 'audio/omni'), out, data: rows, steps: 2, batchSize: 4, dtype: 'float32', device: where, ...more })
+      losses.push(report.log.map(({ loss }) => loss))
+    }
+    for (const [i, loss] of losses[0]!.entries()) assert.ok(Math.abs(loss - losses[1]![i]!) < 1e-4 * Math.abs(loss), `${name}: ${losses}`)
   }
 })
 
