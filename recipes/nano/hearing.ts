@@ -6,8 +6,7 @@ import path from 'node:path'
 import { attachAudio, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { audio, writeBase, writeEncoder } from './architecture'
-import { questions } from './data'
-import { measure } from './measure'
+import { show } from './measure'
 import { type Sound, sounds } from './media'
 import { settings, work } from './settings'
 import { place } from './sources'
@@ -59,12 +58,7 @@ async function main() {
     })
   }
   console.log(`hearing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
-  console.table(
-    await measure(
-      out,
-      (await questions('validation', settings.words)).filter(({ modality }) => modality === 'audio'),
-    ),
-  )
+  await show(out, ['audio'])
 }
 
 if (require.main === module) main()

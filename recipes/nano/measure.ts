@@ -1,7 +1,9 @@
 // What a model finds: retrieval both ways for every task of the study, from one pass over everything that is asked.
 import { type EmbedInput, loadModel } from '../../lib'
 import { documentKey } from '../../lib/train/sampler'
-import type { Pair } from './data'
+import { type Pair, questions } from './data'
+import type { Modality } from './media'
+import { settings } from './settings'
 import { score } from './text'
 
 /** Of one direction of a task: how often the right one is nearest, or among the nearest five, and how many there are to choose from. */
@@ -64,6 +66,12 @@ export async function measure(directory: string, pairs: Pair[]): Promise<Measure
     out[`${task}, back`] = found(positives, queries, vectors)
   }
   return out
+}
+
+/** A table of what a model finds of the validation data of some modalities. */
+export async function show(directory: string, modalities: Modality[]): Promise<void> {
+  const asked = (await questions('validation', settings.words)).filter(({ modality }) => modalities.some((own) => own === modality))
+  console.table(await measure(directory, asked))
 }
 
 /** Measured on test data, with STS-B beside it. */

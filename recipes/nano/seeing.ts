@@ -7,8 +7,7 @@ import path from 'node:path'
 import { trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { writeBase } from './architecture'
-import { questions } from './data'
-import { measure } from './measure'
+import { show } from './measure'
 import { items, views } from './media'
 import { settings, work } from './settings'
 import { openTeacher, progress, tokenVectors } from './text'
@@ -63,12 +62,7 @@ async function main() {
     })
   }
   console.log(`seeing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
-  console.table(
-    await measure(
-      out,
-      (await questions('validation', settings.words)).filter(({ modality }) => modality === 'image'),
-    ),
-  )
+  await show(out, ['image'])
 }
 
 if (require.main === module) main()

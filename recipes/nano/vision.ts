@@ -6,8 +6,8 @@ import { existsSync } from 'node:fs'
 import path from 'node:path'
 import { fuse, type TrainOptions, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
-import { questions, textPairs } from './data'
-import { measure } from './measure'
+import { textPairs } from './data'
+import { show } from './measure'
 import { items, views } from './media'
 import { pictureRows } from './seeing'
 import { settings, work } from './settings'
@@ -86,12 +86,7 @@ async function main() {
     steps: steps.both,
     learningRate: 5e-4,
   })
-  console.table(
-    await measure(
-      base,
-      (await questions('validation', settings.words)).filter(({ modality }) => modality !== 'audio'),
-    ),
-  )
+  await show(base, ['image', 'video', 'document'])
 }
 
 if (require.main === module) main()
