@@ -66,7 +66,16 @@ test('a projector is recovered and a specialist trained on cuda as on the CPU', 
     const losses: number[][] = []
     for (const where of ['cpu', device]) {
       const out = path.join(place, `${name}-${where}`)
-      const report = await stage({ model: path.join(fixtures, 'audio/omni'), out, data: rows, steps: 2, batchSize: 4, dtype: 'float32', device: where, ...more })
+      const report = await stage({
+        model: path.join(fixtures, 'audio/omni'),
+        out,
+        data: rows,
+        steps: 2,
+        batchSize: 4,
+        dtype: 'float32',
+        device: where,
+        ...more,
+      })
       losses.push(report.log.map(({ loss }) => loss))
     }
     for (const [i, loss] of losses[0]!.entries()) assert.ok(Math.abs(loss - losses[1]![i]!) < 1e-4 * Math.abs(loss), `${name}: ${losses}`)
