@@ -1,4 +1,4 @@
-// Sizes of the recipe: the whole of it, and one that takes a quarter of an hour (--reduced).
+// Sizes of the recipe: the whole of it, and a reduced one (--reduced).
 import path from 'node:path'
 
 export const reduced = process.argv.includes('--reduced') || process.env.CONAN_NANO_REDUCED === '1'
