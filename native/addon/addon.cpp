@@ -82,9 +82,10 @@ class Task : public Napi::AsyncWorker {
   bool failed_ = false;
 };
 
-Napi::Value floats(Napi::Env env, const std::vector<float>& values) {
-  Napi::Float32Array out = Napi::Float32Array::New(env, values.size());
-  std::copy(values.begin(), values.end(), out.Data());
+template <class Values>
+Napi::Value floats(Napi::Env env, const Values& values) {
+  Napi::Float32Array out = Napi::Float32Array::New(env, size_t(values.size()));
+  std::copy_n(values.data(), values.size(), out.Data());
   return out;
 }
 

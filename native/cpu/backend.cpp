@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/thread_pool.h"
@@ -521,6 +522,8 @@ void activate_backward(Context& context, const ActivateBackwardArgs& args) {
   });
 }
 
+constexpr int64_t kNumbers = 1 << 15;  // in a block of the optimizer's
+
 /// body(first, count) on blocks of columns, which do not depend on the number of threads.
 template <class Body>
 void each_columns(Context& context, int64_t cols, const Body& body) {
@@ -618,6 +621,33 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args) {
   });
 }
 
+/// body(block, first, count) on blocks of numbers, which do not depend on the number of threads.
+template <class Body>
+void each_numbers(Context& context, int64_t count, const Body& body) {
+  WorkQueue queue(ceil_div(count, kNumbers));
+  auto work = [&](int) {
+    for (int64_t block; queue.next(block);) body(block, block * kNumbers, std::min(kNumbers, count - block * kNumbers));
+  };
+  if (context.threads == 1 || ThreadPool::inside() || count <= kNumbers) work(0);
+  else ThreadPool::instance().run(context.threads, work);
+}
+
+void adamw(Context& context, const AdamWArgs& args) {
+  each_numbers(context, args.count, [&](int64_t, int64_t first, int64_t count) {
+    AdamWArgs part = args;
+    part.value += first, part.gradient += first, part.first += first, part.second += first;
+    part.count = count;
+    kernels(context).adamw(part);
+  });
+}
+
+void squares(Context& context, const SquaresArgs& args) {
+  std::vector<double> sums(size_t(ceil_div(args.count, kNumbers)));
+  each_numbers(context, args.count,
+               [&](int64_t block, int64_t first, int64_t count) { sums[size_t(block)] = kernels(context).squares(args.values + first, count); });
+  *args.sum = std::accumulate(sums.begin(), sums.end(), 0.0);
+}
+
 // ---- tables, one per instruction set
 
 OperationTable table_of(const Kernels& kernels) {
@@ -649,6 +679,8 @@ OperationTable table_of(const Kernels& kernels) {
   t.embed_backward = embed_backward;
   t.pool_backward = pool_backward;
   t.normalize_backward = normalize_backward;
+  t.adamw = adamw;
+  t.squares = squares;
   return t;
 }
 

@@ -263,4 +263,29 @@ static void attention_backward_head(const AttentionBackwardArgs& args, int b, in
     }
 }
 
+// ---- the optimizer: plain loops, which the compiler turns into those of the instruction set
+
+static void adamw_span(const AdamWArgs& a) {
+  float* __restrict value = a.value, * __restrict gradient = a.gradient, * __restrict first = a.first, * __restrict second = a.second;
+  const float inverse = 1 / a.correction;
+  for (int64_t i = 0; i < a.count; ++i) {
+    const float g = a.scale * gradient[i];
+    first[i] = a.beta1 * first[i] + (1 - a.beta1) * g;
+    second[i] = a.beta2 * second[i] + (1 - a.beta2) * g * g;
+    value[i] = a.decay * value[i] - a.rate * first[i] / (std::sqrt(second[i]) * inverse + a.epsilon);
+    gradient[i] = 0;
+  }
+}
+
+static double squares_span(const float* values, int64_t count) {
+  double sums[8] = {};
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8)
+    for (int k = 0; k < 8; ++k) sums[k] += double(values[i + k]) * values[i + k];
+  double sum = 0;
+  for (; i < count; ++i) sum += double(values[i]) * values[i];
+  for (const double part : sums) sum += part;
+  return sum;
+}
+
 }  // namespace conan::cpu::CONAN_ISA

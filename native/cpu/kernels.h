@@ -88,6 +88,8 @@ struct Kernels {
   void (*norm_backward_columns)(const NormBackwardArgs&, const float* statistics, int64_t first, int64_t count);
   void (*attention_backward)(const AttentionBackwardArgs&, int sequence, int kv_head, float* scratch);
   int64_t (*attention_backward_scratch)(int64_t keys, int head_dim);  // floats
+  void (*adamw)(const AdamWArgs&);
+  double (*squares)(const float* values, int64_t count);
 };
 
 constexpr int kAttentionBlock = 128;  // keys at a time: 128 x 32 scores stay in L1

@@ -38,7 +38,9 @@ static constexpr Kernels make_kernels(const char* name) {
       norm_backward_rows,
       norm_backward_columns,
       attention_backward_head,
-      attention_backward_scratch};
+      attention_backward_scratch,
+      adamw_span,
+      squares_span};
 }
 
 }  // namespace conan::cpu::CONAN_ISA

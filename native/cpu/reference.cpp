@@ -414,6 +414,21 @@ void normalize_backward(Context&, const NormalizeBackwardArgs& a) {
   }
 }
 
+void adamw(Context&, const AdamWArgs& a) {
+  for (int64_t i = 0; i < a.count; ++i) {
+    const double g = double(a.scale) * a.gradient[i];
+    const double first = a.beta1 * double(a.first[i]) + (1 - double(a.beta1)) * g,
+                 second = a.beta2 * double(a.second[i]) + (1 - double(a.beta2)) * g * g;
+    a.value[i] = float(a.decay * double(a.value[i]) - a.rate * first / (std::sqrt(second) / a.correction + a.epsilon));
+    a.first[i] = float(first), a.second[i] = float(second), a.gradient[i] = 0;
+  }
+}
+
+void squares(Context&, const SquaresArgs& a) {
+  *a.sum = 0;
+  for (int64_t i = 0; i < a.count; ++i) *a.sum += double(a.values[i]) * a.values[i];
+}
+
 const OperationTable& reference_table() {
   static const OperationTable table = [] {
     OperationTable t;
@@ -443,6 +458,8 @@ const OperationTable& reference_table() {
     t.embed_backward = embed_backward;
     t.pool_backward = pool_backward;
     t.normalize_backward = normalize_backward;
+    t.adamw = adamw;
+    t.squares = squares;
     return t;
   }();
   return table;

@@ -19,6 +19,12 @@ void* allocate(size_t bytes) {
   size_t left = 0, all = 0;
   check(cudaMemGetInfo(&left, &all), "memory");
   check_memory(bytes > left ? cudaErrorMemoryAllocation : cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), bytes);
+#ifdef __CUDACC__
+  // Its pages come into being on the GPU, all at once: otherwise kernels would ask for them one fault at a time. No more than a hint.
+  int device = 0;
+  cudaGetDevice(&device);
+  if (cudaMemPrefetchAsync(memory, bytes, {cudaMemLocationTypeDevice, device}, 0, nullptr) != cudaSuccess) cudaGetLastError();
+#endif
   allocated.add(memory, bytes, memory);
   return memory;
 }
@@ -83,6 +89,8 @@ void fill(Backend& backend) {
   t.embed_backward = embed_backward;
   t.pool_backward = pool_backward;
   t.normalize_backward = normalize_backward;
+  t.adamw = adamw;
+  t.squares = squares;
 }
 
 #ifdef __CUDACC__

@@ -145,6 +145,12 @@ class Arguments {
     return out;
   }
 
+  /// Where the device finds what lies there; null: nowhere.
+  const void* find(const void* pointer, size_t bytes) const {
+    const void* there = allocated.find(pointer, bytes);
+    return there ? there : device.resident.find(pointer, bytes);
+  }
+
   View in(const Matrix& m) { return matrix(m, true, false); }
   View out(const Matrix& m) { return matrix(m, false, true); }
   View inout(const Matrix& m) { return matrix(m, true, true); }
@@ -157,11 +163,6 @@ class Arguments {
     void* device;
     size_t host_pitch, device_pitch, width, height;
   };
-
-  const void* find(const void* pointer, size_t bytes) const {
-    const void* there = allocated.find(pointer, bytes);
-    return there ? there : device.resident.find(pointer, bytes);
-  }
 
   View matrix(const Matrix& m, bool read, bool write) {
     if (!m.data || m.rows == 0 || allocated.find(m.data, 1)) return {m.data, m.rows, m.cols, m.stride};
@@ -253,5 +254,7 @@ void narrow(Context&, const NarrowArgs&);
 void widen(Context&, const WidenArgs&);
 void activate(Context&, const ActivateArgs&);
 void activate_backward(Context&, const ActivateBackwardArgs&);
+void adamw(Context&, const AdamWArgs&);
+void squares(Context&, const SquaresArgs&);
 
 }  // namespace conan::cuda

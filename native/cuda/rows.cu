@@ -253,11 +253,41 @@ __global__ void widen_f32(const uint16_t* x, View y) {
   }
 }
 
+__global__ void adamw_f32(AdamWArgs a) {
+  const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
+  if (i >= a.count) return;
+  const float g = a.scale * a.gradient[i];
+  const float first = a.beta1 * a.first[i] + (1 - a.beta1) * g, second = a.beta2 * a.second[i] + (1 - a.beta2) * g * g;
+  a.first[i] = first, a.second[i] = second, a.gradient[i] = 0;
+  a.value[i] = a.decay * a.value[i] - a.rate * first / (sqrtf(second) / a.correction + a.epsilon);
+}
+
+constexpr int64_t numbers = 1 << 14;  // of a block's sum
+
+__global__ void squares_f32(const float* values, int64_t count, double* sums) {
+  __shared__ double parts[warps];
+  const int64_t first = int64_t(blockIdx.x) * numbers, end = first + numbers < count ? first + numbers : count;
+  double sum = 0;
+  for (int64_t i = first + 32 * threadIdx.y + lane(); i < end; i += 32 * warps) sum += double(values[i]) * values[i];
+  sum = warp_sum(sum);
+  if (lane() == 0) parts[threadIdx.y] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || lane() > 0) return;
+  for (int w = 1; w < warps; ++w) sum += parts[w];
+  sums[blockIdx.x] = sum;
+}
+
+__global__ void sum_f64(const double* values, int64_t count, double* sum) {
+  double total = 0;
+  for (int64_t i = 0; i < count; ++i) total += values[i];
+  *sum = total;
+}
+
 /// Rows of a table: gathered here where the table is on the device, else there by the host.
 View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
   float* out = args.scratch<float>(count * C);
   const View rows{out, count, C, C};
-  if (const void* there = args.device.resident.find(table.data, table.bytes())) {
+  if (const void* there = args.find(table.data, table.bytes())) {
     launch_rows(args, table_rows_f32, count, there, table.dtype, args.in(ids, count), rows);
     return rows;
   }
@@ -359,6 +389,21 @@ void activate(Context& context, const ActivateArgs& a) {
 void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   Arguments args(context);
   launch_rows(args, activate_backward_f32, a.dy.rows, a.activation, a.gated, args.in(a.x), args.in(a.dy), args.out(a.dx));
+}
+
+void adamw(Context& context, const AdamWArgs& a) {
+  Arguments args(context);
+  AdamWArgs there = a;
+  for (float** part : {&there.value, &there.gradient, &there.first, &there.second}) *part = args.inout(*part, a.count);
+  launch(args.device, adamw_f32, dim3(blocks(a.count, 256)), dim3(256), there);
+}
+
+void squares(Context& context, const SquaresArgs& a) {
+  Arguments args(context);
+  const unsigned parts = blocks(a.count, numbers);
+  double* sums = args.scratch<double>(parts);
+  launch(args.device, squares_f32, dim3(parts), dim3(32, 8), args.in(a.values, a.count), a.count, sums);
+  launch(args.device, sum_f64, dim3(1), dim3(1), static_cast<const double*>(sums), int64_t(parts), args.inout(a.sum, 1));
 }
 
 }  // namespace conan::cuda

@@ -15,7 +15,8 @@ namespace conan::cuda {
 
 constexpr unsigned full_warp = 0xffffffffu;
 
-__device__ __forceinline__ float warp_sum(float value) {
+template <class T>
+__device__ __forceinline__ T warp_sum(T value) {
   for (int mask = 16; mask; mask >>= 1) value += __shfl_xor_sync(full_warp, value, mask);
   return value;
 }

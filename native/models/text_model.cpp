@@ -80,8 +80,7 @@ TextModel::TextModel(const ModelOptions& options, WeightObserver* observer) : ob
     dense_.push_back(std::move(layer));
     dimensions_ = dense.outputs;
   }
-  for (const auto& loader : loaders_)
-    if (!observer_) loader->reside(*context_, residents_);  // what trains changes
+  for (const auto& loader : loaders_) loader->reside(*context_, residents_);
 }
 
 WeightLoader& TextModel::open_loader(const std::string& probe) {

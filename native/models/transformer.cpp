@@ -70,13 +70,14 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
   for (const Layer& layer : layers_)
     for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
       if (*weight) weight_bytes_ += (*weight)->bytes;
-  if (apart_) return;  // what trains changes
-  for (const TensorView* table : {&token_embedding_, &position_embedding_})
+  for (const TensorView* table : {&token_embedding_, &position_embedding_}) {
+    if (loader.changes(*table)) continue;
     if (Resident copy = reside(context, table->data, table->data ? table->bytes() : 0)) {
       residents_.push_back(std::move(copy));
       weight_bytes_ += table->bytes();
     }
-  residents_.push_back(reside(context, relative_bias_));
+  }
+  if (!apart_) residents_.push_back(reside(context, relative_bias_));  // what trains may change it
 }
 
 /// The bias of every distance a query and a key can have, from that of its bucket.

@@ -85,8 +85,10 @@ void WeightLoader::append_values(Values& values, const std::string& name, const 
 }
 
 void WeightLoader::reside(Context& context, std::vector<Resident>& residents) const {
-  for (const auto& [id, values] : small_)
+  for (const auto& [id, values] : small_) {
+    if (observer_ && observer_->wants(values)) continue;
     if (Resident copy = conan::reside(context, values.data(), values.size() * sizeof(float))) residents.push_back(std::move(copy));
+  }
 }
 
 TensorView WeightLoader::take_head(const std::vector<int64_t>& shape) { return checked("lm_head.weight", shape); }

@@ -61,6 +61,9 @@ class WeightObserver {
   /// `source` stays readable as long as the model lives.
   virtual void packed(Weight& weight, const WeightParts& parts, const WeightSource& source, const Checkpoint& checkpoint) = 0;
   virtual void taken(const Values& values, const ValuesPart& part) = 0;
+  /// Whether what stands there changes as the model trains.
+  virtual bool wants(const Values& values) const = 0;
+  virtual bool wants(const TensorView& table) const = 0;
 };
 
 class WeightLoader {
@@ -72,6 +75,8 @@ class WeightLoader {
                std::vector<std::string>* problems = nullptr, WeightObserver* observer = nullptr);
   /// Whether what is loaded will be trained: then products that are fused elsewhere stay apart.
   bool training() const { return observer_ != nullptr; }
+  /// Whether training changes a tensor of take().
+  bool changes(const TensorView& table) const { return observer_ && observer_->wants(table); }
 
   bool has(const std::string& name) const { return checkpoint_.find(prefix_ + name) != nullptr; }
   /// The tensor, checked to have this shape; with adapters applied it is a copy that lives as long as this loader.
@@ -99,7 +104,7 @@ class WeightLoader {
   /// Fails if a tensor whose name starts with prefix + `layers` was not taken: the config does not describe this model.
   void require_all_used(const std::string& layers) const;
   std::vector<std::string> unused() const;  // sorted
-  /// Once everything is loaded: small tensors get a copy where the device wants one.
+  /// Once everything is loaded: small tensors that do not train get a copy where the device wants one.
   void reside(Context& context, std::vector<Resident>& residents) const;
   const std::set<std::string>& taken() const { return taken_; }
   const std::string& prefix() const { return prefix_; }

@@ -32,7 +32,9 @@ void require_training(const OperationTable& t) {
                                                   {"attention_backward", t.attention_backward},
                                                   {"embed_backward", t.embed_backward},
                                                   {"pool_backward", t.pool_backward},
-                                                  {"normalize_backward", t.normalize_backward}};
+                                                  {"normalize_backward", t.normalize_backward},
+                                                  {"adamw", t.adamw},
+                                                  {"squares", t.squares}};
   for (const auto& [name, present] : entries)
     if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
 }
@@ -42,6 +44,16 @@ bool is_reduced(WeightFormat format) { return format == WeightFormat::bf16 || fo
 int64_t padded_stride(int64_t cols) {
   const int64_t stride = (cols + 15) / 16 * 16;
   return stride % 512 == 0 ? stride + 16 : stride;
+}
+
+Floats::Floats(const OperationTable& table, int64_t size) : table_(&table), size_(size) {
+  if (size == 0) return;
+  data_ = static_cast<float*>(table.allocate(size_t(size) * sizeof(float)));
+  std::fill_n(data_, size, 0.f);
+}
+
+Floats::~Floats() {
+  if (data_) table_->release(data_, size_t(size_) * sizeof(float));
 }
 
 void clear(Context& context, const Matrix& x) {

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/tensor.h"
@@ -221,6 +222,22 @@ struct NormalizeBackwardArgs {
   Matrix x, dy;
 };
 
+/// A step of AdamW (Loshchilov & Hutter 2019) on `count` numbers; their gradient is cleared. With g = scale * gradient:
+/// first = beta1 * first + (1 - beta1) * g, second likewise with g^2,
+/// value = decay * value - rate * first / (sqrt(second) / correction + epsilon).
+struct AdamWArgs {
+  float *value = nullptr, *gradient = nullptr, *first = nullptr, *second = nullptr;
+  int64_t count = 0;
+  float scale = 1, beta1 = 0.9f, beta2 = 0.999f, decay = 1, rate = 0, correction = 1, epsilon = 1e-8f;
+};
+
+/// *sum = the sum of the squares of `count` numbers, in double precision, block by block: the order is that of the numbers, not of threads.
+struct SquaresArgs {
+  const float* values = nullptr;
+  int64_t count = 0;
+  double* sum = nullptr;
+};
+
 /// Runs on rows [first, first + count).
 using RowsBody = std::function<void(Context& context, int64_t first, int64_t count)>;
 
@@ -267,6 +284,8 @@ struct OperationTable {
   void (*embed_backward)(Context&, const EmbedBackwardArgs&) = nullptr;
   void (*pool_backward)(Context&, const PoolBackwardArgs&) = nullptr;
   void (*normalize_backward)(Context&, const NormalizeBackwardArgs&) = nullptr;
+  void (*adamw)(Context&, const AdamWArgs&) = nullptr;
+  void (*squares)(Context&, const SquaresArgs&) = nullptr;
 };
 
 inline void finish(Context& context);
@@ -318,6 +337,30 @@ class Arena {
   const OperationTable& table_;
   std::vector<Chunk> chunks_;
   size_t chunk_ = 0, used_ = 0;
+};
+
+/// Numbers that stay with a device; the host may look at them once finish() has been called. Zero to begin with.
+class Floats {
+ public:
+  Floats() = default;
+  Floats(const OperationTable& table, int64_t size);
+  Floats(Floats&& other) noexcept { *this = std::move(other); }
+  Floats& operator=(Floats&& other) noexcept {
+    std::swap(table_, other.table_), std::swap(data_, other.data_), std::swap(size_, other.size_);
+    return *this;
+  }
+  ~Floats();
+
+  float* data() { return data_; }
+  const float* data() const { return data_; }
+  int64_t size() const { return size_; }
+  float& operator[](int64_t i) { return data_[i]; }
+  float operator[](int64_t i) const { return data_[i]; }
+
+ private:
+  const OperationTable* table_ = nullptr;
+  float* data_ = nullptr;
+  int64_t size_ = 0;
 };
 
 /// Sets x to zero.

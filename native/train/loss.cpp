@@ -3,8 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 
 #include "base/error.h"
+#include "base/thread_pool.h"
 
 namespace conan::train {
 
@@ -13,8 +15,12 @@ namespace {
 using Rows = std::vector<std::vector<double>>;
 
 double inner(const std::vector<double>& a, const std::vector<double>& b) {
-  double sum = 0;
-  for (size_t c = 0; c < a.size(); ++c) sum += a[c] * b[c];
+  double parts[8] = {}, sum = 0;  // sums that do not wait for one another
+  size_t c = 0;
+  for (; c + 8 <= a.size(); c += 8)
+    for (size_t k = 0; k < 8; ++k) parts[k] += a[c + k] * b[c + k];
+  for (; c < a.size(); ++c) sum += a[c] * b[c];
+  for (const double part : parts) sum += part;
   return sum;
 }
 
@@ -52,53 +58,77 @@ double over_sizes(const Matrix& vectors, const Matryoshka& matryoshka, const Mat
   return loss / weights;
 }
 
-/// One direction: rows of `from` look for their partners among rows of `to`.
-double one_direction(const Rows& unit, const std::vector<int32_t>& from, const std::vector<int32_t>& to,
-                     const std::vector<std::vector<int32_t>>& partners, const Contrastive& options, double share, Rows& gradient) {
+/// The loss of one that seeks, and by each score its slope; `share`: of its loss in the whole.
+double seek(const std::vector<double>& scores, const std::vector<int32_t>& partners, const Contrastive& options, double share, double* pull) {
+  if (partners.empty()) return 0;
+  std::vector<char> is_partner(scores.size());
+  for (int32_t d : partners) is_partner[size_t(d)] = 1;
   double loss = 0;
-  int64_t seekers = 0;
-  for (const auto& own : partners) seekers += !own.empty();
-  for (size_t q = 0; q < from.size(); ++q) {
-    if (partners[q].empty()) continue;
-    const auto row = size_t(from[q]);
-    std::vector<double> scores(to.size()), pull(to.size());
-    std::vector<char> is_partner(to.size());
-    for (size_t d = 0; d < to.size(); ++d) scores[d] = inner(unit[row], unit[size_t(to[d])]);
-    for (int32_t d : partners[q]) is_partner[size_t(d)] = 1;
-    const double weight = share / double(seekers) / double(partners[q].size());
-    for (int32_t positive : partners[q]) {
-      const double own = scores[size_t(positive)];
-      const auto counts = [&](size_t d) {
-        return d == size_t(positive) || (!is_partner[d] && (options.margin < 0 || scores[d] <= own + options.margin));
-      };
-      double most = own, sum = 0;
-      for (size_t d = 0; d < to.size(); ++d)
-        if (counts(d)) most = std::max(most, scores[d]);
-      for (size_t d = 0; d < to.size(); ++d)
-        if (counts(d)) sum += std::exp((scores[d] - most) / options.temperature);
-      loss += weight * (std::log(sum) + (most - own) / options.temperature);
-      for (size_t d = 0; d < to.size(); ++d)
-        if (counts(d)) pull[d] += weight / options.temperature * (std::exp((scores[d] - most) / options.temperature) / sum - (d == size_t(positive)));
-    }
-    for (size_t d = 0; d < to.size(); ++d) {
-      if (pull[d] == 0) continue;
-      add(gradient[row], pull[d], unit[size_t(to[d])]);
-      add(gradient[size_t(to[d])], pull[d], unit[row]);
-    }
+  const double weight = share / double(partners.size());
+  for (int32_t positive : partners) {
+    const double own = scores[size_t(positive)];
+    const auto counts = [&](size_t d) {
+      return d == size_t(positive) || (!is_partner[d] && (options.margin < 0 || scores[d] <= own + options.margin));
+    };
+    double most = own, sum = 0;
+    for (size_t d = 0; d < scores.size(); ++d)
+      if (counts(d)) most = std::max(most, scores[d]);
+    for (size_t d = 0; d < scores.size(); ++d)
+      if (counts(d)) sum += std::exp((scores[d] - most) / options.temperature);
+    loss += weight * (std::log(sum) + (most - own) / options.temperature);
+    for (size_t d = 0; d < scores.size(); ++d)
+      if (counts(d)) pull[d] += weight / options.temperature * (std::exp((scores[d] - most) / options.temperature) / sum - (d == size_t(positive)));
   }
   return loss;
 }
 
+/// body(first, end) on blocks of a few of `count`: what the others have is read once for all of a block.
+template <class Body>
+void each_few(int threads, size_t count, const Body& body) {
+  constexpr size_t few = 8;
+  WorkQueue queue(int64_t((count + few - 1) / few));
+  ThreadPool::instance().run(threads, [&](int) {
+    for (int64_t block; queue.next(block);) body(size_t(block) * few, std::min(count, (size_t(block) + 1) * few));
+  });
+}
+
+/// One direction: rows of `from` look for their partners among rows of `to`.
+double one_direction(const Rows& unit, const std::vector<int32_t>& from, const std::vector<int32_t>& to,
+                     const std::vector<std::vector<int32_t>>& partners, const Contrastive& options, double share, int threads, Rows& gradient) {
+  const size_t width = unit.empty() ? 0 : unit[0].size();
+  int64_t seekers = 0;
+  for (const auto& own : partners) seekers += !own.empty();
+  std::vector<double> pulls(from.size() * to.size()), losses(from.size());
+  each_few(threads, from.size(), [&](size_t first, size_t end) {
+    std::vector<std::vector<double>> scores(end - first, std::vector<double>(to.size()));
+    for (size_t d = 0; d < to.size(); ++d)
+      for (size_t q = first; q < end; ++q) scores[q - first][d] = inner(unit[size_t(from[q])], unit[size_t(to[d])]);
+    for (size_t q = first; q < end; ++q) losses[q] = seek(scores[q - first], partners[q], options, share / double(seekers), &pulls[q * to.size()]);
+  });
+  Rows at_from(from.size(), std::vector<double>(width)), at_to(to.size(), std::vector<double>(width));
+  each_few(threads, from.size(), [&](size_t first, size_t end) {
+    for (size_t d = 0; d < to.size(); ++d)
+      for (size_t q = first; q < end; ++q) add(at_from[q], pulls[q * to.size() + d], unit[size_t(to[d])]);
+  });
+  each_few(threads, to.size(), [&](size_t first, size_t end) {
+    for (size_t q = 0; q < from.size(); ++q)
+      for (size_t d = first; d < end; ++d) add(at_to[d], pulls[q * to.size() + d], unit[size_t(from[q])]);
+  });
+  for (size_t q = 0; q < from.size(); ++q) add(gradient[size_t(from[q])], 1, at_from[q]);
+  for (size_t d = 0; d < to.size(); ++d) add(gradient[size_t(to[d])], 1, at_to[d]);
+  return std::accumulate(losses.begin(), losses.end(), 0.0);
+}
+
 }  // namespace
 
-double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy) {
+double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy, int threads) {
   std::vector<std::vector<int32_t>> back(pairs.documents.size());
   for (size_t q = 0; q < pairs.positives.size(); ++q)
     for (int32_t d : pairs.positives[q]) back.at(size_t(d)).push_back(int32_t(q));
   const double share = pairs.both_directions ? 0.5 : 1;
   return over_sizes(vectors, matryoshka, dy, [&](const Rows& unit, Rows& gradient) {
-    double loss = one_direction(unit, pairs.queries, pairs.documents, pairs.positives, pairs, share, gradient);
-    if (pairs.both_directions) loss += one_direction(unit, pairs.documents, pairs.queries, back, pairs, share, gradient);
+    double loss = one_direction(unit, pairs.queries, pairs.documents, pairs.positives, pairs, share, threads, gradient);
+    if (pairs.both_directions) loss += one_direction(unit, pairs.documents, pairs.queries, back, pairs, share, threads, gradient);
     return loss;
   });
 }

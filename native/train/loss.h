@@ -38,7 +38,7 @@ struct Matryoshka {
 
 /// Mean over queries, and over their positives, of -log(e^(s+/t) / (e^(s+/t) + sum over negatives of e^(s/t))), s the cosine; with both
 /// directions the mean of the two. dy [rows, C] is overwritten with the gradient.
-double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy);
+double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy, int threads);
 /// log(1 + sum over pairs (i, j), grade i > grade j, of e^(scale (cos j - cos i))).
 double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy);
 /// Mean over rows of 1 - cos(row, teacher), where the teacher has the model's dimensions (compared at every size), plus `relations` times

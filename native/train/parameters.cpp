@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/error.h"
-#include "base/thread_pool.h"
 
 namespace conan::train {
 
@@ -21,54 +20,20 @@ double uniform(uint64_t seed, const std::string& name, int64_t element) {
   return double((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
+Matrix matrix_of(Floats& values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
 Matrix matrix_of(std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
 
-TensorView view_of(const std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), Dtype::f32, {rows, cols}}; }
+TensorView view_of(const float* values, int64_t rows, int64_t cols) { return {values, Dtype::f32, {rows, cols}}; }
 
-void add_to(std::vector<float>& sum, const std::vector<float>& more) {
-  for (size_t i = 0; i < sum.size(); ++i) sum[i] += more[i];
-}
-
-void mask_columns(const LowRank& low, std::vector<float>& values) {
-  for (size_t i = 0; !low.mask.empty() && i < values.size(); ++i) values[i] *= low.mask[i % low.mask.size()];
-}
-
-/// A with the columns of this step.
-std::vector<float> masked(const LowRank& low) {
-  std::vector<float> a = low.a->value;
-  mask_columns(low, a);
-  return a;
-}
-
-/// [rows, cols] -> [cols, rows]
-std::vector<float> transpose(const float* values, int64_t rows, int64_t cols, int threads) {
-  std::vector<float> out(size_t(rows * cols));
-  constexpr int64_t kTile = 32;  // so that what is read and what is written both stay in cache
-  WorkQueue queue((cols + kTile - 1) / kTile);
-  ThreadPool::instance().run(threads, [&](int) {
-    for (int64_t band; queue.next(band);)
-      for (int64_t top = 0; top < rows; top += kTile)
-        for (int64_t c = band * kTile; c < std::min(cols, (band + 1) * kTile); ++c)
-          for (int64_t r = top; r < std::min(rows, top + kTile); ++r) out[size_t(c * rows + r)] = values[r * cols + c];
-  });
-  return out;
-}
-
-/// Values of a view in f32, row after row, on all threads.
-void read_rows(const TensorView& view, int64_t rows, float* out, int threads) {
-  const int64_t cols = view.size() / std::max<int64_t>(1, rows);
-  WorkQueue queue((rows + 63) / 64);
-  ThreadPool::instance().run(threads, [&](int) {
-    for (int64_t block; queue.next(block);) {
-      const int64_t first = block * 64, count = std::min<int64_t>(64, rows - first);
-      read_f32(view, first * cols, count * cols, out + first * cols);
-    }
-  });
+void mask_columns(const LowRank& low, const Matrix& x) {
+  for (int64_t i = 0; !low.mask.empty() && i < x.rows; ++i)
+    for (int64_t c = 0; c < x.cols; ++c) x.row(i)[c] *= low.mask[size_t(c)];
 }
 
 }  // namespace
 
-Parameters::Parameters(const TrainableOptions& options) : low_rank_(options.low_rank), seed_(options.seed), dropout_(options.dropout) {
+Parameters::Parameters(const TrainableOptions& options, const OperationTable& table)
+    : low_rank_(options.low_rank), seed_(options.seed), dropout_(options.dropout), table_(table) {
   if (!(dropout_ >= 0 && dropout_ < 1)) fail("INVALID_OPTION", "LoRA: dropout: expected a number from 0 to below 1, got ", dropout_);
   for (const std::string& name : options.dense) dense_[name] = nullptr;
   for (size_t i = 0; i < low_rank_.size(); ++i) {
@@ -111,7 +76,7 @@ Parameter* Parameters::add(const std::string& name, const std::vector<int64_t>& 
   parameter.decays = decays;
   int64_t size = 1;
   for (int64_t n : shape) size *= n;
-  for (auto* values : {&parameter.value, &parameter.gradient, &parameter.first, &parameter.second}) values->assign(size_t(size), 0);
+  for (auto* values : {&parameter.value, &parameter.gradient, &parameter.first, &parameter.second}) *values = Floats(table_, size);
   return &parameter;
 }
 
@@ -133,7 +98,7 @@ TensorView Parameters::use(const std::string& name, const TensorView& stored) {
     low.a = add(module + ".lora_A.weight", {low.rank, stored.shape[1]}, true);
     low.b = add(module + ".lora_B.weight", {stored.shape[0], low.rank}, true);
     const double bound = 1 / std::sqrt(double(stored.shape[1]));  // as PEFT: kaiming_uniform with a = sqrt(5)
-    for (int64_t i = 0; i < low.a->size(); ++i) low.a->value[size_t(i)] = float(bound * (2 * uniform(seed_, low.a->name, i) - 1));
+    for (int64_t i = 0; i < low.a->size(); ++i) low.a->value[i] = float(bound * (2 * uniform(seed_, low.a->name, i) - 1));
     stored_[name] = stored;
   }
   // B begins at zero: the change is none.
@@ -167,7 +132,7 @@ void Parameters::taken(const Values& values, const ValuesPart& part) {
 }
 
 void Parameters::clear_gradients() {
-  for (const auto& parameter : parameters_) std::fill(parameter->gradient.begin(), parameter->gradient.end(), 0.f);
+  for (const auto& parameter : parameters_) std::fill_n(parameter->gradient.data(), parameter->size(), 0.f);
 }
 
 void Parameters::drop(Context& context, int64_t step) {
@@ -182,9 +147,9 @@ void Parameters::drop(Context& context, int64_t step) {
 
 void Parameters::pull_back(double anchor) {
   for (const auto& [name, parameter] : dense_) {
-    std::vector<float> first(parameter->value.size());
+    std::vector<float> first(size_t(parameter->size()));
     read_f32(stored_.at(name), 0, parameter->size(), first.data());
-    for (size_t i = 0; i < first.size(); ++i) parameter->gradient[i] += float(anchor) * (parameter->value[i] - first[i]);
+    for (int64_t i = 0; i < parameter->size(); ++i) parameter->gradient[i] += float(anchor) * (parameter->value[i] - first[size_t(i)]);
   }
   // |s B A|^2: s^2 B (A A^T) by B and s^2 (B^T B) A by A.
   for (const LowRank& low : low_rank_) {
@@ -200,58 +165,77 @@ void Parameters::pull_back(double anchor) {
     const double factor = anchor * low.scale * low.scale;
     for (int64_t i = 0; i < r; ++i)
       for (int64_t j = 0; j < r; ++j) {
-        for (int64_t n = 0; n < rows; ++n) low.b->gradient[size_t(n * r + i)] += float(factor * aa[size_t(j * r + i)] * b[n * r + j]);
-        for (int64_t c = 0; c < cols; ++c) low.a->gradient[size_t(i * cols + c)] += float(factor * bb[size_t(i * r + j)] * a[j * cols + c]);
+        for (int64_t n = 0; n < rows; ++n) low.b->gradient[n * r + i] += float(factor * aa[size_t(j * r + i)] * b[n * r + j]);
+        for (int64_t c = 0; c < cols; ++c) low.a->gradient[i * cols + c] += float(factor * bb[size_t(i * r + j)] * a[j * cols + c]);
       }
   }
 }
 
 void Parameters::collect() {
   for (auto& [id, use] : small_) {
-    if (use.gradient.empty()) continue;
+    if (use.gradient.size() == 0) continue;
     for (const ValuesPart& part : use.parts)
       if (Parameter* parameter = dense(part.name))
-        for (size_t i = 0; i < part.count; ++i) parameter->gradient[i] += use.gradient[part.at + i];
-    std::fill(use.gradient.begin(), use.gradient.end(), 0.f);
+        for (size_t i = 0; i < part.count; ++i) parameter->gradient[int64_t(i)] += use.gradient[int64_t(part.at + i)];
+    std::fill_n(use.gradient.data(), use.gradient.size(), 0.f);
   }
 }
 
-std::vector<float> Parameters::effective(Context& context, const LowRank& low, const TensorView& stored) const {
-  std::vector<float> out(size_t(stored.size()));
-  const int64_t rows = stored.shape[0], cols = stored.shape[1];
-  read_rows(stored, rows, out.data(), context.threads);
-  std::vector<float> b = low.b->value;
-  for (float& x : b) x *= low.scale;
-  const std::vector<float> a = transpose(masked(low).data(), low.rank, cols, context.threads);
-  const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view_of(a, cols, low.rank)}, false}, WeightFormat::f32);
+Matrix Parameters::scaled(Context& context, const TensorView& x, float factor) {
+  const Matrix out = context.scratch.contiguous(x.shape[0], x.shape[1]);
+  for (auto row = int64_t(rows_.size()); row < out.rows; ++row) rows_.push_back(int32_t(row));
+  EmbedArgs args;
+  args.ids = rows_.data();
+  args.table = &x;
+  args.scale = factor;
+  args.y = out;
+  context.ops.embed(context, args);
+  return out;
+}
+
+Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
+  const Matrix a = scaled(context, view_of(low.a->value.data(), low.rank, low.a->shape[1]), low.scale);
+  if (!low.mask.empty()) finish(context);
+  mask_columns(low, a);
+  return a;
+}
+
+const Weight& Parameters::small_weight(Context& context, const Matrix& x) {
+  std::unique_ptr<Weight>& weight = small_weights_[{x.rows, x.cols}];
+  const WeightSource source{"LoRA", {view_of(x.data, x.rows, x.cols)}, false};
+  if (weight) context.ops.repack(context, source, *weight);
+  else weight = context.ops.pack(context, source, WeightFormat::f32);
+  return *weight;
+}
+
+Matrix Parameters::effective(Context& context, const LowRank& low) {
+  const TensorView& stored = stored_.at(low.tensor);
+  // Needed at every step: where the device is not the host, it keeps them.
+  if (const auto [found, fresh] = residents_.try_emplace(low.tensor); fresh) found->second = reside(context, stored.data, stored.bytes());
+  const Matrix out = scaled(context, stored, 1);
   LinearArgs args;
-  args.x = matrix_of(b, rows, low.rank);
-  args.weight = weight.get();
-  args.residual = args.y = matrix_of(out, rows, cols);
+  args.x = matrix_of(low.b->value, out.rows, low.rank);
+  args.weight = transposed(context, small_weight(context, scaled_a(context, low)));
+  args.residual = args.y = out;
   context.ops.linear(context, args);
   return out;
 }
 
-WeightSource Parameters::source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const {
+WeightSource Parameters::source_of(Context& context, const Use& use, std::vector<float>& reordered) {
   WeightSource source{use.parts.names[0], {}, false};
-  kept.reserve(2 * use.parts.names.size());
   for (size_t i = 0; i < use.parts.names.size(); ++i) {
     const std::string& name = use.parts.names[i];
-    if (const Parameter* parameter = dense(name)) {
-      source.parts.push_back(view_of(parameter->value, use.parts.rows[i], use.parts.cols));
-    } else if (const LowRank* low = low_rank(name)) {
-      kept.push_back(effective(context, *low, stored_.at(name)));
-      source.parts.push_back(view_of(kept.back(), use.parts.rows[i], use.parts.cols));
-    } else {
-      source.parts.push_back(use.stored[i]);
-    }
+    if (const Parameter* parameter = dense(name)) source.parts.push_back(view_of(parameter->value.data(), use.parts.rows[i], use.parts.cols));
+    else if (const LowRank* low = low_rank(name)) source.parts.push_back(view_of(effective(context, *low).data, use.parts.rows[i], use.parts.cols));
+    else source.parts.push_back(use.stored[i]);
   }
   if (use.parts.channels > 0) {
     const int64_t rows = use.parts.rows[0], cols = use.parts.cols;
     std::vector<float> stored(size_t(rows * cols));
+    finish(context);
     read_f32(source.parts[0], 0, rows * cols, stored.data());
-    kept.push_back(reorder_taps(stored.data(), rows, cols, use.parts.channels, false));
-    source.parts[0] = view_of(kept.back(), rows, cols);
+    reordered = reorder_taps(stored.data(), rows, cols, use.parts.channels, false);
+    source.parts[0] = view_of(reordered.data(), rows, cols);
   }
   return source;
 }
@@ -259,19 +243,21 @@ WeightSource Parameters::source_of(Context& context, const Use& use, std::vector
 void Parameters::repack(Context& context) {
   for (auto& [weight, use] : uses_) {
     if (!use.trains) continue;
-    std::vector<std::vector<float>> kept;
-    context.ops.repack(context, source_of(context, use, kept), *use.weight);
+    Arena::Scope scope(context.scratch);
+    std::vector<float> reordered;
+    context.ops.repack(context, source_of(context, use, reordered), *use.weight);
   }
 }
 
 void Parameters::refresh(Context& context) {
   for (LowRank& low : low_rank_) low.mask.clear();
   repack(context);
+  finish(context);
   for (auto& [id, use] : small_) {
     if (!use.trains) continue;
     for (const ValuesPart& part : use.parts)
       if (const Parameter* parameter = dense(part.name))
-        for (size_t i = 0; i < part.count; ++i) use.values.data()[part.at + i] = parameter->value[i] + part.offset;
+        for (size_t i = 0; i < part.count; ++i) use.values.data()[part.at + i] = parameter->value[int64_t(i)] + part.offset;
   }
 }
 
@@ -310,49 +296,53 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
     const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
     if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels, reduced);
     Parameter* parameter = dense(name);
-    if (parameter && channels > 0) {
-      std::vector<float> packed(size_t(rows * cols));
-      context.ops.linear_backward(context, {own, x, matrix_of(packed, rows, cols), nullptr, reduced});
-      add_to(parameter->gradient, reorder_taps(packed.data(), rows, cols, channels, true));
-    } else if (parameter) {
-      context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr, reduced});
-    }
+    if (parameter && channels > 0) add_reordered(context, {own, x, {}, nullptr, reduced}, channels, nullptr, *parameter);
+    else if (parameter) context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr, reduced});
     first += rows;
   }
 }
 
-/// With t = x A^T and u = dy B: dB += scale dy^T t, dA += scale u^T x.
+/// With t = x (scale A)^T and u = dy (scale B): dB += dy^T t, dA += u^T x.
 void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced) {
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
-  std::vector<float> turned = transpose(low.b->value.data(), rows, low.rank, context.threads);
-  for (float& value : turned) value *= low.scale;
-  const auto product = [&](const Matrix& in, const TensorView& view, const Matrix& out) {
-    const std::unique_ptr<Weight> weight = context.ops.pack(context, {low.tensor, {view}, false}, WeightFormat::f32);
+  const auto product = [&](const Matrix& in, const Weight& weight, const Matrix& out) {
     LinearArgs args;
     args.x = in;
-    args.weight = weight.get();
+    args.weight = &weight;
     args.y = out;
     context.ops.linear(context, args);
   };
-  std::vector<float> dropped = masked(low);
-  for (float& value : dropped) value *= low.scale;
-  const std::vector<float> a = channels > 0 ? reorder_taps(dropped.data(), low.rank, cols, channels, false) : dropped;
-  product(x, view_of(a, low.rank, cols), t);
-  product(dy, view_of(turned, low.rank, rows), u);
+  const Matrix a = scaled_a(context, low);
+  std::vector<float> reordered;
+  if (channels > 0) {
+    finish(context);
+    reordered = reorder_taps(a.data, low.rank, cols, channels, false);
+  }
+  product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a), t);
+  product(dy, *transposed(context, small_weight(context, scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale))), u);
   context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced});
-  std::vector<float> da(size_t(low.rank * cols));
-  context.ops.linear_backward(context, {u, x, matrix_of(da, low.rank, cols), nullptr, reduced});
-  if (channels > 0) da = reorder_taps(da.data(), low.rank, cols, channels, true);
-  mask_columns(low, da);
-  add_to(low.a->gradient, da);
+  if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x, {}, nullptr, reduced}, channels, &low, *low.a);
+  else context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced});
+}
+
+/// The gradient of a matrix whose columns are not those of x: in the order of files, and of what is masked.
+void Parameters::add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter) {
+  const int64_t rows = args.dy.cols, cols = args.x.cols;
+  std::vector<float> own(size_t(rows * cols));
+  args.dw = matrix_of(own, rows, cols);
+  context.ops.linear_backward(context, args);
+  finish(context);
+  if (channels > 0) own = reorder_taps(own.data(), rows, cols, channels, true);
+  if (low) mask_columns(*low, matrix_of(own, rows, cols));
+  for (int64_t i = 0; i < parameter.size(); ++i) parameter.gradient[i] += own[size_t(i)];
 }
 
 float* Parameters::values(const Values& values) {
   if (!wants(values)) return nullptr;
   SmallUse& use = small_.at(values.id());
-  if (use.gradient.empty()) use.gradient.assign(values.size(), 0);
+  if (use.gradient.size() == 0) use.gradient = Floats(table_, int64_t(values.size()));
   return use.gradient.data();
 }
 

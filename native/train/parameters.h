@@ -1,5 +1,6 @@
 // What trains: parameters with their gradients and moments, dense or of low rank (LoRA), and how they reach the weights of a model
-// that was loaded with this as observer. Values are f32 whatever the checkpoint holds.
+// that was loaded with this as observer. Values are f32 whatever the checkpoint holds, and lie with the device that trains them: host code
+// looks at them once it has finished.
 #pragma once
 #include <map>
 #include <memory>
@@ -14,10 +15,10 @@ namespace conan::train {
 struct Parameter {
   std::string name;
   std::vector<int64_t> shape;
-  std::vector<float> value, gradient, first, second;  // value, its gradient, AdamW's moments
-  bool decays = true;                                 // biases and norms do not
+  Floats value, gradient, first, second;  // value, its gradient, AdamW's moments
+  bool decays = true;                     // biases and norms do not
 
-  int64_t size() const { return int64_t(value.size()); }
+  int64_t size() const { return value.size(); }
 };
 
 /// W + scale * B A, with A [rank, cols] and B [rows, rank] (Hu et al. 2021); `tensor` is W's name in the checkpoint.
@@ -40,7 +41,7 @@ struct TrainableOptions {
 
 class Parameters : public WeightObserver, public Gradients {
  public:
-  explicit Parameters(const TrainableOptions& options);
+  Parameters(const TrainableOptions& options, const OperationTable& table);
 
   /// Fails with INVALID_OPTION where something that was to train was never asked for: the model has no such tensor.
   void require_found() const;
@@ -83,7 +84,7 @@ class Parameters : public WeightObserver, public Gradients {
   struct SmallUse {
     Values values;
     std::vector<ValuesPart> parts;
-    std::vector<float> gradient;
+    Floats gradient;
     bool trains = false;
   };
 
@@ -92,10 +93,17 @@ class Parameters : public WeightObserver, public Gradients {
   bool trains(const std::string& name) const { return dense(name) || low_rank(name); }
   Parameter* add(const std::string& name, const std::vector<int64_t>& shape, bool decays);
   void repack(Context& context);
-  /// W + scale * B A of a tensor, in f32.
-  std::vector<float> effective(Context& context, const LowRank& low, const TensorView& stored) const;
-  WeightSource source_of(Context& context, const Use& use, std::vector<std::vector<float>>& kept) const;
+  /// factor * x [rows, cols], in f32 and scratch memory.
+  Matrix scaled(Context& context, const TensorView& x, float factor);
+  /// scale * A with the columns of this step.
+  Matrix scaled_a(Context& context, const LowRank& low);
+  /// x [rows, cols] as a weight in f32; until the next of its shape.
+  const Weight& small_weight(Context& context, const Matrix& x);
+  /// W + scale * B A of a tensor, in f32 and scratch memory.
+  Matrix effective(Context& context, const LowRank& low);
+  WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
   void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced);
+  void add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;
   std::map<std::string, Parameter*> dense_;  // by tensor; null until the model asks for it
@@ -104,10 +112,14 @@ class Parameters : public WeightObserver, public Gradients {
   std::map<std::string, TensorView> stored_;  // of what trains, as the checkpoint has it
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
-  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;  // by format, rows and columns
+  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;   // by format, rows and columns
+  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Weight>> small_weights_;  // by rows and columns
+  std::map<std::string, Resident> residents_;                                     // of stored tensors that low rank changes
   std::map<const void*, SmallUse> small_;
+  std::vector<int32_t> rows_;  // 0, 1, 2, ...
   uint64_t seed_;
   double dropout_;
+  const OperationTable& table_;
 };
 
 }  // namespace conan::train

@@ -2,27 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
-#include <functional>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/safetensors.h"
-#include "base/thread_pool.h"
+#include "ops/backend.h"
 
 namespace conan::train {
 
 namespace {
-
-constexpr int64_t kBlock = 1 << 15;  // elements, whatever the number of threads: sums are taken block by block
-
-void each_block(int threads, const Parameter& parameter, const std::function<void(int64_t first, int64_t end)>& body) {
-  WorkQueue queue((parameter.size() + kBlock - 1) / kBlock);
-  const auto work = [&](int) {
-    for (int64_t block; queue.next(block);) body(block * kBlock, std::min(parameter.size(), (block + 1) * kBlock));
-  };
-  if (parameter.size() <= kBlock) work(0);
-  else ThreadPool::instance().run(threads, work);
-}
 
 /// To memory of the host.
 void copy_rows(Context& context, const Matrix& from, const Matrix& to) {
@@ -33,7 +20,7 @@ void copy_rows(Context& context, const Matrix& from, const Matrix& to) {
 }  // namespace
 
 Trainer::Trainer(const ModelOptions& model, const TrainableOptions& trainable, const OptimizerOptions& optimizer)
-    : parameters_(trainable), optimizer_(optimizer) {
+    : parameters_(trainable, backend(model.device)), optimizer_(optimizer) {
   if (!model.adapters.empty()) fail("INVALID_OPTION", "training: expected a model without adapters (merge them first), got ", model.adapters.size());
   model_ = std::make_unique<TextModel>(model, &parameters_);
   parameters_.require_found();
@@ -96,21 +83,19 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   finish(context);
   parameters_.collect();
   if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
+  double* sums = static_cast<double*>(context.scratch.take(parameters_.all().size() * sizeof(double)));
+  for (size_t i = 0; i < parameters_.all().size(); ++i) {
+    const Parameter& parameter = *parameters_.all()[i];
+    context.ops.squares(context, {parameter.gradient.data(), parameter.size(), sums + i});
+  }
+  finish(context);
   double squares = 0;
-  for (const auto& parameter : parameters_.all()) {
-    std::vector<double> sums(size_t((parameter->size() + kBlock - 1) / kBlock));
-    each_block(context.threads, *parameter, [&](int64_t first, int64_t end) {
-      double own = 0;
-      for (int64_t i = first; i < end; ++i) own += double(parameter->gradient[size_t(i)]) * parameter->gradient[size_t(i)];
-      sums[size_t(first / kBlock)] = own;
-    });
-    const double own = std::accumulate(sums.begin(), sums.end(), 0.0);
-    if (!std::isfinite(own)) {
-      const std::string name = parameter->name;
+  for (size_t i = 0; i < parameters_.all().size(); ++i) {
+    if (!std::isfinite(sums[i])) {
       parameters_.clear_gradients();
-      fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the gradient of \"", name, "\" holds a NaN or an infinity");
+      fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the gradient of \"", parameters_.all()[i]->name, "\" holds a NaN or an infinity");
     }
-    squares += own;
+    squares += sums[i];
   }
   result.gradient_norm = std::sqrt(squares);
   if (options.update) update(options, optimizer_.clip > 0 && result.gradient_norm > optimizer_.clip ? optimizer_.clip / result.gradient_norm : 1);
@@ -154,7 +139,7 @@ double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const
     case Loss::distillation: return distillation_loss(vectors, options.distillation, options.matryoshka, gradient);
     case Loss::contrastive: break;
   }
-  return contrastive_loss(vectors, options.contrastive, options.matryoshka, gradient);
+  return contrastive_loss(vectors, options.contrastive, options.matryoshka, gradient, model_->context().threads);
 }
 
 /// A pass with the memory of one before.
@@ -182,17 +167,12 @@ void Trainer::update(const StepOptions& options, double factor) {
   const double lr = options.learning_rate, b1 = optimizer_.beta1, b2 = optimizer_.beta2;
   const double correct1 = 1 - std::pow(b1, double(steps_)), correct2 = std::sqrt(1 - std::pow(b2, double(steps_)));
   for (const auto& parameter : parameters_.all()) {
-    const float decay = float(1 - lr * (parameter->decays ? optimizer_.weight_decay : 0)), step = float(lr / correct1);
-    each_block(model_->context().threads, *parameter, [&](int64_t first, int64_t end) {
-      for (auto i = size_t(first); i < size_t(end); ++i) {
-        const float g = parameter->gradient[i] * float(factor);
-        float &m = parameter->first[i], &v = parameter->second[i];
-        m = float(b1) * m + float(1 - b1) * g;
-        v = float(b2) * v + float(1 - b2) * g * g;
-        parameter->value[i] = parameter->value[i] * decay - step * m / (std::sqrt(v) / float(correct2) + float(optimizer_.epsilon));
-        parameter->gradient[i] = 0;
-      }
-    });
+    AdamWArgs args{parameter->value.data(), parameter->gradient.data(), parameter->first.data(), parameter->second.data(), parameter->size()};
+    args.scale = float(factor);
+    args.beta1 = float(b1), args.beta2 = float(b2);
+    args.decay = float(1 - lr * (parameter->decays ? optimizer_.weight_decay : 0));
+    args.rate = float(lr / correct1), args.correction = float(correct2), args.epsilon = float(optimizer_.epsilon);
+    model_->context().ops.adamw(model_->context(), args);
   }
   try {
     parameters_.refresh(model_->context());
@@ -208,14 +188,14 @@ namespace {
 struct Named {
   std::string name;
   const Parameter* parameter;
-  const std::vector<float>* values;
+  const Floats* values;
 };
 
 void write_all(const std::string& path, const std::vector<Named>& tensors, const std::map<std::string, std::string>& metadata) {
   std::vector<TensorHeader> headers;
   for (const Named& tensor : tensors) headers.push_back({tensor.name, Dtype::f32, tensor.parameter->shape});
   SafetensorsWriter writer(path, headers, metadata);
-  for (size_t i = 0; i < tensors.size(); ++i) writer.write(i, 0, tensors[i].values->data(), tensors[i].values->size() * sizeof(float));
+  for (size_t i = 0; i < tensors.size(); ++i) writer.write(i, 0, tensors[i].values->data(), size_t(tensors[i].values->size()) * sizeof(float));
   writer.close();
 }
 

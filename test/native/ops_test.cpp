@@ -281,6 +281,33 @@ void check_slope(const Matrix& x, const Matrix& gradient, const std::function<do
 
 Matrix row_of(std::vector<float>& values) { return {values.data(), 1, int64_t(values.size()), int64_t(values.size())}; }
 
+/// Two steps of the optimizer, and the size of the gradients.
+void optimizer_cases(const OperationTable& table, const OperationTable& reference) {
+  Context context(table, 3), single(table, 1), plain(reference, 1);
+  for (int64_t count : {1, 1000, 100001}) {
+    const std::string what = text(table.name, " adamw ", count);
+    std::vector<std::vector<float>> want, got, alone;
+    for (uint32_t k = 0; k < 4; ++k) want.push_back(random_floats(size_t(count), 20 + k));
+    for (float& x : want[3]) x = std::fabs(x);
+    got = alone = want;
+    double size = 0, found = 0, found_alone = 0;
+    reference.squares(plain, {want[1].data(), count, &size});
+    table.squares(context, {got[1].data(), count, &found});
+    table.squares(single, {got[1].data(), count, &found_alone});
+    finish(context), finish(single);
+    check(std::fabs(found - size) <= 1e-12 * size && found == found_alone, text(table.name, " squares ", count, ": ", found, " for ", size));
+    for (int step = 0; step < 2; ++step)
+      for (const auto& [own, values] : {std::pair{&plain, &want}, {&context, &got}, {&single, &alone}}) {
+        AdamWArgs args{(*values)[0].data(), (*values)[1].data(), (*values)[2].data(), (*values)[3].data(), count};
+        args.scale = 0.5f, args.decay = 0.99f, args.rate = 0.1f, args.correction = 0.7f, args.beta2 = 0.99f, args.epsilon = 1e-6f;
+        own->ops.adamw(*own, args);
+        finish(*own);
+      }
+    for (size_t k = 0; k < 4; ++k) check_close(row_of(got[k]), row_of(want[k]), 1e-5, text(what, " ", k));
+    check(got == alone, what + ": 3 threads differ from 1");
+  }
+}
+
 /// Each gradient of the reference by finite differences, and of the other tables against the reference.
 void backward_cases(const OperationTable& table, const OperationTable& reference) {
   const bool is_reference = &table == &reference;
@@ -499,6 +526,7 @@ int main() {
     row_cases(*table, *tables[0]);
     require_training(*table);
     backward_cases(*table, *tables[0]);
+    optimizer_cases(*table, *tables[0]);
     pack_cases(*table);
     std::printf("%s checked\n", table->name);
   }
