@@ -60,6 +60,9 @@ const suites = {
       'PyTorch bfloat16': py('torch', minilm, 'bfloat16'),
       'PyTorch compiled float32': py('compiled', minilm, 'float32'),
       'PyTorch compiled bfloat16': py('compiled', minilm, 'bfloat16'),
+      'node-llama-cpp float32': js('llamacpp', m('minilm/float32.gguf'), 'float32'),
+      'node-llama-cpp bfloat16': js('llamacpp', m('minilm/bfloat16.gguf'), 'bfloat16'),
+      'node-llama-cpp q8_0': js('llamacpp', m('minilm/int8.gguf'), 'int8'),
     },
   },
   decoder: {
@@ -79,6 +82,9 @@ const suites = {
       'onnxruntime-node int8': js('onnxruntime', m('decoder/int8.onnx'), 'int8'),
       'PyTorch float32': py('torch', m('decoder'), 'float32'),
       'PyTorch bfloat16': py('torch', m('decoder-bfloat16'), 'bfloat16'),
+      'node-llama-cpp float32': js('llamacpp', m('decoder/float32.gguf'), 'float32'),
+      'node-llama-cpp bfloat16': js('llamacpp', m('decoder/bfloat16.gguf'), 'bfloat16'),
+      'node-llama-cpp q8_0': js('llamacpp', m('decoder/int8.gguf'), 'int8'),
     },
   },
   texts: {

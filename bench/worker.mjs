@@ -80,6 +80,26 @@ const contenders = {
       },
     }
   },
+  /** node-llama-cpp, which takes one text at a time. */
+  async llamacpp() {
+    const { getLlama } = await import(pathToFileURL(peers.resolve('node-llama-cpp')).href)
+    const llama = await getLlama({ gpu: false, build: 'never', maxThreads: threads, logLevel: 'error' })
+    const loaded = await llama.loadModel({ modelPath: model })
+    const context = await loaded.createEmbeddingContext({ contextSize: 1024, batchSize: 1024, threads })
+    return {
+      async tokens(ids, length, batch) {
+        const texts = Array.from({ length: batch }, (_, i) => ids.slice(i * length, (i + 1) * length))
+        // What its tokenizer begins and ends a text with counts among the text's tokens.
+        for (const text of texts) {
+          if (loaded.tokens.shouldPrependBosToken) text[0] = loaded.tokens.bos
+          if (loaded.tokens.sep !== null) text.pop()
+        }
+        return async () => {
+          for (const text of texts) await context.getEmbeddingFor(text)
+        }
+      },
+    }
+  },
 }
 
 function poolMean(data, [batch, length, width]) {

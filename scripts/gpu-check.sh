@@ -19,7 +19,7 @@ step() { # name command...
 }
 
 step build-cuda scripts/build-cuda.sh "$capability-real"
-step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench'
+step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
 export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
 step ops timeout 100 build/native-tests/ops_test
 step ops-wgmma env CONAN_CUDA_GEMM=wgmma timeout 100 build/native-tests/ops_test
@@ -36,7 +36,9 @@ cat "$out/bench.log" "$out/bench-wgmma.log"
 if python3 -c 'import torch, transformers' 2> /dev/null; then
   step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench
   cat "$out/forward.log"
+  step train timeout 120 python3 bench/gpu_train.py build/native-tests/train_bench
+  cat "$out/train.log"
 else
-  report+=("forward                skipped: no Python with torch and transformers")
+  report+=("forward, train         skipped: no Python with torch and transformers")
 fi
 printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"

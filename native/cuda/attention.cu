@@ -111,12 +111,86 @@ __global__ void __launch_bounds__(256) attention_f32(View q, View k, View v, Vie
   }
 }
 
+/// Two neighbouring channels of a head as bf16; zeros beyond its channels.
+__device__ __forceinline__ uint32_t pair_of(const View& m, int64_t row, int column, int d, int head_dim) {
+  const float* from = m.row(row) + column;
+  return pack_bf16(d < head_dim ? from[d] : 0, d + 1 < head_dim ? from[d + 1] : 0);
+}
+
+/// Rows [first, first + count) of a head, at most 64, into shared memory with 128 threads; zeros below them.
+template <int D>
+__device__ __forceinline__ void load_tile(uint16_t* tile, const View& m, int64_t first, int64_t count, int column, int head_dim) {
+  for (int i = int(threadIdx.x); i < 64 * D / 2; i += 128) {
+    const int r = i / (D / 2), d = i % (D / 2) * 2;
+    const uint32_t pair = r < count ? pair_of(m, first + r, column, d, head_dim) : 0;
+    memcpy(&tile[r * (D + 8) + d], &pair, 4);
+  }
+}
+
+/// The 16 rows of a warp, among the same, as left fragments.
+template <int D>
+__device__ __forceinline__ void load_rows(uint32_t (&out)[D / 16][4], const View& m, int64_t first, int64_t count, int column, int head_dim) {
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int r = int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4 + i % 2 * 8;
+      out[c][i] = r < count ? pair_of(m, first + r, column, 16 * c + i / 2 * 8 + int(threadIdx.x) % 4 * 2, head_dim) : 0;
+    }
+}
+
+/// The products of a warp's 16 rows with rows 16 n .. of a tile: two blocks of eight columns.
+template <int D>
+__device__ __forceinline__ void multiply_rows(float (&out)[2][4], const uint32_t (&rows)[D / 16][4], const uint16_t* tile, int n) {
+  const int lane = int(threadIdx.x) % 32;
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c) {
+    uint32_t b[4];
+    load_matrices(b, &tile[(16 * n + lane / 16 * 8 + lane % 8) * (D + 8) + 16 * c + lane / 8 % 2 * 8]);
+    mma_bf16(out[0], rows[c], b[0], b[1]);
+    mma_bf16(out[1], rows[c], b[2], b[3]);
+  }
+}
+
+/// sums += shares [16, 16] times rows 16 n .. of a tile.
+template <int D>
+__device__ __forceinline__ void add_shares(float (&sums)[D / 8][4], const float (&shares)[2][4], const uint16_t* tile, int n) {
+  const int lane = int(threadIdx.x) % 32;
+  const uint32_t a[4] = {pack_bf16(shares[0][0], shares[0][1]), pack_bf16(shares[0][2], shares[0][3]), pack_bf16(shares[1][0], shares[1][1]),
+                         pack_bf16(shares[1][2], shares[1][3])};
+#pragma unroll
+  for (int c = 0; c < D / 16; ++c) {
+    uint32_t b[4];
+    load_matrices_transposed(b, &tile[(16 * n + lane % 16) * (D + 8) + 16 * c + lane / 16 * 8]);
+    mma_bf16(sums[2 * c], a, b[0], b[1]);
+    mma_bf16(sums[2 * c + 1], a, b[2], b[3]);
+  }
+}
+
+/// The sums of a warp's 16 rows to where those rows lie.
+template <int D>
+__device__ __forceinline__ void store_rows(const View& m, int64_t first, int64_t count, int column, int head_dim, const float (&sums)[D / 8][4],
+                                           const float (&factor)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const int r = int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4 + 8 * half;
+    if (r >= count) continue;
+    float* to = m.row(first + r) + column;
+#pragma unroll
+    for (int c = 0; c < D / 8; ++c)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int d = 8 * c + int(threadIdx.x) % 4 * 2 + e;
+        if (d < head_dim) to[d] = sums[c][2 * half + e] * factor[half];
+      }
+  }
+}
+
 /// bf16 on tensor cores. A block has 64 queries of one head, 16 a warp, and keys by 64. D: channels, rounded up to a multiple of 16.
 template <int D>
 __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, View y, Shape s) {
-  constexpr int stride = D + 8;  // rows 16 bytes further in the banks than the row before
-  alignas(16) __shared__ uint16_t key_tile[64 * stride];
-  alignas(16) __shared__ uint16_t value_tile[64 * stride];
+  alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];  // rows lie 16 bytes further in the banks than the row before
+  alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
   const int b = int(blockIdx.z), head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
   const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * 64, q_end = s.q_offsets[b + 1];
   if (q0 >= q_end) return;
@@ -124,41 +198,19 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
   const int64_t count = q_end - q0 < 64 ? q_end - q0 : 64;
   const int column = head * s.head_dim, kv_column = head / s.group * s.head_dim;
 
-  auto pair_of = [&](const View& m, int64_t row, int at, int d) {
-    const float* from = m.row(row) + at;
-    return pack_bf16(d < s.head_dim ? from[d] : 0, d + 1 < s.head_dim ? from[d + 1] : 0);
-  };
   uint32_t queries[D / 16][4];
-#pragma unroll
-  for (int c = 0; c < D / 16; ++c)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int r = 16 * warp + lane / 4 + i % 2 * 8;
-      queries[c][i] = r < count ? pair_of(q, q0 + r, column, 16 * c + i / 2 * 8 + lane % 4 * 2) : 0;
-    }
+  load_rows<D>(queries, q, q0, count, column, s.head_dim);
   float sums[D / 8][4] = {}, most[2] = {-INFINITY, -INFINITY}, total[2] = {};
 
   const int64_t first = s.first_key(start) / 64 * 64, end = s.end_key(start + count - 1, keys);
   for (int64_t j0 = first; j0 < end; j0 += 64) {
     __syncthreads();
-    for (int i = int(threadIdx.x); i < 64 * D / 2; i += 128) {
-      const int r = i / (D / 2), d = i % (D / 2) * 2;
-      const bool there = j0 + r < keys;
-      const uint32_t key = there ? pair_of(k, kv0 + j0 + r, kv_column, d) : 0, value = there ? pair_of(v, kv0 + j0 + r, kv_column, d) : 0;
-      memcpy(&key_tile[r * stride + d], &key, 4);
-      memcpy(&value_tile[r * stride + d], &value, 4);
-    }
+    load_tile<D>(key_tile, k, kv0 + j0, keys - j0, kv_column, s.head_dim);
+    load_tile<D>(value_tile, v, kv0 + j0, keys - j0, kv_column, s.head_dim);
     __syncthreads();
-    float scores[8][4] = {};
+    float scores[4][2][4] = {};  // by 16 keys, and eight
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
-#pragma unroll
-      for (int c = 0; c < D / 16; ++c) {
-        uint32_t b2[4];
-        load_matrices(b2, &key_tile[(16 * n + lane / 16 * 8 + lane % 8) * stride + 16 * c + lane / 8 % 2 * 8]);
-        mma_bf16(scores[2 * n], queries[c], b2[0], b2[1]);
-        mma_bf16(scores[2 * n + 1], queries[c], b2[2], b2[3]);
-      }
+    for (int n = 0; n < 4; ++n) multiply_rows<D>(scores[n], queries, key_tile, n);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = 16 * warp + lane / 4 + 8 * half;
@@ -169,7 +221,7 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int64_t j = j0 + 8 * n + lane % 4 * 2 + e;
-          float& score = scores[n][2 * half + e];
+          float& score = scores[n / 2][n % 2][2 * half + e];
           score = r < count && j < keys && s.sees(i, j) ? score * s.scale + s.biased(head, i, j) : -INFINITY;
           now = fmaxf(now, score);
         }
@@ -183,7 +235,7 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
       for (int n = 0; n < 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float& score = scores[n][2 * half + e];
+          float& score = scores[n / 2][n % 2][2 * half + e];
           score = expf(score - base);
           own += score;
         }
@@ -192,34 +244,17 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
       for (int c = 0; c < D / 8; ++c) sums[c][2 * half] *= shrink, sums[c][2 * half + 1] *= shrink;
     }
 #pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const uint32_t shares[4] = {pack_bf16(scores[2 * n][0], scores[2 * n][1]), pack_bf16(scores[2 * n][2], scores[2 * n][3]),
-                                  pack_bf16(scores[2 * n + 1][0], scores[2 * n + 1][1]), pack_bf16(scores[2 * n + 1][2], scores[2 * n + 1][3])};
-#pragma unroll
-      for (int c = 0; c < D / 16; ++c) {
-        uint32_t b2[4];
-        load_matrices_transposed(b2, &value_tile[(16 * n + lane % 16) * stride + 16 * c + lane / 16 * 8]);
-        mma_bf16(sums[2 * c], shares, b2[0], b2[1]);
-        mma_bf16(sums[2 * c + 1], shares, b2[2], b2[3]);
-      }
-    }
+    for (int n = 0; n < 4; ++n) add_shares<D>(sums, scores[n], value_tile, n);
   }
+  float factor[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const int r = 16 * warp + lane / 4 + 8 * half;
     float whole = total[half];
     whole += __shfl_xor_sync(full_warp, whole, 1);
     whole += __shfl_xor_sync(full_warp, whole, 2);
-    if (r >= count) continue;
-    float* to = y.row(q0 + r) + column;
-#pragma unroll
-    for (int c = 0; c < D / 8; ++c)
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int d = 8 * c + lane % 4 * 2 + e;
-        if (d < s.head_dim) to[d] = sums[c][2 * half + e] / whole;
-      }
+    factor[half] = 1 / whole;
   }
+  store_rows<D>(y, q0, count, column, s.head_dim, sums, factor);
 }
 
 // ---- backward: scores are computed again, once for the gradient by the queries, once for that by keys and values
@@ -311,6 +346,142 @@ __global__ void attention_backward_key_f32(View q, View k, View v, View dy, View
   }
 }
 
+/// The sum over the four lanes of a row of fragments.
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(full_warp, x, 1);
+  return x + __shfl_xor_sync(full_warp, x, 2);
+}
+
+/// The gradient by the queries on tensor cores, as attention_bf16 is divided: keys come twice, first for what rows are divided by and their
+/// mean, then for the gradient.
+template <int D>
+__global__ void __launch_bounds__(128) attention_backward_query_bf16(View q, View k, View v, View dy, View dq, Row* rows, Shape s) {
+  alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];
+  alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
+  const int b = int(blockIdx.z), head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * 64, q_end = s.q_offsets[b + 1];
+  if (q0 >= q_end) return;
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
+  const int64_t count = q_end - q0 < 64 ? q_end - q0 : 64;
+  const int column = head * s.head_dim, kv_column = head / s.group * s.head_dim;
+  uint32_t queries[D / 16][4], slopes[D / 16][4];
+  load_rows<D>(queries, q, q0, count, column, s.head_dim);
+  load_rows<D>(slopes, dy, q0, count, column, s.head_dim);
+
+  float most[2] = {-INFINITY, -INFINITY}, total[2] = {}, mean[2] = {}, sums[D / 8][4] = {};
+  const int64_t first = s.first_key(start) / 64 * 64, end = s.end_key(start + count - 1, keys);
+  for (int pass = 0; pass < 2; ++pass) {
+    for (int64_t j0 = first; j0 < end; j0 += 64) {
+      __syncthreads();
+      load_tile<D>(key_tile, k, kv0 + j0, keys - j0, kv_column, s.head_dim);
+      load_tile<D>(value_tile, v, kv0 + j0, keys - j0, kv_column, s.head_dim);
+      __syncthreads();
+      for (int n = 0; n < 4; ++n) {
+        float scores[2][4] = {}, gradients[2][4] = {};
+        multiply_rows<D>(scores, queries, key_tile, n);
+        multiply_rows<D>(gradients, slopes, value_tile, n);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int r = 16 * warp + lane / 4 + 8 * half;
+          const int64_t i = start + r;
+          float now = most[half];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int64_t j = j0 + 16 * n + e / 2 * 8 + lane % 4 * 2 + e % 2;
+            float& score = scores[e / 2][2 * half + e % 2];
+            score = r < count && j < keys && s.sees(i, j) ? score * s.scale + s.biased(head, i, j) : -INFINITY;
+            now = fmaxf(now, score);
+          }
+          if (pass == 0) {
+            now = fmaxf(now, __shfl_xor_sync(full_warp, now, 1));
+            now = fmaxf(now, __shfl_xor_sync(full_warp, now, 2));
+            const float base = now == -INFINITY ? 0 : now, shrink = expf(most[half] - base);
+            most[half] = now;
+            total[half] *= shrink, mean[half] *= shrink;
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              const float p = expf(scores[e / 2][2 * half + e % 2] - base);
+              total[half] += p;
+              mean[half] += p * gradients[e / 2][2 * half + e % 2];
+            }
+          } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              float& score = scores[e / 2][2 * half + e % 2];
+              score = expf(score - most[half]) / total[half] * (gradients[e / 2][2 * half + e % 2] - mean[half]) * s.scale;
+            }
+          }
+        }
+        if (pass == 1) add_shares<D>(sums, scores, key_tile, n);
+      }
+    }
+    if (pass == 1) break;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = 16 * warp + lane / 4 + 8 * half;
+      total[half] = row_sum(total[half]);
+      mean[half] = row_sum(mean[half]) / total[half];
+      if (r < count && lane % 4 == 0) rows[(q0 + r) * s.heads + head] = {most[half], total[half], mean[half]};
+      if (r >= count) most[half] = 0, total[half] = 1, mean[half] = 0;  // no row: nothing, and not a NaN
+    }
+  }
+  const float factor[2] = {1, 1};
+  store_rows<D>(dq, q0, count, column, s.head_dim, sums, factor);
+}
+
+/// The gradients by keys and values on tensor cores. A block has 64 keys of one head, 16 a warp; queries of all heads that use them come by 64.
+template <int D>
+__global__ void __launch_bounds__(128) attention_backward_key_bf16(View q, View k, View v, View dy, View dk, View dv, const Row* rows, Shape s) {
+  alignas(16) __shared__ uint16_t query_tile[64 * (D + 8)];
+  alignas(16) __shared__ uint16_t slope_tile[64 * (D + 8)];
+  __shared__ Row tile_rows[64];
+  const int b = int(blockIdx.z), kv_head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, j0 = int64_t(blockIdx.x) * 64;
+  if (j0 >= keys) return;
+  const int64_t q0 = s.q_offsets[b], start = s.q_starts[b];
+  const int queries = int(s.q_offsets[b + 1] - q0), count = int(keys - j0 < 64 ? keys - j0 : 64);
+  const int kv_column = kv_head * s.head_dim;
+  uint32_t own_keys[D / 16][4], own_values[D / 16][4];
+  load_rows<D>(own_keys, k, kv0 + j0, count, kv_column, s.head_dim);
+  load_rows<D>(own_values, v, kv0 + j0, count, kv_column, s.head_dim);
+
+  float key_sums[D / 8][4] = {}, value_sums[D / 8][4] = {};
+  // Queries that see one of these keys: i >= j - right and i <= j + left.
+  const int64_t low = s.right < 0 ? 0 : j0 - s.right - start, high = s.left < 0 ? queries : j0 + count + s.left - start;
+  const int first = int(low < 0 ? 0 : low), end = int(high < queries ? high : queries);
+  for (int head = kv_head * s.group; head < (kv_head + 1) * s.group; ++head)
+    for (int n0 = first; n0 < end; n0 += 64) {
+      __syncthreads();
+      load_tile<D>(query_tile, q, q0 + n0, queries - n0, head * s.head_dim, s.head_dim);
+      load_tile<D>(slope_tile, dy, q0 + n0, queries - n0, head * s.head_dim, s.head_dim);
+      if (threadIdx.x < 64 && n0 + int(threadIdx.x) < queries) tile_rows[threadIdx.x] = rows[(q0 + n0 + threadIdx.x) * s.heads + head];
+      __syncthreads();
+      for (int n = 0; n < 4; ++n) {
+        float shares[2][4] = {}, slopes[2][4] = {};
+        multiply_rows<D>(shares, own_keys, query_tile, n);
+        multiply_rows<D>(slopes, own_values, slope_tile, n);
+#pragma unroll
+        for (int e = 0; e < 8; ++e) {
+          const int m = 16 * n + e / 4 * 8 + lane % 4 * 2 + e % 2, r = 16 * warp + lane / 4 + e / 2 % 2 * 8;
+          const int64_t i = start + n0 + m, j = j0 + r;
+          float &share = shares[e / 4][e % 4], &slope = slopes[e / 4][e % 4];
+          if (n0 + m < queries && r < count && s.sees(i, j)) {
+            const Row of = tile_rows[m];
+            share = expf(share * s.scale + s.biased(head, i, j) - of.most) / of.total;
+            slope = share * (slope - of.mean) * s.scale;
+          } else {
+            share = slope = 0;
+          }
+        }
+        add_shares<D>(value_sums, shares, slope_tile, n);
+        add_shares<D>(key_sums, slopes, query_tile, n);
+      }
+    }
+  const float factor[2] = {1, 1};
+  store_rows<D>(dk, kv0 + j0, count, kv_column, s.head_dim, key_sums, factor);
+  store_rows<D>(dv, kv0 + j0, count, kv_column, s.head_dim, value_sums, factor);
+}
+
 /// A warp a head and distance i - j.
 __global__ void attention_backward_bias_f32(View q, View k, View v, View dy, const Row* rows, float* dbias, Shape s) {
   const int64_t distance = int64_t(blockIdx.x) - s.bias_reach, D = s.head_dim;
@@ -329,6 +500,12 @@ __global__ void attention_backward_bias_f32(View q, View k, View v, View dy, con
   }
   sum = warp_sum(sum);
   if (lane == 0) dbias[head * (2 * s.bias_reach + 1) + s.bias_reach + distance] += sum;
+}
+
+int64_t longest(const int32_t* offsets, int sequences) {
+  int64_t most = 0;
+  for (int b = 0; b < sequences; ++b) most = std::max<int64_t>(most, offsets[b + 1] - offsets[b]);
+  return most;
 }
 
 Shape shape_of(Arguments& args, const AttentionArgs& a) {
@@ -352,13 +529,12 @@ Shape shape_of(Arguments& args, const AttentionArgs& a) {
 
 void attention(Context& context, const AttentionArgs& a) {
   Arguments args(context);
-  int64_t longest = 0;
-  for (int b = 0; b < a.sequences; ++b) longest = std::max<int64_t>(longest, a.q_offsets[b + 1] - a.q_offsets[b]);
   // Rows of one call may be part of a longer matrix, which offsets count from its beginning.
   const Shape s = shape_of(args, a);
   const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
   const auto run = [&](auto kernel, int queries, dim3 block) {
-    launch(args.device, kernel, dim3(blocks(longest, queries), unsigned(a.heads), unsigned(a.sequences)), block, q, k, v, y, s);
+    launch(args.device, kernel, dim3(blocks(longest(a.q_offsets, a.sequences), queries), unsigned(a.heads), unsigned(a.sequences)), block, q, k, v, y,
+           s);
   };
   if (!a.reduced || a.head_dim > 128) run(attention_f32, plain_queries, dim3(32, 8));
   else if (a.head_dim <= 32) run(attention_bf16<32>, 64, dim3(128));
@@ -374,9 +550,21 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args_) {
   const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), dy = args.in(args_.dy);
   const View dq = args.inout(args_.dq), dk = args.inout(args_.dk), dv = args.inout(args_.dv);
   Row* rows = args.scratch<Row>(q.rows * a.heads);
-  launch(args.device, attention_backward_query_f32, dim3(unsigned(q.rows), unsigned(a.heads)), dim3(32), q, k, v, dy, dq, rows, s);
-  launch(args.device, attention_backward_key_f32, dim3(unsigned(k.rows), unsigned(a.kv_heads)), dim3(32), q, k, v, dy, dk, dv,
-         static_cast<const Row*>(rows), s);
+  const auto on_tensor_cores = [&](auto by_query, auto by_key) {
+    launch(args.device, by_query, dim3(blocks(longest(a.q_offsets, a.sequences), 64), unsigned(a.heads), unsigned(a.sequences)), dim3(128), q, k, v,
+           dy, dq, rows, s);
+    launch(args.device, by_key, dim3(blocks(longest(a.kv_offsets, a.sequences), 64), unsigned(a.kv_heads), unsigned(a.sequences)), dim3(128), q, k, v,
+           dy, dk, dv, static_cast<const Row*>(rows), s);
+  };
+  if (a.reduced && a.head_dim <= 32) on_tensor_cores(attention_backward_query_bf16<32>, attention_backward_key_bf16<32>);
+  else if (a.reduced && a.head_dim <= 64) on_tensor_cores(attention_backward_query_bf16<64>, attention_backward_key_bf16<64>);
+  else if (a.reduced && a.head_dim <= 96) on_tensor_cores(attention_backward_query_bf16<96>, attention_backward_key_bf16<96>);
+  else if (a.reduced && a.head_dim <= 128) on_tensor_cores(attention_backward_query_bf16<128>, attention_backward_key_bf16<128>);
+  else {
+    launch(args.device, attention_backward_query_f32, dim3(unsigned(q.rows), unsigned(a.heads)), dim3(32), q, k, v, dy, dq, rows, s);
+    launch(args.device, attention_backward_key_f32, dim3(unsigned(k.rows), unsigned(a.kv_heads)), dim3(32), q, k, v, dy, dk, dv,
+           static_cast<const Row*>(rows), s);
+  }
   if (args_.dbias)
     launch(args.device, attention_backward_bias_f32, dim3(unsigned(2 * a.bias_reach + 1), unsigned(a.heads)), dim3(32), q, k, v, dy,
            static_cast<const Row*>(rows), args.inout(args_.dbias, a.heads * (2 * a.bias_reach + 1)), s);

@@ -39,7 +39,7 @@ Resident reside(Context& context, const void* host, size_t bytes) {
   check(cudaSetDevice(device.index), "device");
   void* copy = nullptr;
   check_memory(cudaMallocAsync(&copy, bytes, device.stream), bytes);
-  check(cudaMemcpyAsync(copy, host, bytes, cudaMemcpyDefault, device.stream), "copy");
+  device.upload(copy, host, bytes);
   device.resident.add(host, bytes, copy);
   return {copy, [&device, host](void* memory) {
             device.resident.remove(host);

@@ -1,9 +1,12 @@
 // What the files of this folder share: the device, launches, and how arguments get there. An argument may lie in host memory (positions,
 // norm weights, a test's matrices) or in memory of allocate(): Arguments copies what the device cannot see, and copies results back.
 #pragma once
+#include <algorithm>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <thread>
 #include <vector>
 
 #include "base/error.h"
@@ -45,15 +48,6 @@ class Ranges {
 /// Memory of allocate(), which all devices find where the host does.
 inline Ranges allocated;
 
-/// One GPU and the stream that everything on it goes through, in order.
-struct Device {
-  int index = 0;
-  cudaStream_t stream = nullptr;
-  int multiprocessors = 4;
-  bool warpgroups = false;  // bf16 products by wgmma
-  Ranges resident;          // copies that reside() made
-};
-
 inline void check(cudaError_t status, const char* what) {
   if (status != cudaSuccess) fail("DEVICE_FAILED", "cuda: ", what, ": ", cudaGetErrorString(status));
 }
@@ -67,6 +61,75 @@ inline void check_memory(cudaError_t status, size_t bytes) {
   fail("OUT_OF_MEMORY", "cuda: expected ", bytes >> 20, " MiB of the GPU's memory, found ", left >> 20, " of ", all >> 20,
        " MiB free (a smaller dtype, or a smaller maxBatchTokens?)");
 }
+
+/// Two pieces of the host's memory that a device reads by itself: one is filled while the other goes. Weights pass through them on their way
+/// from a mapped file, whose pages the device cannot read, at the speed of the bus rather than of one thread that copies.
+class Staging {
+ public:
+#ifdef __CUDACC__
+  static constexpr size_t kWorthwhile = size_t(1) << 20, kPart = size_t(32) << 20;  // bytes; what is less goes by an ordinary copy
+#else
+  static constexpr size_t kWorthwhile = size_t(1) << 10, kPart = size_t(1) << 12;  // so that tests come to the end of a part
+#endif
+
+  /// `from` may change when this returns.
+  void upload(cudaStream_t stream, void* to, const void* from, size_t bytes) {
+    std::lock_guard guard(lock_);
+    for (size_t at = 0; at < bytes; at += kPart, next_ = 1 - next_) {
+      Part& part = parts_[next_];
+      if (!part.memory) {
+        void* memory = nullptr;
+        check(cudaMallocHost(&memory, kPart), "host memory that the device reads");
+        part.memory = static_cast<char*>(memory);
+        check(cudaEventCreateWithFlags(&part.gone, cudaEventDisableTiming), "event");
+      } else {
+        check(cudaEventSynchronize(part.gone), "copy");
+      }
+      const size_t count = std::min(kPart, bytes - at);
+      fill(part.memory, static_cast<const char*>(from) + at, count);
+      check(cudaMemcpyAsync(static_cast<char*>(to) + at, part.memory, count, cudaMemcpyDefault, stream), "copy");
+      check(cudaEventRecord(part.gone, stream), "event");
+    }
+  }
+
+ private:
+  static constexpr size_t kThreads = 4;  // one alone reads about 10 GB/s
+
+  static void fill(char* to, const char* from, size_t bytes) {
+    const auto copy = [=](size_t i) {
+      const size_t first = bytes * i / kThreads;
+      std::memcpy(to + first, from + first, bytes * (i + 1) / kThreads - first);
+    };
+    std::vector<std::thread> others;
+    for (size_t i = 1; i < kThreads; ++i) others.emplace_back(copy, i);
+    copy(0);
+    for (std::thread& other : others) other.join();
+  }
+
+  struct Part {
+    char* memory = nullptr;
+    cudaEvent_t gone = nullptr;
+  };
+  Part parts_[2];
+  int next_ = 0;
+  std::mutex lock_;
+};
+
+/// One GPU and the stream that everything on it goes through, in order.
+struct Device {
+  int index = 0;
+  cudaStream_t stream = nullptr;
+  int multiprocessors = 4;
+  bool warpgroups = false;  // bf16 products by wgmma
+  Ranges resident;          // copies that reside() made
+  Staging staging;
+
+  /// `from` may change when this returns.
+  void upload(void* to, const void* from, size_t bytes) {
+    if (bytes >= Staging::kWorthwhile) staging.upload(stream, to, from, bytes);
+    else check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy");
+  }
+};
 
 inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
 
@@ -132,7 +195,7 @@ class Arguments {
     if (!values || count <= 0) return values;
     if (const void* there = find(values, size_t(count) * sizeof(T))) return static_cast<const T*>(there);
     T* out = scratch<T>(count);
-    check(cudaMemcpyAsync(out, values, size_t(count) * sizeof(T), cudaMemcpyDefault, device.stream), "copy");
+    device.upload(out, values, size_t(count) * sizeof(T));
     return out;
   }
 

@@ -250,13 +250,16 @@ inline size_t taken() {
   return sum;
 }
 
-inline bool is_device(const void* pointer) {
+inline std::map<const char*, size_t> pinned;  // the host's, but read by the device when it comes to it
+
+inline bool lies_in(const std::map<const char*, size_t>& ranges, const void* pointer) {
   std::lock_guard lock(allocations_lock);
-  auto at = allocations.upper_bound(static_cast<const char*>(pointer));
-  if (at == allocations.begin()) return false;
+  auto at = ranges.upper_bound(static_cast<const char*>(pointer));
+  if (at == ranges.begin()) return false;
   --at;
   return static_cast<const char*>(pointer) < at->first + at->second;
 }
+inline bool is_device(const void* pointer) { return lies_in(allocations, pointer); }
 
 inline void forget(void* memory) {
   std::lock_guard lock(allocations_lock);
@@ -284,6 +287,17 @@ inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
   conan::cuda::emulated::allocations[static_cast<char*>(*out)] = bytes;
   return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
+inline cudaError_t cudaMallocHost(void** out, size_t bytes) {
+  *out = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
+  std::lock_guard lock(conan::cuda::emulated::allocations_lock);
+  conan::cuda::emulated::pinned[static_cast<char*>(*out)] = bytes;
+  return *out ? cudaSuccess : cudaErrorMemoryAllocation;
+}
+using cudaEvent_t = void*;
+constexpr unsigned cudaEventDisableTiming = 2;
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaStreamSynchronize(nullptr); }
 inline cudaError_t cudaFree(void* memory) {
   conan::cuda::emulated::drain();
   conan::cuda::emulated::forget(memory);
@@ -311,7 +325,7 @@ inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from
   if (!is_device(to)) {
     drain();
     copy(from, from_pitch);
-  } else if (is_device(from)) {
+  } else if (is_device(from) || lies_in(pinned, from)) {
     later([=] { copy(from, from_pitch); });
   } else {
     auto taken = std::make_shared<std::vector<char>>(width * height);

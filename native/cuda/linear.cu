@@ -306,6 +306,83 @@ __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View
     }
 }
 
+/// The same with bf16 products on tensor cores: tiles of 128 x 128 by steps of 32 rows. Eight warps, 64 x 32 each; both sides lie in shared
+/// memory as they come, and fragments are turned as they are read.
+constexpr int turned_stride = tile_n + 8;
+
+__global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, View dw) {
+  alignas(16) __shared__ uint16_t left[tile_k * turned_stride];
+  alignas(16) __shared__ uint16_t right[tile_k * turned_stride];
+  const int64_t n0 = int64_t(blockIdx.y) * tile_m, k0 = int64_t(blockIdx.x) * tile_n;
+  const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
+  const int warp_n = warp / 4 * 64, warp_k = warp % 4 * 32;
+  float sums[4][4][4] = {};
+
+  // A warp a row, four numbers a lane.
+  auto read = [&](const View& m, int64_t t0, int64_t c0, float4(&held)[4]) {
+    const bool aligned = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t t = t0 + warp + 8 * i, c = c0 + 4 * lane;
+      held[i] = {0, 0, 0, 0};
+      if (t >= m.rows) continue;
+      const float* from = m.row(t) + c;
+      if (aligned && c + 4 <= m.cols) {
+        held[i] = *reinterpret_cast<const float4*>(from);
+      } else {
+        if (c < m.cols) held[i].x = from[0];
+        if (c + 1 < m.cols) held[i].y = from[1];
+        if (c + 2 < m.cols) held[i].z = from[2];
+        if (c + 3 < m.cols) held[i].w = from[3];
+      }
+    }
+  };
+  auto write = [&](uint16_t* tile, const float4(&held)[4]) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      uint32_t* to = reinterpret_cast<uint32_t*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]);
+      to[0] = pack_bf16(held[i].x, held[i].y);
+      to[1] = pack_bf16(held[i].z, held[i].w);
+    }
+  };
+
+  float4 slopes[4], inputs[4];
+  read(dy, 0, n0, slopes);
+  read(x, 0, k0, inputs);
+  for (int64_t t0 = 0; t0 < dy.rows; t0 += tile_k) {
+    write(left, slopes);
+    write(right, inputs);
+    __syncthreads();
+    if (t0 + tile_k < dy.rows) {
+      read(dy, t0 + tile_k, n0, slopes);
+      read(x, t0 + tile_k, k0, inputs);
+    }
+#pragma unroll
+    for (int t = 0; t < tile_k; t += 16) {
+      uint32_t a[4][4], b[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        load_matrices_transposed(a[i], &left[(t + lane / 16 * 8 + lane % 8) * turned_stride + warp_n + 16 * i + lane / 8 % 2 * 8]);
+#pragma unroll
+      for (int j = 0; j < 2; ++j) load_matrices_transposed(b[j], &right[(t + lane % 16) * turned_stride + warp_k + 16 * j + lane / 16 * 8]);
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+#pragma unroll
+        for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    }
+    __syncthreads();
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i)
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int64_t n = n0 + warp_n + 16 * i + lane / 4 + e / 2 * 8, k = k0 + warp_k + 8 * j + lane % 4 * 2 + e % 2;
+        if (n < dw.rows && k < dw.cols) dw.row(n)[k] += sums[i][j][e];
+      }
+}
+
 __global__ void column_sums(View dy, float* out) {
   const int64_t n = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (n >= dy.cols) return;
@@ -372,8 +449,10 @@ void linear_backward(Context& context, const LinearBackwardArgs& a) {
   Arguments args(context);
   const View dy = args.in(a.dy);
   if (a.dbias) launch(args.device, column_sums, dim3(blocks(dy.cols, 128)), dim3(128), dy, args.inout(a.dbias, dy.cols));
-  if (a.dw.data)
-    launch(args.device, gemm_transposed_f32, dim3(blocks(a.x.cols, 64), blocks(dy.cols, 64)), dim3(256), dy, args.in(a.x), args.inout(a.dw));
+  if (!a.dw.data) return;
+  const int64_t tile = a.reduced ? tile_n : 64;
+  launch(args.device, a.reduced ? gemm_transposed_bf16 : gemm_transposed_f32, dim3(blocks(a.x.cols, tile), blocks(dy.cols, tile)), dim3(256), dy,
+         args.in(a.x), args.inout(a.dw));
 }
 
 }  // namespace conan::cuda

@@ -200,11 +200,11 @@ Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
   return a;
 }
 
-const Weight& Parameters::small_weight(Context& context, const Matrix& x) {
-  std::unique_ptr<Weight>& weight = small_weights_[{x.rows, x.cols}];
+const Weight& Parameters::small_weight(Context& context, const Matrix& x, WeightFormat format) {
+  std::unique_ptr<Weight>& weight = small_weights_[{int(format), x.rows, x.cols}];
   const WeightSource source{"LoRA", {view_of(x.data, x.rows, x.cols)}, false};
   if (weight) context.ops.repack(context, source, *weight);
-  else weight = context.ops.pack(context, source, WeightFormat::f32);
+  else weight = context.ops.pack(context, source, format);
   return *weight;
 }
 
@@ -215,7 +215,7 @@ Matrix Parameters::effective(Context& context, const LowRank& low) {
   const Matrix out = scaled(context, stored, 1);
   LinearArgs args;
   args.x = matrix_of(low.b->value, out.rows, low.rank);
-  args.weight = transposed(context, small_weight(context, scaled_a(context, low)));
+  args.weight = transposed(context, small_weight(context, scaled_a(context, low), WeightFormat::f32));
   args.residual = args.y = out;
   context.ops.linear(context, args);
   return out;
@@ -314,14 +314,15 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
     args.y = out;
     context.ops.linear(context, args);
   };
+  const WeightFormat format = reduced ? WeightFormat::bf16 : WeightFormat::f32;
   const Matrix a = scaled_a(context, low);
   std::vector<float> reordered;
   if (channels > 0) {
     finish(context);
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
-  product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a), t);
-  product(dy, *transposed(context, small_weight(context, scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale))), u);
+  product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
+  product(dy, *transposed(context, small_weight(context, scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale), format)), u);
   context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x, {}, nullptr, reduced}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced});

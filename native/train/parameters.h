@@ -97,8 +97,8 @@ class Parameters : public WeightObserver, public Gradients {
   Matrix scaled(Context& context, const TensorView& x, float factor);
   /// scale * A with the columns of this step.
   Matrix scaled_a(Context& context, const LowRank& low);
-  /// x [rows, cols] as a weight in f32; until the next of its shape.
-  const Weight& small_weight(Context& context, const Matrix& x);
+  /// x [rows, cols] as a weight; until the next of its shape.
+  const Weight& small_weight(Context& context, const Matrix& x, WeightFormat format);
   /// W + scale * B A of a tensor, in f32 and scratch memory.
   Matrix effective(Context& context, const LowRank& low);
   WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
@@ -112,9 +112,9 @@ class Parameters : public WeightObserver, public Gradients {
   std::map<std::string, TensorView> stored_;  // of what trains, as the checkpoint has it
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
-  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;   // by format, rows and columns
-  std::map<std::pair<int64_t, int64_t>, std::unique_ptr<Weight>> small_weights_;  // by rows and columns
-  std::map<std::string, Resident> residents_;                                     // of stored tensors that low rank changes
+  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;         // by format, rows and columns
+  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> small_weights_;  // ditto
+  std::map<std::string, Resident> residents_;                                           // of stored tensors that low rank changes
   std::map<const void*, SmallUse> small_;
   std::vector<int32_t> rows_;  // 0, 1, 2, ...
   uint64_t seed_;

@@ -281,6 +281,15 @@ void check_slope(const Matrix& x, const Matrix& gradient, const std::function<do
 
 Matrix row_of(std::vector<float>& values) { return {values.data(), 1, int64_t(values.size()), int64_t(values.size())}; }
 
+/// What rounding to bf16 on the way may cost: a share of the whole, since single entries may be small sums of large terms.
+void check_near(const Matrix& got, const Matrix& want, const std::string& what) {
+  double off = 0;
+  for (int64_t i = 0; i < want.rows; ++i)
+    for (int64_t c = 0; c < want.cols; ++c) off += std::pow(double(got.row(i)[c]) - want.row(i)[c], 2);
+  const double share = std::sqrt(off / inner(want, want));
+  check(share <= 1e-2, text(what, ": ", share, " of it is wrong"));
+}
+
 /// Two steps of the optimizer, and the size of the gradients.
 void optimizer_cases(const OperationTable& table, const OperationTable& reference) {
   Context context(table, 3), single(table, 1), plain(reference, 1);
@@ -411,7 +420,8 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
   };
   const Case cases[] = {{{5, 1, 19}, 4, 4, 20, -1, -1, false}, {{14, 50}, 4, 2, 32, -1, 0, false},   {{40, 7}, 2, 1, 8, 6, 6, false},
                         {{23, 9}, 3, 3, 24, -1, -1, true},     {{140, 33}, 2, 1, 40, -1, 0, false},  {{150, 3}, 1, 1, 16, 20, 0, false},
-                        {{14, 50}, 4, 2, 32, -1, 0, false, 1}, {{23, 9}, 3, 3, 24, -1, -1, true, 2}, {{40, 17}, 2, 1, 64, 6, 6, false, 17}};
+                        {{14, 50}, 4, 2, 32, -1, 0, false, 1}, {{23, 9}, 3, 3, 24, -1, -1, true, 2}, {{40, 17}, 2, 1, 64, 6, 6, false, 17},
+                        {{70, 65}, 2, 1, 128, -1, 0, false},   {{66}, 1, 1, 80, 9, 30, true}};
   for (const Case& c : cases) {
     std::vector<int32_t> offsets{0}, q_offsets{0}, starts;
     for (int n : c.lengths) {
@@ -446,6 +456,13 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
     check_close(got.dv.m, want.dv.m, 2e-5, what + " v");
     if (c.bias) check_close(row_of(got.dbias), row_of(want.dbias), 2e-5, what + " bias");
     check(equal(got.dq.m, alone.dq.m) && equal(got.dk.m, alone.dk.m) && equal(got.dv.m, alone.dv.m), what + ": 3 threads differ from 1");
+    forward.reduced = true;
+    Out coarse = run(context);
+    check_near(coarse.dq.m, want.dq.m, what + " q reduced");
+    check_near(coarse.dk.m, want.dk.m, what + " k reduced");
+    check_near(coarse.dv.m, want.dv.m, what + " v reduced");
+    if (c.bias) check_near(row_of(coarse.dbias), row_of(want.dbias), what + " bias reduced");
+    forward.reduced = false;
     if (!is_reference) continue;
     auto value = [&] { return reference.attention(plain, forward), inner(y.m, dy.m); };
     check_slope(q.m, want.dq.m, value, what + " by q");

@@ -1,0 +1,98 @@
+"""Steps of LoRA training on a GPU: random models of Qwen3's shapes, ours (train_bench) and PyTorch's (SDPA, bf16 weights, eager and compiled)
+in turn on the same weights and tokens: rank 16 on all linear layers, InfoNCE between the first and the second half of the texts.
+
+    python bench/gpu_train.py TRAIN_BENCH [--models 0.6B,2B] [--device cuda] [--directory DIR] [--inputs 64x256,512x32] [--no-compile]
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from gpu_forward import make, timed
+
+
+class LowRank(torch.nn.Module):
+    """x W^T + x A^T B^T, as PEFT computes it; A and B in float32, multiplied in W's dtype."""
+
+    def __init__(self, linear, rank=16):
+        super().__init__()
+        self.linear = linear
+        self.a = torch.nn.Parameter(torch.empty(rank, linear.in_features, device=linear.weight.device).uniform_(-1, 1) / linear.in_features**0.5)
+        self.b = torch.nn.Parameter(torch.zeros(linear.out_features, rank, device=linear.weight.device))
+
+    def forward(self, x):
+        return self.linear(x) + x @ self.a.to(x.dtype).T @ self.b.to(x.dtype).T
+
+
+def wrapped(model):
+    model.requires_grad_(False)
+    for layer in model.layers:
+        for part, names in ((layer.self_attn, ("q_proj", "k_proj", "v_proj", "o_proj")), (layer.mlp, ("gate_proj", "up_proj", "down_proj"))):
+            for name in names:
+                setattr(part, name, LowRank(getattr(part, name)))
+    return model.train()
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("train_bench")
+    parser.add_argument("--models", default="0.6B")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--directory", default=tempfile.gettempdir())
+    parser.add_argument("--inputs", default="64x256,512x32")
+    parser.add_argument("--no-compile", action="store_true")
+    options = parser.parse_args()
+    print(f"{'model':6} {'input':10} {'who':18} {'ms':>9} {'tokens/s':>10} {'loss':>8}")
+    for name in options.models.split(","):
+        directory = Path(options.directory) / f"conan-forward-{name}"
+        model, _ = make(name, directory, options.device)
+        wrapped(model)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        contenders = {"PyTorch": model}
+        if not options.no_compile:
+            contenders["PyTorch compiled"] = torch.compile(model)
+        for shape in options.inputs.split(","):
+            length, texts = map(int, shape.split("x"))
+            ids = ((torch.arange(length * texts) * 7919 + 5) % 32000).reshape(texts, length).to(options.device)
+            target = torch.arange(texts // 2, device=options.device)
+            rows = []
+            for who, contender in contenders.items():
+                optimizer = torch.optim.AdamW(trained, lr=1e-4)
+                first = []
+
+                def step():
+                    vectors = contender(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+                    unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
+                    loss = torch.nn.functional.cross_entropy(unit[: texts // 2] @ unit[texts // 2 :].T / 0.05, target)
+                    optimizer.zero_grad()
+                    loss.backward()
+                    torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                    optimizer.step()
+                    first.append(loss.detach())
+
+                seconds, _ = timed(step, options.device)
+                rows.append((who, seconds, float(first[0])))
+                with torch.no_grad():
+                    for parameter in trained:
+                        parameter.copy_(parameter * 0 if parameter.shape[1] == 16 else parameter)
+            torch.cuda.empty_cache()
+            for gemm in ["mma", "wgmma"] if options.device.startswith("cuda") else [""]:
+                done = subprocess.run([options.train_bench, directory, options.device, "bfloat16", shape], capture_output=True, text=True,
+                                      env={**os.environ, "CONAN_CUDA_GEMM": gemm})
+                who = f"ours {gemm}".strip()
+                if done.returncode:
+                    print(f"{name:6} {shape:10} {who:18} {done.stderr.strip()}")
+                    continue
+                ours = json.loads(done.stdout)
+                rows.append((who, ours["seconds"], ours["loss"]))
+            for who, seconds, loss in rows:
+                print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {length * texts / seconds:10.0f} {loss:8.4f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
