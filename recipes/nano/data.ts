@@ -73,11 +73,14 @@ const shown: Record<string, string> = {
   chainsaw: 'carpentry saw',
 }
 
+/** Tasks whose media take long to look at or to listen to. */
+const slow = new Set(['moving emoji', 'pages', 'noises', 'noise to picture'])
+
 /**
- * Everything that is asked of a model, of one part. `most`: at most so many pairs a task, for validation.
+ * Everything that is asked of a model, of one part. `most`: at most so many pairs a task, `mostSlow` where its media take long.
  * Names are unseen ones in every visual task; spoken words come from unheard voices, and in "new words" they are unheard words as well.
  */
-export async function questions(part: Part, words: number, most = Number.POSITIVE_INFINITY): Promise<Pair[]> {
+export async function questions(part: Part, words: number, most = Number.POSITIVE_INFINITY, mostSlow = most): Promise<Pair[]> {
   const all = items()
   const pairs: Pair[] = all
     .filter((item) => item.part === part)
@@ -104,7 +107,7 @@ export async function questions(part: Part, words: number, most = Number.POSITIV
     out.push(
       ...some(
         pairs.filter((pair) => pair.task === task),
-        most,
+        slow.has(task) ? mostSlow : most,
         (pair) => JSON.stringify(pair),
       ),
     )

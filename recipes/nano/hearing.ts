@@ -3,14 +3,13 @@
 //   npx tsx recipes/nano/hearing.ts [--reduced]
 import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { attachAudio, trainSpecialist } from '../../lib'
-import { readJson } from '../../lib/files/json'
+import { attachAudio } from '../../lib'
 import { audio, writeBase, writeEncoder } from './architecture'
 import { show } from './measure'
 import { type Sound, sounds } from './media'
 import { settings, work } from './settings'
 import { place } from './sources'
-import { progress } from './text'
+import { learn } from './text'
 
 /** Pairs of the same text by two voices. */
 function twice(heard: Sound[]): object[] {
@@ -23,8 +22,7 @@ function twice(heard: Sound[]): object[] {
 }
 
 async function main() {
-  const out = path.join(work, 'listener')
-  if (!existsSync(out)) {
+  const out = await learn('listener', async () => {
     const [deaf, encoder, fresh] = ['deaf', 'encoder', 'listener-fresh'].map((name) => path.join(work, name)) as [string, string, string]
     if (!existsSync(fresh)) {
       mkdirSync(work, { recursive: true })
@@ -35,16 +33,14 @@ async function main() {
     const heard = (await sounds(settings.words)).filter(({ part }) => part === 'train')
     const of = (task: string) => heard.filter((sound) => sound.task === task)
     const named = (list: Sound[]) => list.map(({ file, text }) => ({ query: { audio: file }, positive: text }))
-    await trainSpecialist({
+    return {
       model: fresh,
-      out,
       data: [
         { name: 'words', weight: 5, rows: named(of('speech')) },
         { name: 'voices', weight: 3, rows: twice(of('speech')) },
         { name: 'digits', weight: 1, rows: named(of('digits')) },
         { name: 'noises', weight: 1, rows: named(of('noises')) },
       ],
-      sampling: 'weighted',
       oneDatasetPerBatch: true,
       trainable: { mode: 'full', exclude: ['visual\\.'] },
       temperature: 0.05,
@@ -52,12 +48,9 @@ async function main() {
       steps: settings.hearingSteps,
       learningRate: 1e-3,
       weightDecay: 0.02,
-      saveEvery: 100,
       chunkTokens: 8192,
-      onProgress: progress('hearing'),
-    })
-  }
-  console.log(`hearing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
+    }
+  })
   await show(out, ['audio'])
 }
 

@@ -3,7 +3,7 @@ import { type EmbedInput, loadModel } from '../../lib'
 import { documentKey } from '../../lib/train/sampler'
 import { type Pair, questions } from './data'
 import type { Modality } from './media'
-import { settings } from './settings'
+import { reduced, settings } from './settings'
 import { score } from './text'
 
 /** Of one direction of a task: how often the right one is nearest, or among the nearest five, and how many there are to choose from. */
@@ -68,8 +68,9 @@ export async function measure(directory: string, pairs: Pair[]): Promise<Measure
   return out
 }
 
-/** A table of what a model finds of the validation data of some modalities. */
+/** A table of what a model finds of the validation data of some modalities; the reduced run does not take the time. */
 export async function show(directory: string, modalities: Modality[]): Promise<void> {
+  if (reduced) return
   const asked = (await questions('validation', settings.words)).filter(({ modality }) => modalities.some((own) => own === modality))
   console.table(await measure(directory, asked))
 }

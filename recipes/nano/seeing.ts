@@ -4,33 +4,32 @@
 //   npx tsx recipes/nano/seeing.ts [--reduced]
 import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
-import { trainSpecialist } from '../../lib'
-import { readJson } from '../../lib/files/json'
 import { writeBase } from './architecture'
 import { show } from './measure'
 import { items, views } from './media'
 import { settings, work } from './settings'
-import { openTeacher, progress, tokenVectors } from './text'
+import { learn, openTeacher, tokenVectors } from './text'
 
-/** Training pictures with what is said of them, two views of each, and pages with their titles. */
-export async function pictureRows(): Promise<Record<'names' | 'pairs' | 'pages', object[]>> {
-  const rows = { names: [] as object[], pairs: [] as object[], pages: [] as object[] }
+/** Training pictures with what is said of them, pages with their titles, and, where there are several views of a picture, two of each. */
+export async function pictureRows() {
+  const names: object[] = []
+  const same: object[] = []
+  const pages: object[] = []
   for (const item of items().filter(({ part }) => part === 'train')) {
-    if (item.modality === 'document') rows.pages.push(...item.texts.map((positive) => ({ query: { image: item.file }, positive })))
+    if (item.modality === 'document') pages.push(...item.texts.map((positive) => ({ query: { image: item.file }, positive })))
     if (item.modality !== 'image') continue
     const files = await views(item, settings.views)
     const said = [...new Set([item.texts[0] as string, item.texts.join(', ')])]
     for (const [i, file] of files.entries()) {
-      rows.names.push({ query: { image: file }, positive: said[i % said.length] })
-      rows.pairs.push({ query: { image: file }, positive: { image: files[(i + 1) % files.length] } })
+      names.push({ query: { image: file }, positive: said[i % said.length] })
+      if (files.length > 1) same.push({ query: { image: file }, positive: { image: files[(i + 1) % files.length] } })
     }
   }
-  return rows
+  return { names, pages, pairs: (weight: number) => (same.length ? [{ name: 'views', weight, rows: same }] : []) }
 }
 
 async function main() {
-  const out = path.join(work, 'viewer')
-  if (!existsSync(out)) {
+  const out = await learn('viewer', async () => {
     const fresh = path.join(work, 'viewer-fresh')
     if (!existsSync(path.join(fresh, 'modules.json'))) {
       const tokenizer = readFileSync(path.join(work, 'base/tokenizer.json'), 'utf8')
@@ -39,14 +38,9 @@ async function main() {
       await teacher.dispose()
     }
     const { names, pairs } = await pictureRows()
-    await trainSpecialist({
+    return {
       model: fresh,
-      out,
-      data: [
-        { name: 'names', weight: 8, rows: names },
-        { name: 'views', weight: 2, rows: pairs },
-      ],
-      sampling: 'weighted',
+      data: [{ name: 'names', weight: 8, rows: names }, ...pairs(2)],
       oneDatasetPerBatch: true,
       trainable: { mode: 'full', exclude: ['embed_tokens'] },
       dtype: 'bfloat16',
@@ -55,13 +49,10 @@ async function main() {
       steps: settings.seeingSteps,
       learningRate: 1e-3,
       weightDecay: 0.02,
-      saveEvery: 100,
       maxTokens: 512,
       chunkTokens: 8192,
-      onProgress: progress('seeing'),
-    })
-  }
-  console.log(`seeing: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
+    }
+  })
   await show(out, ['image'])
 }
 

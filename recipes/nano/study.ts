@@ -84,7 +84,7 @@ class Study {
 
   async test(name: string, directory: string): Promise<void> {
     if (this.results.tests[name]) return
-    this.asked ??= questions('test', settings.words, settings.test)
+    this.asked ??= questions('test', settings.words, settings.test, settings.slowTest)
     this.results.tests[name] = await tested(directory, await this.asked)
     this.keep()
     console.log(`seed ${this.seed}: ${name}:`, shares(byModality(this.results.tests[name].found)), `STS-B ${this.results.tests[name].sts.toFixed(3)}`)

@@ -6,7 +6,7 @@ import path from 'node:path'
 import { evaluate, type TrainOptions, trainSpecialist } from '../../lib'
 import { readJson } from '../../lib/files/json'
 import { text, writeBase } from './architecture'
-import { settings, work } from './settings'
+import { reduced, settings, work } from './settings'
 import { data, need, stsb, texts } from './sources'
 import { Teacher } from './teacher'
 import { learnTokenizer, textOf } from './tokenizer'
@@ -58,6 +58,14 @@ export const progress = (what: string) => {
   }
 }
 
+/** A stage that trains, left out where its output exists; what `options` makes is made only where it does not. Returns where it is. */
+export async function learn(name: string, options: () => Promise<Omit<TrainOptions, 'out'>>): Promise<string> {
+  const out = path.join(work, name)
+  if (!existsSync(out)) await trainSpecialist({ out, sampling: 'weighted', saveEvery: 100, onProgress: progress(name), ...(await options()) })
+  console.log(`${name}: ${readJson(path.join(out, 'training-report.json')).seconds} s`)
+  return out
+}
+
 async function main() {
   mkdirSync(work, { recursive: true })
   const base = path.join(work, 'base')
@@ -66,7 +74,7 @@ async function main() {
   const teacher = await openTeacher(chosen)
 
   if (!existsSync(path.join(base, 'config.json'))) {
-    const json = learnTokenizer(Object.values(texts()).flat(), text.vocabulary)
+    const json = learnTokenizer(Object.values(reduced ? chosen : texts()).flat(), text.vocabulary)
     writeBase(base, json, await tokenVectors(teacher, json))
     console.log(`base: STS-B dev as it begins ${(await score(base)).toFixed(4)}`)
   }
@@ -76,40 +84,29 @@ async function main() {
   await teacher.dispose()
 
   const batchSize = 192
-  const stage = async (out: string, options: Omit<TrainOptions, 'out'>) => {
-    if (!existsSync(out))
-      await trainSpecialist({
-        out,
-        trainable: { mode: 'full', include: ['language_model'] },
-        dtype: 'bfloat16',
-        onProgress: progress(path.basename(out)),
-        saveEvery: 200,
-        ...options,
-      })
-    console.log(`${path.basename(out)}: STS-B dev ${(await score(out)).toFixed(4)}, ${readJson(path.join(out, 'training-report.json')).seconds} s`)
-  }
-  const distilled = path.join(work, 'text-distilled')
-  await stage(distilled, {
+  const whole: Partial<TrainOptions> = { trainable: { mode: 'full', include: ['language_model'] }, dtype: 'bfloat16', maxTokens: 64, saveEvery: 200 }
+  const distilled = await learn('text-distilled', async () => ({
+    ...whole,
     model: base,
     data: list,
-    sampling: 'weighted',
     batchSize,
     steps: Math.round(settings.samples / batchSize),
     learningRate: 1.5e-3,
     warmup: 0.02,
-    maxTokens: 64,
     matryoshka: [64],
-  })
-  const grades = stsb('train').map(({ left, right, score }) => ({ query: left, positive: right, score }))
-  await stage(path.join(work, 'text'), {
+  }))
+  console.log(`STS-B dev ${(await score(distilled)).toFixed(4)}`)
+  const graded = await learn('text', async () => ({
+    ...whole,
     model: distilled,
-    data: grades,
+    data: stsb('train').map(({ left, right, score }) => ({ query: left, positive: right, score })),
+    sampling: 'shuffled',
     loss: 'graded',
     batchSize: 64,
     epochs: settings.gradedEpochs,
     learningRate: 1e-4,
-    maxTokens: 64,
-  })
+  }))
+  console.log(`STS-B dev ${(await score(graded)).toFixed(4)}`)
 }
 
 if (require.main === module) main()

@@ -4,14 +4,13 @@
 //   npx tsx recipes/nano/vision.ts [--reduced]
 import { existsSync } from 'node:fs'
 import path from 'node:path'
-import { fuse, type TrainOptions, trainSpecialist } from '../../lib'
-import { readJson } from '../../lib/files/json'
+import { fuse, type TrainOptions } from '../../lib'
 import { textPairs } from './data'
 import { show } from './measure'
 import { items, views } from './media'
 import { pictureRows } from './seeing'
 import { settings, work } from './settings'
-import { openTeacher, progress, score } from './text'
+import { learn, openTeacher, score } from './text'
 
 /** The teacher's vectors of what is said of pictures and pages, and of texts, in files. */
 async function taught(): Promise<object[]> {
@@ -35,22 +34,9 @@ async function taught(): Promise<object[]> {
   return list
 }
 
-async function phase(model: string, name: string, options: Omit<TrainOptions, 'model' | 'out'>): Promise<string> {
-  const out = path.join(work, name)
-  if (!existsSync(out))
-    await trainSpecialist({
-      model,
-      out,
-      sampling: 'weighted',
-      dtype: 'bfloat16',
-      batchSize: 128,
-      saveEvery: 100,
-      maxTokens: 512,
-      chunkTokens: 4096,
-      onProgress: progress(name),
-      ...options,
-    })
-  console.log(`${name}: ${readJson(path.join(out, 'training-report.json')).seconds} s, STS-B dev ${(await score(out)).toFixed(4)}`)
+async function phase(model: string, name: string, options: () => Promise<Omit<TrainOptions, 'model' | 'out'>>): Promise<string> {
+  const out = await learn(name, async () => ({ model, dtype: 'bfloat16', batchSize: 128, maxTokens: 512, chunkTokens: 4096, ...(await options()) }))
+  console.log(`STS-B dev ${(await score(out)).toFixed(4)}`)
   return out
 }
 
@@ -63,29 +49,26 @@ async function main() {
   const { names, pairs, pages } = await pictureRows()
   const contrast = { oneDatasetPerBatch: true, temperature: 0.05, weightDecay: 0.02 }
   const steps = settings.visionSteps
-  const taughtVision = await phase(start, 'vision-taught', { data: await taught(), trainable: { mode: 'full' }, steps: steps.taught, learningRate: 7e-4 })
-  const towerAlone = await phase(taughtVision, 'vision-tower', {
+  const taughtVision = await phase(start, 'vision-taught', async () => ({
+    data: await taught(),
+    trainable: { mode: 'full' },
+    steps: steps.taught,
+    learningRate: 7e-4,
+  }))
+  const towerAlone = await phase(taughtVision, 'vision-tower', async () => ({
     ...contrast,
-    data: [
-      { name: 'names', weight: 16, rows: names },
-      { name: 'views', weight: 3, rows: pairs },
-      { name: 'pages', weight: 1, rows: pages },
-    ],
+    data: [{ name: 'names', weight: 16, rows: names }, ...pairs(3), { name: 'pages', weight: 1, rows: pages }],
     trainable: { mode: 'full', include: ['visual\\.'] },
     steps: steps.tower,
     learningRate: 3e-4,
-  })
-  const base = await phase(towerAlone, 'base-vision', {
+  }))
+  const base = await phase(towerAlone, 'base-vision', async () => ({
     ...contrast,
-    data: [
-      { name: 'names', weight: 12, rows: names },
-      { name: 'views', weight: 2, rows: pairs },
-      { ...textPairs(20_000), weight: 3 },
-    ],
+    data: [{ name: 'names', weight: 12, rows: names }, ...pairs(2), { ...textPairs(20_000), weight: 3 }],
     trainable: { mode: 'full' },
     steps: steps.both,
     learningRate: 5e-4,
-  })
+  }))
   await show(base, ['image', 'video', 'document'])
 }
 
