@@ -14,7 +14,7 @@ for (const name of readdirSync(logs).filter((file) => file.endsWith('.log'))) {
   for (const entry of entries) {
     const [, mangled, architecture] = /^([^']+)' for '([^']+)'/.exec(entry)
     const full = execFileSync('c++filt', [mangled], { encoding: 'utf8' })
-    const kernel = /(\w+(?:<[^>]*>)?)\(/.exec(full.replace('(anonymous namespace)::', ''))?.[1] ?? mangled
+    const kernel = /(\w+(?:<[^>]*>)?)\(/.exec(full.replace(/conan::cuda::|\(anonymous namespace\)::/g, ''))?.[1] ?? mangled
     const number = (pattern) => Number(pattern.exec(entry)?.[1] ?? 0)
     rows.push([
       kernel,

@@ -1,4 +1,4 @@
-// Products and attention on a GPU by shape, beside the rate of its tensor cores as measured with its vendor's library.
+// Products and attention on a GPU by shape, forward and backward, beside the rate of its tensor cores as measured with its vendor's library.
 // Usage: cuda_bench [device, default cuda] [TFLOP/s of bf16 products to compare with, default 790]
 #include <algorithm>
 #include <array>
@@ -47,7 +47,7 @@ int main(int count, char** arguments) {
       std::printf("%-28s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
     };
     for (const auto& [rows, in, out] :
-         std::vector<std::array<int64_t, 3>>{{512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
+         std::vector<std::array<int64_t, 3>>{{16, 4096, 4096}, {512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
       Arena::Scope scope(context.scratch);
       const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
       const Matrix x = filled(context, rows, in), y = context.scratch.contiguous(rows, out);
@@ -59,6 +59,9 @@ int main(int count, char** arguments) {
         const double time = median(context, [&] { table.linear(context, args); });
         line(text("linear ", weight_format_name(format), " ", rows, "x", in, "x", out), 2.0 * double(rows * in * out), time);
       }
+      const Matrix dw = filled(context, out, in);
+      const double time = median(context, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
+      line(text("dy^T x bfloat16 ", rows, "x", in, "x", out), 2.0 * double(rows * in * out), time);
     }
     for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{128, 64}, {512, 16}, {8192, 1}}) {
       Arena::Scope scope(context.scratch);
@@ -77,6 +80,13 @@ int main(int count, char** arguments) {
         const double time = median(context, [&] { table.attention(context, args); });
         line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), 2.0 * double(T * length) * heads * D, time);
       }
+      args.reduced = true;
+      AttentionBackwardArgs back;
+      back.forward = args, back.dy = filled(context, T, heads * D), back.dq = context.scratch.contiguous(T, heads * D);
+      back.dk = context.scratch.contiguous(T, kv_heads * D), back.dv = context.scratch.contiguous(T, kv_heads * D);
+      // Five products where forward has two, counted as everybody counts them; this one computes nine.
+      const double time = median(context, [&] { table.attention_backward(context, back); });
+      line(text("attention back ", length, " x ", sequences), 5.0 * double(T * length) * heads * D, time);
     }
   } catch (const Error& error) {
     std::printf("%s: %s\n", error.code().c_str(), error.what());

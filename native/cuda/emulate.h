@@ -207,10 +207,6 @@ template <class T>
 T __shfl_sync(unsigned, T value, int lane) {
   return conan::cuda::emulated::exchange(value, size_t(lane));
 }
-inline int __dp4a(int a, int b, int c) {
-  for (int i = 0; i < 4; ++i) c += int8_t(a >> (8 * i)) * int8_t(b >> (8 * i));
-  return c;
-}
 inline float __bfloat162float(__nv_bfloat16 x) {
   const uint32_t wide = uint32_t(x.bits) << 16;
   float out;

@@ -11,16 +11,6 @@ namespace {
 constexpr int tile_m = 128, tile_k = 64, stages = 4;
 constexpr int group = 8;  // tiles of rows that are neighbours in time, so that they meet the same columns in the cache
 
-/// A warp a row: bf16 words up to the stride, zeros behind the last column.
-__global__ void round_rows(View x, uint16_t* out, int64_t stride) {
-  const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
-  if (t >= x.rows) return;
-  for (int64_t k = 2 * int64_t(threadIdx.x); k < stride; k += 64) {
-    const float* from = x.row(t) + k;
-    *reinterpret_cast<uint32_t*>(out + t * stride + k) = pack_bf16(k < x.cols ? from[0] : 0, k + 1 < x.cols ? from[1] : 0);
-  }
-}
-
 /// `parts`: of 128 columns each, in a tile.
 template <int parts>
 __global__ void __launch_bounds__(256, 1)
@@ -105,12 +95,11 @@ void run(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weig
 }  // namespace
 
 void multiply_by_warpgroups(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  uint16_t* rounded = args.scratch<uint16_t>(x.rows * weight.stride);
-  launch(args.device, round_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, rounded, weight.stride);
+  const uint16_t* words = rounded(args, x, weight.stride);
   // The larger tile asks less of shared memory; the smaller keeps more multiprocessors busy.
   const bool large = int64_t(blocks(x.rows, tile_m)) * blocks(weight.rows, 256) >= args.device.multiprocessors;
-  if (large) run<2>(args, rounded, x.rows, weight, epilogue);
-  else run<1>(args, rounded, x.rows, weight, epilogue);
+  if (large) run<2>(args, words, x.rows, weight, epilogue);
+  else run<1>(args, words, x.rows, weight, epilogue);
 }
 
 }  // namespace conan::cuda

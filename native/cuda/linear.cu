@@ -134,148 +134,6 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
   }
 }
 
-/// bf16 products on tensor cores, f32 sums: tiles of 128 x 128 by steps of 32, two in flight. Eight warps, 64 x 32 each. Rows of x are
-/// rounded on their way into shared memory; rows there are 80 bytes apart, so that ldmatrix meets no bank twice.
-constexpr int tile_m = 128, tile_n = 128, tile_k = 32, tile_stride = 40;
-
-__global__ void __launch_bounds__(256) gemm_bf16(View x, const uint16_t* weight, int64_t N, int64_t stride, bool aligned, Epilogue epilogue) {
-  alignas(16) __shared__ uint16_t left[2][tile_m * tile_stride];
-  alignas(16) __shared__ uint16_t right[2][tile_n * tile_stride];
-  const int64_t t0 = int64_t(blockIdx.y) * tile_m, n0 = int64_t(blockIdx.x) * tile_n, K = x.cols;
-  const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
-  const int warp_m = warp / 4 * 64, warp_n = warp % 4 * 32;
-  float sums[4][4][4] = {};
-  float4 held[4];
-
-  // Eight threads a row, four numbers each.
-  auto read_left = [&](int64_t k0) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t t = t0 + id / 8 + 32 * i, k = k0 + id % 8 * 4;
-      held[i] = {0, 0, 0, 0};
-      if (t >= x.rows) continue;
-      const float* from = x.row(t) + k;
-      if (aligned && k + 4 <= K) {
-        held[i] = *reinterpret_cast<const float4*>(from);
-      } else {
-        if (k < K) held[i].x = from[0];
-        if (k + 1 < K) held[i].y = from[1];
-        if (k + 2 < K) held[i].z = from[2];
-        if (k + 3 < K) held[i].w = from[3];
-      }
-    }
-  };
-  auto write_left = [&](int buffer) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t* to = reinterpret_cast<uint32_t*>(&left[buffer][(id / 8 + 32 * i) * tile_stride + id % 8 * 4]);
-      to[0] = pack_bf16(held[i].x, held[i].y);
-      to[1] = pack_bf16(held[i].z, held[i].w);
-    }
-  };
-  // Four threads a row, eight numbers each.
-  auto copy_right = [&](int64_t k0, int buffer) {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const int r = id / 4 + 64 * i, k = id % 4 * 8;
-      const bool there = n0 + r < N;
-      copy_16(&right[buffer][r * tile_stride + k], weight + (there ? (n0 + r) * stride : 0) + k0 + k, there);
-    }
-    commit_copies();
-  };
-
-  const int64_t steps = (K + tile_k - 1) / tile_k;
-  read_left(0);
-  copy_right(0, 0);
-  write_left(0);
-  wait_for_copies<0>();
-  __syncthreads();
-  for (int64_t step = 0; step < steps; ++step) {
-    const int buffer = int(step % 2);
-    const bool more = step + 1 < steps;
-    if (more) {
-      read_left((step + 1) * tile_k);
-      copy_right((step + 1) * tile_k, 1 - buffer);
-    }
-#pragma unroll
-    for (int k = 0; k < tile_k; k += 16) {
-      uint32_t a[4][4], b[2][4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) load_matrices(a[i], &left[buffer][(warp_m + 16 * i + lane % 16) * tile_stride + k + lane / 16 * 8]);
-        // Columns 0..7 at k and k + 8, then columns 8..15.
-#pragma unroll
-      for (int j = 0; j < 2; ++j)
-        load_matrices(b[j], &right[buffer][(warp_n + 16 * j + lane / 16 * 8 + lane % 8) * tile_stride + k + lane / 8 % 2 * 8]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
-    }
-    if (more) {
-      write_left(1 - buffer);
-      wait_for_copies<0>();
-    }
-    __syncthreads();
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t t = t0 + warp_m + 16 * i + lane / 4 + 8 * half;
-      if (t >= x.rows) continue;
-#pragma unroll
-      for (int j = 0; j < 4; ++j) epilogue.pair(t, n0 + warp_n + 8 * j + lane % 4 * 2, sums[i][j][2 * half], sums[i][j][2 * half + 1], N);
-    }
-}
-
-/// A warp a row: x becomes whole numbers of -127 to 127 and a scale.
-__global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale) {
-  const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
-  if (t >= x.rows) return;
-  float most = 0;
-  for (int64_t k = threadIdx.x; k < x.cols; k += 32) most = fmaxf(most, fabsf(x.row(t)[k]));
-  most = warp_max(most);
-  const float factor = most > 0 ? 127 / most : 0;
-  if (threadIdx.x == 0) scale[t] = most / 127;
-  for (int64_t k = threadIdx.x; k < stride; k += 32) out[t * stride + k] = k < x.cols ? int8_t(nearbyintf(x.row(t)[k] * factor)) : int8_t(0);
-}
-
-/// int8 products, int32 sums: tiles of 64 x 64 by steps of 64, 4 x 4 a thread.
-__global__ void __launch_bounds__(256) gemm_i8(const int8_t* x, const float* x_scale, int64_t T, const int8_t* weight, const float* scale, int64_t N,
-                                               int64_t stride, Epilogue epilogue) {
-  __shared__ int left[16][65], right[16][65];
-  const int64_t t0 = int64_t(blockIdx.y) * 64, n0 = int64_t(blockIdx.x) * 64;
-  const int id = int(threadIdx.x), row = id / 16, column = id % 16;
-  int sums[4][4] = {};
-  for (int64_t k0 = 0; k0 < stride; k0 += 64) {
-    for (int i = 0; i < 4; ++i) {
-      const int r = id / 16 + 16 * i, k = id % 16;
-      left[k][r] = t0 + r < T ? reinterpret_cast<const int*>(x + (t0 + r) * stride + k0)[k] : 0;
-      right[k][r] = n0 + r < N ? reinterpret_cast<const int*>(weight + (n0 + r) * stride + k0)[k] : 0;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int k = 0; k < 16; ++k)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][j] = __dp4a(left[k][4 * row + i], right[k][4 * column + j], sums[i][j]);
-    __syncthreads();
-  }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t t = t0 + 4 * row + i;
-    if (t >= T) continue;
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-      const int64_t n = n0 + 4 * column + j;
-      const float first = n < N ? float(sums[i][j]) * x_scale[t] * scale[n] : 0,
-                  second = n + 1 < N ? float(sums[i][j + 1]) * x_scale[t] * scale[n + 1] : 0;
-      epilogue.pair(t, n, first, second, N);
-    }
-  }
-}
-
 /// dw [N, K] += dy^T x, sums over rows in their order.
 __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View dw) {
   __shared__ float left[16][68], right[16][68];
@@ -308,7 +166,7 @@ __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View
 
 /// The same with bf16 products on tensor cores: tiles of 128 x 128 by steps of 32 rows. Eight warps, 64 x 32 each; both sides lie in shared
 /// memory as they come, and fragments are turned as they are read.
-constexpr int turned_stride = tile_n + 8;
+constexpr int tile_m = 128, tile_n = 128, tile_k = 32, turned_stride = tile_n + 8;
 
 __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, View dw) {
   alignas(16) __shared__ uint16_t left[tile_k * turned_stride];
@@ -426,21 +284,12 @@ void linear(Context& context, const LinearArgs& a) {
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, in_place ? y : args.in(a.residual), y};
-  const dim3 grid(blocks(N, 64), blocks(T, 64));
   if (weight.format == WeightFormat::bf16 && args.device.warpgroups) {
     multiply_by_warpgroups(args, x, weight, epilogue);
-  } else if (weight.format == WeightFormat::bf16) {
-    const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
-    launch(args.device, gemm_bf16, dim3(blocks(N, tile_n), blocks(T, tile_m)), dim3(256), x, static_cast<const uint16_t*>(weight.values), N,
-           weight.stride, aligned, epilogue);
-  } else if (weight.format == WeightFormat::i8) {
-    int8_t* whole = args.scratch<int8_t>(T * weight.stride);
-    float* scale = args.scratch<float>(T);
-    launch(args.device, quantise_rows, dim3(blocks(T, 8)), dim3(32, 8), x, whole, weight.stride, scale);
-    launch(args.device, gemm_i8, grid, dim3(256), static_cast<const int8_t*>(whole), static_cast<const float*>(scale), T,
-           static_cast<const int8_t*>(weight.values), static_cast<const float*>(weight.scale), N, weight.stride, epilogue);
+  } else if (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::i8) {
+    multiply_by_warps(args, x, weight, epilogue);
   } else {
-    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, grid, dim3(256), x,
+    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, dim3(blocks(N, 64), blocks(T, 64)), dim3(256), x,
            static_cast<const void*>(weight.values), N, weight.stride, epilogue);
   }
 }

@@ -51,7 +51,11 @@ struct Epilogue {
   }
 };
 
-/// bf16 products of whole warpgroups (sm_90a): as linear's, rounded rows of x once more in memory.
+/// x as bf16, `stride` words a row, zeros behind the last column.
+const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
+/// Products with bf16 and int8 weights on tensor cores.
+void multiply_by_warps(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
+/// Those with bf16 weights by whole warpgroups (sm_90a).
 void multiply_by_warpgroups(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
 
 }  // namespace conan::cuda

@@ -15,6 +15,15 @@ namespace conan::cuda {
 
 constexpr unsigned full_warp = 0xffffffffu;
 
+/// Shared memory that a launch was given, from a multiple of 1024 bytes on.
+#ifdef __CUDACC__
+#define CONAN_LAUNCH_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
+#else
+#define CONAN_LAUNCH_MEMORY(name)                              \
+  alignas(1024) static unsigned char name##_memory[227 << 10]; \
+  unsigned char* const name = name##_memory
+#endif
+
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int mask = 16; mask; mask >>= 1) value += __shfl_xor_sync(full_warp, value, mask);
@@ -44,15 +53,11 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
-/// c [16, 8] += a [16, 16] b [16, 8]. c0, c1: row g, columns 2t, 2t + 1; c2, c3: row g + 8. a0: row g, k 2t, 2t + 1; a1: row g + 8; a2, a3:
-/// the same at k + 8. b0: column g, k 2t, 2t + 1; b1: k + 8.
-__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-#ifdef __CUDACC__
-  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
-               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-#else
-  using namespace emulated;
+#ifndef __CUDACC__
+namespace emulated {
+/// The 16 x 8 sums of products of a warp's fragments: product(a, b) of two words that lie at the same k.
+template <class Sum, class Product>
+void multiply_fragments(Sum (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const Product& product) {
   struct Fragment {
     uint32_t a[4], b[2];
   };
@@ -66,17 +71,43 @@ __device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], 
     std::memcpy(&out, block.slots[lane_of(other)], sizeof out);
     return out;
   };
-  auto half = [](uint32_t word, int i) { return __bfloat162float({uint16_t(i ? word >> 16 : word)}); };
   for (int i = 0; i < 4; ++i) {
     const size_t row = lane / 4, column = lane % 4 * 2 + size_t(i % 2);
-    float sum = 0;
-    for (int k = 0; k < 16; ++k) {
-      const uint32_t left = of(row * 4 + size_t(k % 8 / 2)).a[(i / 2) + (k / 8) * 2], right = of(column * 4 + size_t(k % 8 / 2)).b[k / 8];
-      sum += half(left, k % 2) * half(right, k % 2);
-    }
+    Sum sum = 0;
+    for (int half = 0; half < 2; ++half)
+      for (size_t t = 0; t < 4; ++t) sum += product(of(row * 4 + t).a[i / 2 + half * 2], of(column * 4 + t).b[half]);
     c[i] += sum;
   }
   wait_for_warp();
+}
+}  // namespace emulated
+#endif
+
+/// c [16, 8] += a [16, 16] b [16, 8]. c0, c1: row g, columns 2t, 2t + 1; c2, c3: row g + 8. a0: row g, k 2t, 2t + 1; a1: row g + 8; a2, a3:
+/// the same at k + 8. b0: column g, k 2t, 2t + 1; b1: k + 8.
+__device__ __forceinline__ void mma_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  auto half = [](uint32_t word, int i) { return __bfloat162float({uint16_t(i ? word >> 16 : word)}); };
+  emulated::multiply_fragments(c, a, b0, b1, [&](uint32_t x, uint32_t y) { return half(x, 0) * half(y, 0) + half(x, 1) * half(y, 1); });
+#endif
+}
+
+/// The same with four bytes in a word instead of two numbers, so that k goes to 32.
+__device__ __forceinline__ void mma_i8(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+#ifdef __CUDACC__
+  asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};\n"
+               : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+#else
+  emulated::multiply_fragments(c, a, b0, b1, [](uint32_t x, uint32_t y) {
+    int sum = 0;
+    for (int i = 0; i < 4; ++i) sum += int8_t(x >> (8 * i)) * int8_t(y >> (8 * i));
+    return sum;
+  });
 #endif
 }
 

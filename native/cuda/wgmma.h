@@ -13,15 +13,6 @@ namespace conan::cuda {
 #define CONAN_WARPGROUPS 0
 #endif
 
-/// Shared memory that a launch was given, from a multiple of 1024 bytes on.
-#ifdef __CUDACC__
-#define CONAN_LAUNCH_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
-#else
-#define CONAN_LAUNCH_MEMORY(name)                              \
-  alignas(1024) static unsigned char name##_memory[227 << 10]; \
-  unsigned char* const name = name##_memory
-#endif
-
 /// Where the 16-byte word `word` (0 to 7) of row `row` of a tile lies, in bytes.
 __device__ __forceinline__ int swizzled(int row, int word) { return row * 128 + ((word ^ (row & 7)) << 4); }
 

@@ -55,11 +55,11 @@ void linear_cases(const OperationTable& table, const OperationTable& reference) 
     bool gated, bias, residual;
     Activation activation;
   };
-  const Case cases[] = {{1, 7, 5, false, false, false, Activation::none},     {3, 33, 70, false, true, false, Activation::gelu_erf},
-                        {17, 64, 96, false, true, true, Activation::none},    {29, 130, 48, true, false, false, Activation::silu},
-                        {64, 512, 100, false, true, false, Activation::relu}, {200, 65, 34, true, true, true, Activation::gelu_tanh},
-                        {2, 1024, 33, false, false, true, Activation::tanh},  {5, 31, 20, false, true, false, Activation::quick_gelu},
-                        {1100, 16, 300, false, true, false, Activation::none}};
+  const Case cases[] = {{1, 7, 5, false, false, false, Activation::none},      {3, 33, 70, false, true, false, Activation::gelu_erf},
+                        {17, 64, 96, false, true, true, Activation::none},     {29, 130, 48, true, false, false, Activation::silu},
+                        {64, 512, 100, false, true, false, Activation::relu},  {200, 65, 34, true, true, true, Activation::gelu_tanh},
+                        {2, 1024, 33, false, false, true, Activation::tanh},   {5, 31, 20, false, true, false, Activation::quick_gelu},
+                        {1100, 16, 300, false, true, false, Activation::none}, {300, 200, 280, true, true, false, Activation::silu}};
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
     for (const Case& c : cases) {
       const std::string what = text(table.name, " linear ", weight_format_name(format), " ", c.rows, "x", c.k, "x", c.n);

@@ -1,0 +1,161 @@
+// Products of warps on tensor cores (mma.sync, sm_80 and later), bf16 and int8. Rows of x become bf16, or whole numbers with a scale each,
+// once; both sides then come past the registers, some steps of 64 bytes along K ahead of their use. A sum runs over K in the same order
+// whatever the tile, so that a result does not depend on the rows beside it.
+#include "cuda/linear.h"
+
+namespace conan::cuda {
+
+namespace {
+
+/// Of a block and of its warps, and how many steps lie in shared memory.
+struct LargeTile {  // eight warps
+  static constexpr int m = 128, n = 128, warp_m = 64, warp_n = 32, stages = 4;
+};
+struct SmallTile {  // four, for few rows: more blocks read the weights, and each has more on its way
+  static constexpr int m = 64, n = 32, warp_m = 32, warp_n = 16, stages = 6;
+};
+template <class Tile>
+constexpr int threads_of = Tile::m / Tile::warp_m * (Tile::n / Tile::warp_n) * 32;
+
+constexpr int step_bytes = 64, row_bytes = 80;  // rows in shared memory lie so that ldmatrix meets no bank twice
+constexpr int group = 8;                        // tiles of rows that are neighbours in time, so that they meet the same columns in the cache
+
+struct Bf16 {
+  using Sum = float;
+  static __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_bf16(c, a, b0, b1); }
+};
+struct Int8 {
+  using Sum = int;
+  static __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_i8(c, a, b0, b1); }
+};
+
+/// A warp a row: bf16 words up to the stride, zeros behind the last column.
+__global__ void round_rows(View x, uint16_t* out, int64_t stride) {
+  const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
+  if (t >= x.rows) return;
+  for (int64_t k = 2 * int64_t(threadIdx.x); k < stride; k += 64) {
+    const float* from = x.row(t) + k;
+    *reinterpret_cast<uint32_t*>(out + t * stride + k) = pack_bf16(k < x.cols ? from[0] : 0, k + 1 < x.cols ? from[1] : 0);
+  }
+}
+
+/// A warp a row: x becomes whole numbers of -127 to 127 and a scale.
+__global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale) {
+  const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
+  if (t >= x.rows) return;
+  float most = 0;
+  for (int64_t k = threadIdx.x; k < x.cols; k += 32) most = fmaxf(most, fabsf(x.row(t)[k]));
+  most = warp_max(most);
+  const float factor = most > 0 ? 127 / most : 0;
+  if (threadIdx.x == 0) scale[t] = most / 127;
+  for (int64_t k = threadIdx.x; k < stride; k += 32) out[t * stride + k] = k < x.cols ? int8_t(nearbyintf(x.row(t)[k] * factor)) : int8_t(0);
+}
+
+/// `stride`: bytes of a row, on both sides. Scales of rows and of columns: int8 alone.
+template <class Number, class Tile>
+__global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, const float* x_scale, int64_t T, const char* weight, const float* scale,
+                                                             int64_t N, int64_t stride, int tiles_m, int tiles_n, Epilogue epilogue) {
+  constexpr int threads = threads_of<Tile>, across = Tile::n / Tile::warp_n, rows = Tile::warp_m / 16, columns = Tile::warp_n / 8;
+  constexpr int stage_bytes = (Tile::m + Tile::n) * row_bytes;
+  CONAN_LAUNCH_MEMORY(memory);
+  // Tiles in groups of rows; in a group one column of tiles after the other.
+  const int first = int(blockIdx.x) / (group * tiles_n) * group, deep = tiles_m - first < group ? tiles_m - first : group;
+  const int within = int(blockIdx.x) % (group * tiles_n);
+  const int64_t t0 = int64_t(first + within % deep) * Tile::m, n0 = int64_t(within / deep) * Tile::n;
+  const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
+  const int warp_m = warp / across * Tile::warp_m, warp_n = warp % across * Tile::warp_n;
+
+  // Four threads a row, 16 bytes each.
+  const auto copy = [&](int64_t step) {
+    unsigned char* stage = memory + step % Tile::stages * stage_bytes;
+    const int64_t k = step * step_bytes + id % 4 * 16;
+#pragma unroll
+    for (int r = id / 4; r < Tile::m; r += threads / 4) {
+      const bool there = t0 + r < T;
+      copy_16(stage + r * row_bytes + id % 4 * 16, x + (there ? t0 + r : 0) * stride + k, there);
+    }
+#pragma unroll
+    for (int r = id / 4; r < Tile::n; r += threads / 4) {
+      const bool there = n0 + r < N;
+      copy_16(stage + (Tile::m + r) * row_bytes + id % 4 * 16, weight + (there ? n0 + r : 0) * stride + k, there);
+    }
+  };
+
+  typename Number::Sum sums[rows][columns][4] = {};
+  const int64_t steps = stride / step_bytes;
+  for (int64_t step = 0; step < Tile::stages - 1; ++step) {
+    if (step < steps) copy(step);
+    commit_copies();
+  }
+  for (int64_t step = 0; step < steps; ++step) {
+    wait_for_copies<Tile::stages - 2>();
+    __syncthreads();
+    // Everybody is done with the step before: its place is free.
+    if (step + Tile::stages - 1 < steps) copy(step + Tile::stages - 1);
+    commit_copies();
+    const unsigned char* left = memory + step % Tile::stages * stage_bytes + warp_m * row_bytes;
+    const unsigned char* right = memory + step % Tile::stages * stage_bytes + (Tile::m + warp_n) * row_bytes;
+#pragma unroll
+    for (int k = 0; k < step_bytes; k += 32) {
+      uint32_t a[rows][4], b[columns / 2][4];
+#pragma unroll
+      for (int i = 0; i < rows; ++i) load_matrices(a[i], left + (16 * i + lane % 16) * row_bytes + k + lane / 16 * 16);
+        // Columns 0..7 at both halves of k, then columns 8..15.
+#pragma unroll
+      for (int j = 0; j < columns / 2; ++j) load_matrices(b[j], right + (16 * j + lane / 16 * 8 + lane % 8) * row_bytes + k + lane / 8 % 2 * 16);
+#pragma unroll
+      for (int i = 0; i < rows; ++i)
+#pragma unroll
+        for (int j = 0; j < columns; ++j) Number::multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < rows; ++i)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t t = t0 + warp_m + 16 * i + lane / 4 + 8 * half;
+      if (t >= T) continue;
+#pragma unroll
+      for (int j = 0; j < columns; ++j) {
+        const int64_t n = n0 + warp_n + 8 * j + lane % 4 * 2;
+        float pair[2];
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          pair[e] = float(sums[i][j][2 * half + e]);
+          if (x_scale) pair[e] *= n + e < N ? x_scale[t] * scale[n + e] : 0;
+        }
+        epilogue.pair(t, n, pair[0], pair[1], N);
+      }
+    }
+}
+
+template <class Number, class Tile>
+void run(Arguments& args, const void* x, const float* x_scale, int64_t T, const DeviceWeight& weight, int64_t stride, const Epilogue& epilogue) {
+  const unsigned tiles_m = blocks(T, Tile::m), tiles_n = blocks(weight.rows, Tile::n);
+  launch_shared(args.device, gemm_mma<Number, Tile>, dim3(tiles_m * tiles_n), dim3(threads_of<Tile>), Tile::stages * (Tile::m + Tile::n) * row_bytes,
+                static_cast<const char*>(x), x_scale, T, static_cast<const char*>(weight.values), static_cast<const float*>(weight.scale),
+                weight.rows, stride, int(tiles_m), int(tiles_n), epilogue);
+}
+
+}  // namespace
+
+const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
+  uint16_t* out = args.scratch<uint16_t>(x.rows * stride);
+  launch(args.device, round_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, out, stride);
+  return out;
+}
+
+void multiply_by_warps(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  const bool large = int64_t(blocks(x.rows, LargeTile::m)) * blocks(weight.rows, LargeTile::n) >= args.device.multiprocessors;
+  if (weight.format == WeightFormat::i8) {
+    int8_t* whole = args.scratch<int8_t>(x.rows * weight.stride);
+    float* scale = args.scratch<float>(x.rows);
+    launch(args.device, quantise_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, whole, weight.stride, scale);
+    (large ? run<Int8, LargeTile> : run<Int8, SmallTile>)(args, whole, scale, x.rows, weight, weight.stride, epilogue);
+  } else {
+    (large ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, rounded(args, x, weight.stride), nullptr, x.rows, weight, 2 * weight.stride,
+                                                          epilogue);
+  }
+}
+
+}  // namespace conan::cuda
