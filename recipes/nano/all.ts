@@ -1,6 +1,6 @@
 // The whole recipe, stage after stage, each a process of its own; what exists is left out, and a run that was ended goes on where it was.
 //   npx tsx recipes/nano/all.ts             an evening on 2 cores
-//   npx tsx recipes/nano/all.ts --reduced   about 20 minutes: everything small, one seed, the method and its controls alone
+//   npx tsx recipes/nano/all.ts --reduced   10 minutes (of a Zen 5): everything small, one seed, the method and its controls alone
 import { spawnSync } from 'node:child_process'
 import path from 'node:path'
 import { reduced, settings } from './settings'
