@@ -120,10 +120,18 @@ __device__ __forceinline__ uint32_t pair_of(const View& m, int64_t row, int colu
 /// Rows [first, first + count) of a head, at most 64, into shared memory with 128 threads; zeros below them.
 template <int D>
 __device__ __forceinline__ void load_tile(uint16_t* tile, const View& m, int64_t first, int64_t count, int column, int head_dim) {
-  for (int i = int(threadIdx.x); i < 64 * D / 2; i += 128) {
-    const int r = i / (D / 2), d = i % (D / 2) * 2;
-    const uint32_t pair = r < count ? pair_of(m, first + r, column, d, head_dim) : 0;
-    memcpy(&tile[r * (D + 8) + d], &pair, 4);
+  const bool by_four = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0 && column % 4 == 0 && head_dim % 4 == 0;
+#pragma unroll 2
+  for (int i = int(threadIdx.x); i < 64 * D / 4; i += 128) {
+    const int r = i / (D / 4), d = i % (D / 4) * 4;
+    uint2 words = {0, 0};
+    if (r < count && by_four && d < head_dim) {
+      const float4 four = *reinterpret_cast<const float4*>(m.row(first + r) + column + d);
+      words = {pack_bf16(four.x, four.y), pack_bf16(four.z, four.w)};
+    } else if (r < count && !by_four) {
+      words = {pair_of(m, first + r, column, d, head_dim), pair_of(m, first + r, column, d + 2, head_dim)};
+    }
+    *reinterpret_cast<uint2*>(&tile[r * (D + 8) + d]) = words;
   }
 }
 
@@ -273,7 +281,11 @@ __device__ float dot(const float* a, const float* b, int n) {
 /// The sequence that a row belongs to.
 __device__ int sequence_of(const int32_t* offsets, int sequences, int64_t row) {
   int b = 0;
-  while (b + 1 < sequences && offsets[b + 1] <= row) ++b;
+  for (int end = sequences; end - b > 1;) {
+    const int middle = (b + end) / 2;
+    if (offsets[middle] <= row) b = middle;
+    else end = middle;
+  }
   return b;
 }
 

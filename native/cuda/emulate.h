@@ -28,8 +28,11 @@ struct dim3 {
   unsigned x, y, z;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-struct uint4 {
-  uint32_t x, y, z, w;
+struct uint2 {
+  uint32_t x, y;
+};
+struct float2 {
+  float x, y;
 };
 struct float4 {
   float x, y, z, w;

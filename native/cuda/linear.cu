@@ -283,7 +283,9 @@ void linear(Context& context, const LinearArgs& a) {
   // A residual that is y itself is read where it is written.
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
-  const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, in_place ? y : args.in(a.residual), y};
+  const View residual = in_place ? y : args.in(a.residual);
+  const auto in_pairs = [](const View& m) { return reinterpret_cast<uintptr_t>(m.data) % sizeof(float2) == 0 && m.stride % 2 == 0; };
+  const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, residual, y, in_pairs(y) && in_pairs(residual)};
   if (weight.format == WeightFormat::bf16 && args.device.warpgroups) {
     multiply_by_warpgroups(args, x, weight, epilogue);
   } else if (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::i8) {

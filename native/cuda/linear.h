@@ -27,9 +27,19 @@ struct Epilogue {
   Activation activation;
   bool gated;
   View residual, y;
+  bool in_pairs;  // two neighbouring columns lie so that they can be read and written together
 
   /// Sums of the packed columns n (even) and n + 1; `rows` of the weight.
   __device__ void pair(int64_t t, int64_t n, float first, float second, int64_t rows) const {
+    if (!gated && in_pairs && n + 1 < rows) {
+      float2 v = {activated(activation, first + (bias ? bias[n] : 0)), activated(activation, second + (bias ? bias[n + 1] : 0))};
+      if (residual.data) {
+        const float2 r = *reinterpret_cast<const float2*>(residual.row(t) + n);
+        v.x += r.x, v.y += r.y;
+      }
+      *reinterpret_cast<float2*>(y.row(t) + n) = v;
+      return;
+    }
     if (!gated) {
       if (n < rows) one(t, n, first + (bias ? bias[n] : 0));
       if (n + 1 < rows) one(t, n + 1, second + (bias ? bias[n + 1] : 0));

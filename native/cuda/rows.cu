@@ -319,9 +319,8 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
 
 void rope(Context& context, const RopeArgs& a) {
   Arguments args(context);
-  int32_t last = 0;
-  for (int64_t t = 0; a.cos && t < a.x.rows; ++t) last = std::max(last, a.positions[t]);
-  const int64_t angles = int64_t(last + 1) * a.half;
+  int64_t angles = a.cos ? a.half : 0;
+  if (a.cos && a.x.rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + a.x.rows) + int64_t(1);
   launch_rows(args, rope_f32, a.x.rows * a.heads, args.inout(a.x), a.heads, a.head_dim, args.in(a.norm_weight, a.head_dim), a.eps,
               args.in(a.cos, angles), args.in(a.sin, angles), a.half, args.in(a.positions, a.x.rows), a.inverse);
 }
