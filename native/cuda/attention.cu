@@ -27,19 +27,30 @@ struct Shape {
   __device__ int64_t end_key(int64_t last, int64_t keys) const { return right < 0 || last + right + 1 > keys ? keys : last + right + 1; }
 };
 
+/// The queries of a block, and what they look at.
+struct Queries {
+  int64_t q0, count, kv0, keys, start;  // first row, rows, first row of the keys, their number, position of the first query
+  int column, kv_column;                // where the head's channels begin
+};
+
+/// Block x of `size` queries of head y and sequence z; none where the sequence has ended.
+__device__ __forceinline__ Queries own_queries(const Shape& s, int64_t size) {
+  const int b = int(blockIdx.z), head = int(blockIdx.y);
+  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * size, left = s.q_offsets[b + 1] - q0;
+  const int64_t kv0 = s.kv_offsets[b], start = s.q_starts[b] + q0 - s.q_offsets[b];
+  return {q0, left < size ? left : size, kv0, s.kv_offsets[b + 1] - kv0, start, head * s.head_dim, head / s.group * s.head_dim};
+}
+
 /// float32. A block has 32 queries of one head, four a warp; lanes are keys for scores, channels for sums.
 constexpr int plain_queries = 32, plain_keys = 32;
 
 __global__ void __launch_bounds__(256) attention_f32(View q, View k, View v, View y, Shape s) {
   __shared__ float queries[plain_queries * most_channels / 2];
   __shared__ float tile[plain_keys * (most_channels / 2 + 1)];
-  const int b = int(blockIdx.z), head = int(blockIdx.y), D = s.head_dim, warp = int(threadIdx.y), lane = int(threadIdx.x);
+  const int head = int(blockIdx.y), D = s.head_dim, warp = int(threadIdx.y), lane = int(threadIdx.x);
   const int thread = warp * 32 + lane;
-  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * plain_queries, q_end = s.q_offsets[b + 1];
-  if (q0 >= q_end) return;
-  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
-  const int64_t count = q_end - q0 < plain_queries ? q_end - q0 : plain_queries;
-  const int column = head * D, kv_column = head / s.group * D;
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, plain_queries);
+  if (count <= 0) return;
   // Channels by halves of 128, so that tiles fit whatever D is.
   constexpr int half = most_channels / 2;
   float most[4], total[4] = {}, sums[4][most_channels / 32] = {};
@@ -199,12 +210,9 @@ template <int D>
 __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, View y, Shape s) {
   alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];  // rows lie 16 bytes further in the banks than the row before
   alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
-  const int b = int(blockIdx.z), head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * 64, q_end = s.q_offsets[b + 1];
-  if (q0 >= q_end) return;
-  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
-  const int64_t count = q_end - q0 < 64 ? q_end - q0 : 64;
-  const int column = head * s.head_dim, kv_column = head / s.group * s.head_dim;
+  const int head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64);
+  if (count <= 0) return;
 
   uint32_t queries[D / 16][4];
   load_rows<D>(queries, q, q0, count, column, s.head_dim);
@@ -370,12 +378,9 @@ template <int D>
 __global__ void __launch_bounds__(128) attention_backward_query_bf16(View q, View k, View v, View dy, View dq, Row* rows, Shape s) {
   alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];
   alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
-  const int b = int(blockIdx.z), head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * 64, q_end = s.q_offsets[b + 1];
-  if (q0 >= q_end) return;
-  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b] + q0 - s.q_offsets[b];
-  const int64_t count = q_end - q0 < 64 ? q_end - q0 : 64;
-  const int column = head * s.head_dim, kv_column = head / s.group * s.head_dim;
+  const int head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64);
+  if (count <= 0) return;
   uint32_t queries[D / 16][4], slopes[D / 16][4];
   load_rows<D>(queries, q, q0, count, column, s.head_dim);
   load_rows<D>(slopes, dy, q0, count, column, s.head_dim);
