@@ -398,6 +398,7 @@ void multiply(const Kernels& k, const PackedWeight& weight, const uint32_t* a, i
       part.y += row * part.y_stride;
       if (part.residual) part.residual += row * part.residual_stride;
       if (part.row_scale) part.row_scale += row;
+      if (part.narrow_y) part.narrow_y += row * part.narrow_stride;
       k.finish(tile, int(rows), panel, part);
     }
   }
@@ -407,7 +408,7 @@ void linear(Context& context, const LinearArgs& args) {
   const Kernels& k = kernels(context);
   const PackedWeight& weight = *static_cast<const PackedWeight*>(args.weight);
   const GemmKernel& kernel = *weight.kernel;
-  const int64_t rows = args.x.rows;
+  const int64_t rows = args.narrow_x.data ? args.narrow_x.rows : args.x.rows;
   if (rows == 0) return;
 
   // Units of work: blocks of rows whose words fit the second-level cache, by chunks of panels if blocks are too few.
@@ -428,7 +429,10 @@ void linear(Context& context, const LinearArgs& args) {
       const int64_t first = rows * block / blocks, count = rows * (block + 1) / blocks - first;
       const uint32_t* a = reinterpret_cast<const uint32_t*>(args.x.row(first));
       int64_t stride = args.x.stride;
-      if (kernel.convert) {
+      if (args.narrow_x.data) {
+        a = reinterpret_cast<const uint32_t*>(args.narrow_x.row(first));
+        stride = weight.steps;
+      } else if (kernel.convert) {
         if (!words) {
           words = static_cast<uint32_t*>(arena.take(size_t(block_rows * word_stride) * 4));
           scales = static_cast<float*>(arena.take(size_t(block_rows) * 4));
@@ -453,6 +457,7 @@ void linear(Context& context, const LinearArgs& args) {
       if (args.residual.data) finish.residual = args.residual.row(first), finish.residual_stride = args.residual.stride;
       finish.y = args.y.row(first);
       finish.y_stride = args.y.stride;
+      if (args.narrow_y.data) finish.narrow_y = args.narrow_y.row(first), finish.narrow_stride = args.narrow_y.cols;
       multiply(k, weight, a, stride, finish, count, weight.panels * chunk / chunks, weight.panels * (chunk + 1) / chunks);
     }
   };
@@ -654,6 +659,7 @@ OperationTable table_of(const Kernels& kernels) {
   OperationTable t;
   t.name = kernels.name;
   t.data = &kernels;
+  t.narrow_linear = kernels.gemm[int(WeightFormat::bf16)].layout == Layout::bf16_pairs;
   t.allocate = allocate;
   t.release = release;
   t.pack = pack;
@@ -727,7 +733,8 @@ Machine& machine() {
         m->report.f32_gflops = tile_rate(dot.gemm[int(WeightFormat::f32)], dot.tile_rows, dot.width) / 1e9;
         m->report.bf16_dot_gflops = tile_rate(gemm_bf16_avx512bf16, dot.tile_rows, dot.width) / 1e9;
         if (m->report.bf16_dot_gflops > m->report.f32_gflops)
-          dot.gemm[int(WeightFormat::bf16)] = gemm_bf16_avx512bf16, dot.attention_reduced = attention_avx512bf16, differs = true;
+          dot.gemm[int(WeightFormat::bf16)] = gemm_bf16_avx512bf16, dot.attention_reduced = attention_avx512bf16, dot.finish = finish_avx512bf16,
+          differs = true;
       }
       dot.name = "avx512+dot";
       if (differs) m->kernels.push_back(dot);

@@ -124,3 +124,7 @@ struct Bf16Math {
 const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::make_kernel();
 
 void conan::cpu::attention_avx512bf16(const AttentionPanel& a) { conan::cpu::avx512bf16::attention_panel<conan::cpu::avx512bf16::Bf16Math>(a); }
+
+void conan::cpu::finish_avx512bf16(const void* tile, int rows, int64_t panel, const Finish& f) {
+  conan::cpu::avx512bf16::finish(tile, rows, panel, f);
+}

@@ -152,9 +152,23 @@ using TileRows = std::make_integer_sequence<int, CONAN_TILE_ROWS>;
 
 // ---- what becomes of a finished tile
 
+static inline void store_bf16(uint16_t* p, F x) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), __m256i(_mm512_cvtneps_pbh(x)));
+#else
+  float values[W];
+  V::store(values, x);
+  for (int i = 0; i < W; ++i) p[i] = f32_to_bf16(values[i]);
+#endif
+}
+
 /// y[i][n ..] = value(i) (+ residual) for one register of columns, of which `valid` exist.
 template <class Value>
 static inline void finish_columns(const Finish& f, int rows, int64_t n, int valid, const Value& value) {
+  if (f.narrow_y) {
+    for (int i = 0; i < rows; ++i) store_bf16(f.narrow_y + i * f.narrow_stride + n, value(i));
+    return;
+  }
   float* y = f.y + n;
   const float* residual = f.residual ? f.residual + n : nullptr;
   const int64_t y_stride = f.y_stride, residual_stride = f.residual_stride;

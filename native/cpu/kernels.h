@@ -51,6 +51,8 @@ struct Finish {
   int64_t residual_stride = 0;
   float* y = nullptr;
   int64_t y_stride = 0;
+  uint16_t* narrow_y = nullptr;  // instead of y: whole registers of columns, no residual
+  int64_t narrow_stride = 0;
 };
 
 /// Up to two registers' worth of neighbouring queries of one head.
@@ -100,5 +102,6 @@ extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
 // The dot-product extensions of AVX-512, each in its own translation unit; they replace single entries.
 extern const GemmKernel gemm_bf16_avx512bf16, gemm_i8_avx512vnni;
 void attention_avx512bf16(const AttentionPanel&);
+void finish_avx512bf16(const void* tile, int rows, int64_t panel, const Finish&);
 
 }  // namespace conan::cpu

@@ -62,6 +62,7 @@ void fill(Backend& backend) {
   OperationTable& t = backend.table;
   t.name = backend.name.c_str();
   t.data = &backend.device;
+  t.narrow_linear = true;
   t.allocate = allocate;
   t.release = release;
   t.finish = finish;

@@ -137,6 +137,10 @@ void run(Arguments& args, const void* x, const float* x_scale, int64_t T, const 
                 weight.rows, stride, int(tiles_m), int(tiles_n), epilogue);
 }
 
+bool is_large(const Arguments& args, int64_t T, const DeviceWeight& weight) {
+  return int64_t(blocks(T, LargeTile::m)) * blocks(weight.rows, LargeTile::n) >= args.device.multiprocessors;
+}
+
 }  // namespace
 
 const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
@@ -145,17 +149,15 @@ const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
   return out;
 }
 
-void multiply_by_warps(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  const bool large = int64_t(blocks(x.rows, LargeTile::m)) * blocks(weight.rows, LargeTile::n) >= args.device.multiprocessors;
-  if (weight.format == WeightFormat::i8) {
-    int8_t* whole = args.scratch<int8_t>(x.rows * weight.stride);
-    float* scale = args.scratch<float>(x.rows);
-    launch(args.device, quantise_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, whole, weight.stride, scale);
-    (large ? run<Int8, LargeTile> : run<Int8, SmallTile>)(args, whole, scale, x.rows, weight, weight.stride, epilogue);
-  } else {
-    (large ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, rounded(args, x, weight.stride), nullptr, x.rows, weight, 2 * weight.stride,
-                                                          epilogue);
-  }
+void multiply_by_warps(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
+  (is_large(args, T, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x, nullptr, T, weight, 2 * weight.stride, epilogue);
+}
+
+void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  int8_t* whole = args.scratch<int8_t>(x.rows * weight.stride);
+  float* scale = args.scratch<float>(x.rows);
+  launch(args.device, quantise_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, whole, weight.stride, scale);
+  (is_large(args, x.rows, weight) ? run<Int8, LargeTile> : run<Int8, SmallTile>)(args, whole, scale, x.rows, weight, weight.stride, epilogue);
 }
 
 }  // namespace conan::cuda

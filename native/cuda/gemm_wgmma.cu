@@ -94,12 +94,11 @@ void run(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weig
 
 }  // namespace
 
-void multiply_by_warpgroups(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  const uint16_t* words = rounded(args, x, weight.stride);
+void multiply_by_warpgroups(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
   // The larger tile asks less of shared memory; the smaller keeps more multiprocessors busy.
-  const bool large = int64_t(blocks(x.rows, tile_m)) * blocks(weight.rows, 256) >= args.device.multiprocessors;
-  if (large) run<2>(args, words, x.rows, weight, epilogue);
-  else run<1>(args, words, x.rows, weight, epilogue);
+  const bool large = int64_t(blocks(T, tile_m)) * blocks(weight.rows, 256) >= args.device.multiprocessors;
+  if (large) run<2>(args, x, T, weight, epilogue);
+  else run<1>(args, x, T, weight, epilogue);
 }
 
 }  // namespace conan::cuda

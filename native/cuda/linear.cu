@@ -278,18 +278,27 @@ void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weigh
 void linear(Context& context, const LinearArgs& a) {
   Arguments args(context);
   const auto& weight = static_cast<const DeviceWeight&>(*a.weight);
-  const int64_t T = a.x.rows, N = weight.rows;
+  const int64_t T = a.narrow_x.data ? a.narrow_x.rows : a.x.rows, N = weight.rows;
   const View x = args.in(a.x);
   // A residual that is y itself is read where it is written.
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const View residual = in_place ? y : args.in(a.residual);
   const auto in_pairs = [](const View& m) { return reinterpret_cast<uintptr_t>(m.data) % sizeof(float2) == 0 && m.stride % 2 == 0; };
-  const Epilogue epilogue{args.in(a.bias, N), a.activation, weight.gated, residual, y, in_pairs(y) && in_pairs(residual)};
-  if (weight.format == WeightFormat::bf16 && args.device.warpgroups) {
-    multiply_by_warpgroups(args, x, weight, epilogue);
-  } else if (weight.format == WeightFormat::bf16 || weight.format == WeightFormat::i8) {
-    multiply_by_warps(args, x, weight, epilogue);
+  const Epilogue epilogue{args.in(a.bias, N),
+                          a.activation,
+                          weight.gated,
+                          residual,
+                          y,
+                          in_pairs(y) && in_pairs(residual),
+                          args.inout(a.narrow_y.data, T * a.narrow_y.cols),
+                          a.narrow_y.cols};
+  if (weight.format == WeightFormat::bf16) {
+    const uint16_t* words =
+        a.narrow_x.data ? args.in(static_cast<const uint16_t*>(a.narrow_x.data), T * a.narrow_x.cols) : rounded(args, x, weight.stride);
+    (args.device.warpgroups ? multiply_by_warpgroups : multiply_by_warps)(args, words, T, weight, epilogue);
+  } else if (weight.format == WeightFormat::i8) {
+    multiply_whole(args, x, weight, epilogue);
   } else {
     launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, dim3(blocks(N, 64), blocks(T, 64)), dim3(256), x,
            static_cast<const void*>(weight.values), N, weight.stride, epilogue);

@@ -27,10 +27,18 @@ struct Epilogue {
   Activation activation;
   bool gated;
   View residual, y;
-  bool in_pairs;  // two neighbouring columns lie so that they can be read and written together
+  bool in_pairs;                 // two neighbouring columns lie so that they can be read and written together
+  uint16_t* narrow_y = nullptr;  // bf16 instead of y
+  int64_t narrow_stride = 0;
 
   /// Sums of the packed columns n (even) and n + 1; `rows` of the weight.
   __device__ void pair(int64_t t, int64_t n, float first, float second, int64_t rows) const {
+    if (!gated && narrow_y) {
+      if (n >= rows) return;
+      const float low = activated(activation, first + (bias ? bias[n] : 0)), high = activated(activation, second + (bias ? bias[n + 1] : 0));
+      *reinterpret_cast<uint32_t*>(narrow_y + t * narrow_stride + n) = pack_bf16(low, high);
+      return;
+    }
     if (!gated && in_pairs && n + 1 < rows) {
       float2 v = {activated(activation, first + (bias ? bias[n] : 0)), activated(activation, second + (bias ? bias[n + 1] : 0))};
       if (residual.data) {
@@ -49,6 +57,10 @@ struct Epilogue {
     const int64_t column = n / 2;
     const float gate = first + (bias ? bias[column] : 0), value = second + (bias ? bias[rows / 2 + column] : 0);
     float v = activated(activation, gate) * value;
+    if (narrow_y) {
+      narrow_y[t * narrow_stride + column] = uint16_t(pack_bf16(v, 0));
+      return;
+    }
     if (residual.data) v += residual.row(t)[column];
     y.row(t)[column] = v;
   }
@@ -63,9 +75,10 @@ struct Epilogue {
 
 /// x as bf16, `stride` words a row, zeros behind the last column.
 const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
-/// Products with bf16 and int8 weights on tensor cores.
-void multiply_by_warps(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
-/// Those with bf16 weights by whole warpgroups (sm_90a).
-void multiply_by_warpgroups(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
+/// Products of T such rows with bf16 weights on tensor cores: by warps, or by whole warpgroups (sm_90a).
+void multiply_by_warps(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
+void multiply_by_warpgroups(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
+/// Products with int8 weights on tensor cores.
+void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
 
 }  // namespace conan::cuda

@@ -292,9 +292,10 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   const TransformerConfig& c = config_;
   const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
   Matrix side = post ? Matrix{} : context.scratch.matrix(x.rows, c.hidden);
-  auto add_linear = [&](const Matrix& input, const Weight& weight, const Values& bias, const Norm& norm_before_sum) {
+  auto add_linear = [&](const Matrix& input, const Bf16Matrix& narrow_input, const Weight& weight, const Values& bias, const Norm& norm_before_sum) {
     LinearArgs args;
     args.x = input;
+    args.narrow_x = narrow_input;
     args.weight = &weight;
     args.bias = bias.data();
     if (sandwich) {
@@ -306,7 +307,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
       context.ops.linear(context, args);
     }
   };
-  add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
+  add_linear(attended, {}, *layer.output, layer.output_bias, layer.attention_post_norm);
   if (kept) put(context, x, kept->middle.slice(first, x.rows), false);
   if (post) normalize(context, layer.attention_norm, x, x);
   Matrix input = x;
@@ -314,7 +315,10 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
     normalize(context, layer.mlp_norm, x, side);
     input = side;
   }
-  Matrix inner = context.scratch.matrix(x.rows, c.intermediate);
+  const bool narrow = context.ops.narrow_linear && !apart_ && layer.mlp_in->format == WeightFormat::bf16 &&
+                      layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
+  const Bf16Matrix narrow_inner = narrow ? context.scratch.bf16_matrix(x.rows, c.intermediate) : Bf16Matrix{};
+  const Matrix inner = narrow ? Matrix{} : context.scratch.matrix(x.rows, c.intermediate);
   LinearArgs args;
   args.x = input;
   args.weight = layer.mlp_in.get();
@@ -327,9 +331,10 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
   } else {
     args.activation = c.activation;
     args.y = inner;
+    args.narrow_y = narrow_inner;
     context.ops.linear(context, args);
   }
-  add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
+  add_linear(inner, narrow_inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
   if (post) normalize(context, layer.mlp_norm, x, x);
 }
 

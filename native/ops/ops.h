@@ -71,6 +71,15 @@ struct NormArgs {
   Matrix y;
 };
 
+/// Rows of bf16: what is only kept, or multiplied as bf16.
+struct Bf16Matrix {
+  uint16_t* data = nullptr;
+  int64_t rows = 0, cols = 0;  // one row behind the other
+
+  uint16_t* row(int64_t i) const { return data + i * cols; }
+  Bf16Matrix slice(int64_t first, int64_t count) const { return {row(first), count, cols}; }
+};
+
 /// y = act(x W^T + bias) + residual, or, where the weight is gated, y = act(gate) * value with
 /// [gate, value] = x W^T + bias; then y has half as many columns as the weight has rows. residual may be y.
 struct LinearArgs {
@@ -80,6 +89,8 @@ struct LinearArgs {
   Activation activation = Activation::none;
   Matrix residual;  // [T, N] or absent
   Matrix y;         // [T, N]
+  /// In the places of x and of y (then without residual), with bf16 weights and multiples of 64 columns, where OperationTable::narrow_linear.
+  Bf16Matrix narrow_x, narrow_y;
 };
 
 /// In place, per token and head: optional RMS norm over the head (QK-norm), then rotation of the first
@@ -124,15 +135,6 @@ struct ScatterArgs {
   Matrix x, y;
   const int32_t* rows = nullptr;
   bool add = false;
-};
-
-/// Rows of bf16, for what is only kept.
-struct Bf16Matrix {
-  uint16_t* data = nullptr;
-  int64_t rows = 0, cols = 0;  // one row behind the other
-
-  uint16_t* row(int64_t i) const { return data + i * cols; }
-  Bf16Matrix slice(int64_t first, int64_t count) const { return {row(first), count, cols}; }
 };
 
 /// y = x rounded to the nearest bf16, ties to even.
@@ -244,6 +246,8 @@ using RowsBody = std::function<void(Context& context, int64_t first, int64_t cou
 struct OperationTable {
   const char* name = "";
   const void* data = nullptr;  // the backend's own
+  /// linear rounds x to bf16 where the weights are bf16; between two of them rows may be bf16 then, and nothing is lost.
+  bool narrow_linear = false;
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;

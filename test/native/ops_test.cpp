@@ -96,6 +96,38 @@ void linear_cases(const OperationTable& table, const OperationTable& reference) 
     }
 }
 
+/// Rows of bf16 between two products: the same bits as rows of f32 that are rounded on their way.
+void narrow_cases(const OperationTable& table) {
+  if (!table.narrow_linear) return;
+  for (const bool gated : {false, true})
+    for (const int64_t T : {1, 40, 300}) {
+      const int64_t K = 70, inner = 192, N = 33, rows = gated ? 2 * inner : inner;
+      Context context(table, 2);
+      std::vector<float> w1 = random_floats(size_t(rows * K), 1, 0.2f), w2 = random_floats(size_t(N * inner), 2, 0.2f),
+                         bias = random_floats(size_t(rows), 3);
+      const auto in = table.pack(context, {"in", {view(w1, {rows, K})}, gated}, WeightFormat::bf16),
+                 out = table.pack(context, {"out", {view(w2, {N, inner})}, false}, WeightFormat::bf16);
+      Owned x(T, K, 4), wide(T, inner, 5), want(T, N, 6), got(T, N, 7);
+      std::vector<uint16_t> words(size_t(T * inner));
+      const Bf16Matrix narrow{words.data(), T, inner};
+      const auto run = [&](bool is_narrow, const Matrix& y) {
+        LinearArgs first;
+        first.x = x.m, first.weight = in.get(), first.bias = bias.data(), first.activation = Activation::gelu_erf;
+        if (is_narrow) first.narrow_y = narrow;
+        else first.y = wide.m;
+        table.linear(context, first);
+        LinearArgs second;
+        second.weight = out.get(), second.residual = x.m.columns(0, N), second.y = y;
+        if (is_narrow) second.narrow_x = narrow;
+        else second.x = wide.m;
+        table.linear(context, second);
+      };
+      run(false, want.m);
+      run(true, got.m);
+      check(equal(got.m, want.m), text(table.name, " linear by bf16 rows", gated ? " gated " : " ", T));
+    }
+}
+
 void attention_cases(const OperationTable& table, const OperationTable& reference) {
   struct Case {
     std::vector<int> lengths;
@@ -539,6 +571,7 @@ int main() {
   for (const OperationTable* table : tables) {
     require(*table);
     linear_cases(*table, *tables[0]);
+    narrow_cases(*table);
     attention_cases(*table, *tables[0]);
     row_cases(*table, *tables[0]);
     require_training(*table);
