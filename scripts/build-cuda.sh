@@ -45,5 +45,5 @@ echo "$architectures" > "$objects/flags"
 g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c native/base/tensor.cpp -o "$objects/tensor.o"
 # libgcc stays shared, here and in the addon: an error crosses from one to the other only where both unwind by the same.
 g++ -shared -o build/Release/libconan-cuda.so "${compiled[@]/#/$objects/}" "$objects/tensor.o" -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
-  -static-libstdc++ -Wl,--exclude-libs,ALL
+  -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs
 ls -l build/Release/libconan-cuda.so

@@ -33,10 +33,11 @@ struct Queries {
   int column, kv_column;                // where the head's channels begin
 };
 
-/// Block x of `size` queries of head y and sequence z; none where the sequence has ended.
+/// Block z of `size` queries of head y and sequence x (of which there may be more than the other numbers of a grid hold); none where the
+/// sequence has ended.
 __device__ __forceinline__ Queries own_queries(const Shape& s, int64_t size) {
-  const int b = int(blockIdx.z), head = int(blockIdx.y);
-  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.x) * size, left = s.q_offsets[b + 1] - q0;
+  const int b = int(blockIdx.x), head = int(blockIdx.y);
+  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.z) * size, left = s.q_offsets[b + 1] - q0;
   const int64_t kv0 = s.kv_offsets[b], start = s.q_starts[b] + q0 - s.q_offsets[b];
   return {q0, left < size ? left : size, kv0, s.kv_offsets[b + 1] - kv0, start, head * s.head_dim, head / s.group * s.head_dim};
 }
@@ -452,8 +453,8 @@ __global__ void __launch_bounds__(128) attention_backward_key_bf16(View q, View 
   alignas(16) __shared__ uint16_t query_tile[64 * (D + 8)];
   alignas(16) __shared__ uint16_t slope_tile[64 * (D + 8)];
   __shared__ Row tile_rows[64];
-  const int b = int(blockIdx.z), kv_head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, j0 = int64_t(blockIdx.x) * 64;
+  const int b = int(blockIdx.x), kv_head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+  const int64_t kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0, j0 = int64_t(blockIdx.z) * 64;
   if (j0 >= keys) return;
   const int64_t q0 = s.q_offsets[b], start = s.q_starts[b];
   const int queries = int(s.q_offsets[b + 1] - q0), count = int(keys - j0 < 64 ? keys - j0 : 64);
@@ -550,7 +551,7 @@ void attention(Context& context, const AttentionArgs& a) {
   const Shape s = shape_of(args, a);
   const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
   const auto run = [&](auto kernel, int queries, dim3 block) {
-    launch(args.device, kernel, dim3(blocks(longest(a.q_offsets, a.sequences), queries), unsigned(a.heads), unsigned(a.sequences)), block, q, k, v, y,
+    launch(args.device, kernel, dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), queries)), block, q, k, v, y,
            s);
   };
   if (!a.reduced || a.head_dim > 128) run(attention_f32, plain_queries, dim3(32, 8));
@@ -568,9 +569,9 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args_) {
   const View dq = args.inout(args_.dq), dk = args.inout(args_.dk), dv = args.inout(args_.dv);
   Row* rows = args.scratch<Row>(q.rows * a.heads);
   const auto on_tensor_cores = [&](auto by_query, auto by_key) {
-    launch(args.device, by_query, dim3(blocks(longest(a.q_offsets, a.sequences), 64), unsigned(a.heads), unsigned(a.sequences)), dim3(128), q, k, v,
+    launch(args.device, by_query, dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), 64)), dim3(128), q, k, v,
            dy, dq, rows, s);
-    launch(args.device, by_key, dim3(blocks(longest(a.kv_offsets, a.sequences), 64), unsigned(a.kv_heads), unsigned(a.sequences)), dim3(128), q, k, v,
+    launch(args.device, by_key, dim3(unsigned(a.sequences), unsigned(a.kv_heads), blocks(longest(a.kv_offsets, a.sequences), 64)), dim3(128), q, k, v,
            dy, dk, dv, static_cast<const Row*>(rows), s);
   };
   if (a.reduced && a.head_dim <= 32) on_tensor_cores(attention_backward_query_bf16<32>, attention_backward_key_bf16<32>);

@@ -54,11 +54,23 @@ __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int6
   }
 }
 
-/// [cols, rows] f32 from a packed weight that is not gated.
-__global__ void unpack_transposed(const void* values, WeightFormat format, const float* scale, int64_t rows, int64_t cols, int64_t stride,
-                                  float* out) {
+/// Columns become rows, zeros up to the stride; by tiles of 32 x 32, so that neighbours read and write neighbours.
+template <class Word>
+__global__ void turn(const void* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t to_stride) {
+  __shared__ Word tile[32][33];
+  const int64_t r0 = int64_t(blockIdx.x) * 32, c0 = int64_t(blockIdx.y) * 32;
+  const int x = int(threadIdx.x), y = int(threadIdx.y);
+  for (int i = y; i < 32; i += 8)
+    tile[i][x] = r0 + i < rows && c0 + x < cols ? static_cast<const Word*>(from)[(r0 + i) * from_stride + c0 + x] : Word(0);
+  __syncthreads();
+  for (int i = y; i < 32; i += 8)
+    if (c0 + i < cols && r0 + x < to_stride) static_cast<Word*>(to)[(c0 + i) * to_stride + r0 + x] = tile[x][i];
+}
+
+/// [cols, rows] f32 from packed whole numbers.
+__global__ void unpack_transposed(const void* values, const float* scale, int64_t rows, int64_t cols, int64_t stride, float* out) {
   const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
-  if (k < cols) out[k * rows + n] = packed_word(values, format, n * stride + k) * (scale ? scale[n] : 1);
+  if (k < cols) out[k * rows + n] = static_cast<const int8_t*>(values)[n * stride + k] * scale[n];
 }
 
 /// `there`: the parts lie on the device.
@@ -268,11 +280,19 @@ void repack(Context& context, const WeightSource& source, Weight& weight) {
 void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weight>& into) {
   Arguments args(context);
   const auto& weight = static_cast<const DeviceWeight&>(from);
-  float* turned = args.scratch<float>(weight.rows * weight.cols);
-  launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values),
-         weight.format, static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, turned);
   if (!into) into = make(args, weight.cols, weight.rows, false, weight.format);
-  fill(args, {"transposed", {{turned, Dtype::f32, {weight.cols, weight.rows}}}, false}, static_cast<DeviceWeight&>(*into), true);
+  auto& turned = static_cast<DeviceWeight&>(*into);
+  if (weight.format != WeightFormat::i8) {
+    launch(args.device, weight.format == WeightFormat::f32 ? turn<uint32_t> : turn<uint16_t>,
+           dim3(blocks(turned.stride, 32), blocks(weight.cols, 32)), dim3(32, 8), static_cast<const void*>(weight.values), weight.rows, weight.cols,
+           weight.stride, turned.values, turned.stride);
+    return;
+  }
+  // Whole numbers have a scale for each output, and the outputs are others now.
+  float* values = args.scratch<float>(weight.rows * weight.cols);
+  launch(args.device, unpack_transposed, dim3(blocks(weight.cols, 128), unsigned(weight.rows)), dim3(128), static_cast<const void*>(weight.values),
+         static_cast<const float*>(weight.scale), weight.rows, weight.cols, weight.stride, values);
+  fill(args, {"transposed", {{values, Dtype::f32, {weight.cols, weight.rows}}}, false}, turned, true);
 }
 
 void linear(Context& context, const LinearArgs& a) {

@@ -17,13 +17,13 @@ void launch_rows(const Arguments& arguments, void (*kernel)(Parameters...), int6
   launch(arguments.device, kernel, dim3(blocks(rows, warps)), dim3(32, warps), args...);
 }
 
-/// One thread a channel, for sums over rows in their order.
+/// One thread a channel, for sums over rows in their order; block x is the sequence, of which there may be many.
 template <class... Parameters, class... Args>
 void launch_columns(const Arguments& arguments, void (*kernel)(Parameters...), int64_t cols, unsigned rows, Args... args) {
-  launch(arguments.device, kernel, dim3(blocks(cols, 128), rows), dim3(128), args...);
+  launch(arguments.device, kernel, dim3(rows, blocks(cols, 128)), dim3(128), args...);
 }
 
-__device__ __forceinline__ int64_t own_column() { return int64_t(blockIdx.x) * 128 + threadIdx.x; }
+__device__ __forceinline__ int64_t own_column() { return int64_t(blockIdx.y) * 128 + threadIdx.x; }
 
 struct Moments {
   float mean, factor;
@@ -154,7 +154,7 @@ __global__ void scatter_f32(View x, View y, const int32_t* rows, bool add) {
 }
 
 __global__ void pool_f32(View x, View y, const int32_t* offsets, Pooling mode) {
-  const int64_t c = own_column(), b = blockIdx.y;
+  const int64_t c = own_column(), b = blockIdx.x;
   if (c >= y.cols) return;
   const int64_t begin = offsets[b], end = offsets[b + 1];
   const float count = float(end - begin);
@@ -177,7 +177,7 @@ __global__ void pool_f32(View x, View y, const int32_t* offsets, Pooling mode) {
 }
 
 __global__ void pool_backward_f32(View x, View dy, View dx, const int32_t* offsets, Pooling mode) {
-  const int64_t c = own_column(), b = blockIdx.y;
+  const int64_t c = own_column(), b = blockIdx.x;
   if (c >= dy.cols) return;
   const int64_t begin = offsets[b], end = offsets[b + 1];
   const float count = float(end - begin), slope = dy.row(b)[c];
