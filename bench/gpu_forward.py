@@ -51,6 +51,19 @@ def timed(run, device):
     return statistics.median(times), out
 
 
+def tokens(length, texts, device):
+    return ((torch.arange(length * texts) * 7919 + 5) % 32000).reshape(texts, length).to(device)
+
+
+def ours(bench, directory, device, shape):
+    """What a native bench answers for a shape, or its error, by each kind of product; for a table's column `who`."""
+    torch.cuda.empty_cache()
+    for gemm in ["mma", "wgmma"] if device.startswith("cuda") else [""]:
+        done = subprocess.run([bench, directory, device, "bfloat16", shape], capture_output=True, text=True, env={**os.environ, "CONAN_CUDA_GEMM": gemm})
+        answer = {"error": done.stderr.strip()} if done.returncode else json.loads(done.stdout)
+        yield f"ours {gemm}".strip(), answer
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("forward_bench")
@@ -70,23 +83,19 @@ def main():
             contenders["PyTorch compiled"] = torch.compile(model)
         for shape in options.inputs.split(","):
             length, sequences = map(int, shape.split("x"))
-            ids = ((torch.arange(length * sequences) * 7919 + 5) % 32000).reshape(sequences, length).to(options.device)
+            ids = tokens(length, sequences, options.device)
             rows, want = [], None
             for who, contender in contenders.items():
                 with torch.inference_mode():
                     seconds, states = timed(lambda: contender(input_ids=ids, use_cache=False).last_hidden_state[:, -1], options.device)
                 rows.append((who, seconds, ""))
                 want = torch.nn.functional.normalize(states[0].float(), dim=0)[:4].cpu()
-            torch.cuda.empty_cache()
-            for gemm in ["mma", "wgmma"] if options.device.startswith("cuda") else [""]:
-                done = subprocess.run([options.forward_bench, directory, options.device, "bfloat16", shape], capture_output=True, text=True,
-                                      env={**os.environ, "CONAN_CUDA_GEMM": gemm})
-                if done.returncode:
-                    rows.append((f"ours {gemm}".strip(), float("nan"), done.stderr.strip()))
+            for who, answer in ours(options.forward_bench, directory, options.device, shape):
+                if "error" in answer:
+                    rows.append((who, float("nan"), answer["error"]))
                     continue
-                ours = json.loads(done.stdout)
-                worst = max(abs(a - b) for a, b in zip(ours["vector"], want.tolist()))
-                rows.append((f"ours {gemm}".strip(), ours["seconds"], f"first components differ by {worst:.4f}"))
+                worst = max(abs(a - b) for a, b in zip(answer["vector"], want.tolist()))
+                rows.append((who, answer["seconds"], f"first components differ by {worst:.4f}"))
             for who, seconds, note in rows:
                 rate = flops(name, weights, length, sequences) / seconds / 1e12
                 print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {length * sequences / seconds:10.0f} {rate:8.1f} {100 * rate / options.ceiling:5.1f}%  {note}", flush=True)

@@ -71,6 +71,14 @@ def write(path, architecture, dtype, tensors, describe):
     writer.close()
 
 
+def describe_sizes(w, config):
+    w.add_context_length(config["max_position_embeddings"])
+    w.add_embedding_length(config["hidden_size"])
+    w.add_block_count(config["num_hidden_layers"])
+    w.add_feed_forward_length(config["intermediate_size"])
+    w.add_head_count(config["num_attention_heads"])
+
+
 def minilm(directory, out, dtype):
     config = json.loads((directory / "config.json").read_text())
     vocabulary = (directory / "vocab.txt").read_text().splitlines()
@@ -78,11 +86,7 @@ def minilm(directory, out, dtype):
     plain = lambda token: token in special or token.startswith("[unused")
 
     def describe(w):
-        w.add_context_length(config["max_position_embeddings"])
-        w.add_embedding_length(config["hidden_size"])
-        w.add_block_count(config["num_hidden_layers"])
-        w.add_feed_forward_length(config["intermediate_size"])
-        w.add_head_count(config["num_attention_heads"])
+        describe_sizes(w, config)
         w.add_layer_norm_eps(config["layer_norm_eps"])
         w.add_causal_attention(False)
         w.add_pooling_type(gguf.PoolingType.MEAN)
@@ -104,11 +108,7 @@ def decoder(out, dtype):
     config = json.loads((directory / "config.json").read_text())
 
     def describe(w):
-        w.add_context_length(config["max_position_embeddings"])
-        w.add_embedding_length(config["hidden_size"])
-        w.add_block_count(config["num_hidden_layers"])
-        w.add_feed_forward_length(config["intermediate_size"])
-        w.add_head_count(config["num_attention_heads"])
+        describe_sizes(w, config)
         w.add_head_count_kv(config["num_key_value_heads"])
         w.add_key_length(config["head_dim"])
         w.add_value_length(config["head_dim"])

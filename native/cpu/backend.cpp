@@ -527,18 +527,20 @@ void activate_backward(Context& context, const ActivateBackwardArgs& args) {
   });
 }
 
-constexpr int64_t kNumbers = 1 << 15;  // in a block of the optimizer's
+/// body(first, count) on blocks of `size` of `total`, which do not depend on the number of threads.
+template <class Body>
+void each_block(Context& context, int64_t total, int64_t size, const Body& body) {
+  WorkQueue queue(ceil_div(total, size));
+  auto work = [&](int) {
+    for (int64_t b; queue.next(b);) body(b * size, std::min(size, total - b * size));
+  };
+  if (context.threads == 1 || ThreadPool::inside() || total <= size) work(0);
+  else ThreadPool::instance().run(context.threads, work);
+}
 
-/// body(first, count) on blocks of columns, which do not depend on the number of threads.
 template <class Body>
 void each_columns(Context& context, int64_t cols, const Body& body) {
-  constexpr int64_t kBlock = 64;
-  WorkQueue queue(ceil_div(cols, kBlock));
-  auto work = [&](int) {
-    for (int64_t b; queue.next(b);) body(b * kBlock, std::min(kBlock, cols - b * kBlock));
-  };
-  if (context.threads == 1 || ThreadPool::inside()) work(0);
-  else ThreadPool::instance().run(context.threads, work);
+  each_block(context, cols, 64, body);
 }
 
 void norm_backward(Context& context, const NormBackwardArgs& args) {
@@ -626,19 +628,10 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args) {
   });
 }
 
-/// body(block, first, count) on blocks of numbers, which do not depend on the number of threads.
-template <class Body>
-void each_numbers(Context& context, int64_t count, const Body& body) {
-  WorkQueue queue(ceil_div(count, kNumbers));
-  auto work = [&](int) {
-    for (int64_t block; queue.next(block);) body(block, block * kNumbers, std::min(kNumbers, count - block * kNumbers));
-  };
-  if (context.threads == 1 || ThreadPool::inside() || count <= kNumbers) work(0);
-  else ThreadPool::instance().run(context.threads, work);
-}
+constexpr int64_t kNumbers = 1 << 15;  // in a block of the optimizer's
 
 void adamw(Context& context, const AdamWArgs& args) {
-  each_numbers(context, args.count, [&](int64_t, int64_t first, int64_t count) {
+  each_block(context, args.count, kNumbers, [&](int64_t first, int64_t count) {
     AdamWArgs part = args;
     part.value += first, part.gradient += first, part.first += first, part.second += first;
     part.count = count;
@@ -648,8 +641,8 @@ void adamw(Context& context, const AdamWArgs& args) {
 
 void squares(Context& context, const SquaresArgs& args) {
   std::vector<double> sums(size_t(ceil_div(args.count, kNumbers)));
-  each_numbers(context, args.count,
-               [&](int64_t block, int64_t first, int64_t count) { sums[size_t(block)] = kernels(context).squares(args.values + first, count); });
+  each_block(context, args.count, kNumbers,
+             [&](int64_t first, int64_t count) { sums[size_t(first / kNumbers)] = kernels(context).squares(args.values + first, count); });
   *args.sum = std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 

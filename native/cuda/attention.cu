@@ -147,6 +147,16 @@ __device__ __forceinline__ void load_tile(uint16_t* tile, const View& m, int64_t
   }
 }
 
+/// Over the four lanes of a row of fragments.
+__device__ __forceinline__ float row_sum(float x) {
+  x += __shfl_xor_sync(full_warp, x, 1);
+  return x + __shfl_xor_sync(full_warp, x, 2);
+}
+__device__ __forceinline__ float row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(full_warp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(full_warp, x, 2));
+}
+
 /// The 16 rows of a warp, among the same, as left fragments.
 template <int D>
 __device__ __forceinline__ void load_rows(uint32_t (&out)[D / 16][4], const View& m, int64_t first, int64_t count, int column, int head_dim) {
@@ -242,9 +252,7 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
           score = r < count && j < keys && s.sees(i, j) ? score * s.scale + s.biased(head, i, j) : -INFINITY;
           now = fmaxf(now, score);
         }
-      // The four lanes of a row.
-      now = fmaxf(now, __shfl_xor_sync(full_warp, now, 1));
-      now = fmaxf(now, __shfl_xor_sync(full_warp, now, 2));
+      now = row_max(now);
       const float base = now == -INFINITY ? 0 : now, shrink = expf(most[half] - base);
       most[half] = now;
       float own = 0;
@@ -265,12 +273,7 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
   }
   float factor[2];
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    float whole = total[half];
-    whole += __shfl_xor_sync(full_warp, whole, 1);
-    whole += __shfl_xor_sync(full_warp, whole, 2);
-    factor[half] = 1 / whole;
-  }
+  for (int half = 0; half < 2; ++half) factor[half] = 1 / row_sum(total[half]);
   store_rows<D>(y, q0, count, column, s.head_dim, sums, factor);
 }
 
@@ -367,12 +370,6 @@ __global__ void attention_backward_key_f32(View q, View k, View v, View dy, View
   }
 }
 
-/// The sum over the four lanes of a row of fragments.
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(full_warp, x, 1);
-  return x + __shfl_xor_sync(full_warp, x, 2);
-}
-
 /// The gradient by the queries on tensor cores, as attention_bf16 is divided: keys come twice, first for what rows are divided by and their
 /// mean, then for the gradient.
 template <int D>
@@ -411,8 +408,7 @@ __global__ void __launch_bounds__(128) attention_backward_query_bf16(View q, Vie
             now = fmaxf(now, score);
           }
           if (pass == 0) {
-            now = fmaxf(now, __shfl_xor_sync(full_warp, now, 1));
-            now = fmaxf(now, __shfl_xor_sync(full_warp, now, 2));
+            now = row_max(now);
             const float base = now == -INFINITY ? 0 : now, shrink = expf(most[half] - base);
             most[half] = now;
             total[half] *= shrink, mean[half] *= shrink;

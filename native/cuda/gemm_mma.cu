@@ -18,7 +18,6 @@ template <class Tile>
 constexpr int threads_of = Tile::m / Tile::warp_m * (Tile::n / Tile::warp_n) * 32;
 
 constexpr int step_bytes = 64, row_bytes = 80;  // rows in shared memory lie so that ldmatrix meets no bank twice
-constexpr int group = 8;                        // tiles of rows that are neighbours in time, so that they meet the same columns in the cache
 
 struct Bf16 {
   using Sum = float;
@@ -58,10 +57,8 @@ __global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, cons
   constexpr int threads = threads_of<Tile>, across = Tile::n / Tile::warp_n, rows = Tile::warp_m / 16, columns = Tile::warp_n / 8;
   constexpr int stage_bytes = (Tile::m + Tile::n) * row_bytes;
   CONAN_LAUNCH_MEMORY(memory);
-  // Tiles in groups of rows; in a group one column of tiles after the other.
-  const int first = int(blockIdx.x) / (group * tiles_n) * group, deep = tiles_m - first < group ? tiles_m - first : group;
-  const int within = int(blockIdx.x) % (group * tiles_n);
-  const int64_t t0 = int64_t(first + within % deep) * Tile::m, n0 = int64_t(within / deep) * Tile::n;
+  const TilePlace place = own_tile(tiles_m, tiles_n);
+  const int64_t t0 = int64_t(place.m) * Tile::m, n0 = int64_t(place.n) * Tile::n;
   const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
   const int warp_m = warp / across * Tile::warp_m, warp_n = warp % across * Tile::warp_n;
 

@@ -9,7 +9,6 @@ namespace conan::cuda {
 namespace {
 
 constexpr int tile_m = 128, tile_k = 64, stages = 4;
-constexpr int group = 8;  // tiles of rows that are neighbours in time, so that they meet the same columns in the cache
 
 /// `parts`: of 128 columns each, in a tile.
 template <int parts>
@@ -18,10 +17,8 @@ __global__ void __launch_bounds__(256, 1)
 #if CONAN_WARPGROUPS
   constexpr int tile_n = 128 * parts, left_bytes = tile_m * 128, stage_bytes = left_bytes + tile_n * 128;
   CONAN_LAUNCH_MEMORY(memory);
-  // Tiles in groups of rows; in a group one column of tiles after the other.
-  const int first = int(blockIdx.x) / (group * tiles_n) * group, rows = tiles_m - first < group ? tiles_m - first : group;
-  const int within = int(blockIdx.x) % (group * tiles_n);
-  const int64_t t0 = int64_t(first + within % rows) * tile_m, n0 = int64_t(within / rows) * tile_n;
+  const TilePlace place = own_tile(tiles_m, tiles_n);
+  const int64_t t0 = int64_t(place.m) * tile_m, n0 = int64_t(place.n) * tile_n;
   const int id = int(threadIdx.x), warpgroup = id / 128;
 
   // Eight threads a row of 128 bytes.

@@ -22,11 +22,6 @@ __device__ uint16_t to_f16(float x) {
 #endif
 }
 
-__device__ float packed_word(const void* values, WeightFormat format, int64_t i) {
-  if (format == WeightFormat::i8) return static_cast<const int8_t*>(values)[i];
-  return file_word(values, format == WeightFormat::f32 ? Dtype::f32 : format == WeightFormat::bf16 ? Dtype::bf16 : Dtype::f16, i);
-}
-
 __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !gated ? row : row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1; }
 
 /// A warp a row; `first`: the number of the part's first row among all `rows`. The flag is raised by numbers that are none.
@@ -122,7 +117,7 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
     for (int i = 0; i < 4; ++i) {
       const int r = id / 16 + 16 * i, k = id % 16;
       left[k][r] = t0 + r < x.rows && k0 + k < K ? x.row(t0 + r)[k0 + k] : 0;
-      right[k][r] = n0 + r < N ? packed_word(weight, half_weight ? WeightFormat::f16 : WeightFormat::f32, (n0 + r) * stride + k0 + k) : 0;
+      right[k][r] = n0 + r < N ? file_word(weight, half_weight ? Dtype::f16 : Dtype::f32, (n0 + r) * stride + k0 + k) : 0;
     }
     __syncthreads();
 #pragma unroll

@@ -73,6 +73,18 @@ struct Epilogue {
   }
 };
 
+/// Where a block's tile lies, in tiles: by groups of eight rows of tiles, which are neighbours in time and meet the same columns in the cache;
+/// in a group one column of tiles after the other.
+struct TilePlace {
+  int m, n;
+};
+__device__ __forceinline__ TilePlace own_tile(int tiles_m, int tiles_n) {
+  constexpr int group = 8;
+  const int first = int(blockIdx.x) / (group * tiles_n) * group, deep = tiles_m - first < group ? tiles_m - first : group;
+  const int within = int(blockIdx.x) % (group * tiles_n);
+  return {first + within % deep, within / deep};
+}
+
 /// x as bf16, `stride` words a row, zeros behind the last column.
 const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
 /// Products of T such rows with bf16 weights on tensor cores: by warps, or by whole warpgroups (sm_90a).
