@@ -6,39 +6,43 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-build/gpu-check}
 mkdir -p "$out"
-capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
-[ "$capability" = 90 ] && capability=90a
+wanted=" $* "
 started=$SECONDS
 report=()
 step() { # name command...
   local name=$1 began=$SECONDS
+  [ "$wanted" = "  " ] || [[ "$wanted" == *" $name "* ]] || return 0
   shift
-  if "$@" > "$out/$name.log" 2>&1; then report+=("$(printf '%-22s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")"); else
-    report+=("$(printf '%-22s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
+  if "$@" > "$out/$name.log" 2>&1; then report+=("$(printf '%-14s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")"); else
+    report+=("$(printf '%-14s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
   fi
 }
+show() { # names of steps
+  for name in "$@"; do [ ! -f "$out/$name.log" ] || cat "$out/$name.log"; done
+}
 
+capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+[ "$capability" = 90 ] && capability=90a
 step build-cuda scripts/build-cuda.sh "$capability-real"
 step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
 export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
-step ops timeout 100 build/native-tests/ops_test
-step ops-wgmma env CONAN_CUDA_GEMM=wgmma timeout 100 build/native-tests/ops_test
-step models timeout 200 build/native-tests/model_test test/fixtures/pico
+step ops timeout 60 build/native-tests/ops_test
+step ops-wgmma env CONAN_CUDA_GEMM=wgmma timeout 60 build/native-tests/ops_test
+step models timeout 60 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
-  step memcheck timeout 150 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
-  step racecheck timeout 150 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test
+  step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
+  step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test
 else
-  report+=("memcheck, racecheck    skipped: no compute-sanitizer on PATH")
+  report+=("memcheck, racecheck skipped: no compute-sanitizer on PATH")
 fi
 step bench timeout 60 build/native-tests/cuda_bench
 step bench-wgmma env CONAN_CUDA_GEMM=wgmma timeout 60 build/native-tests/cuda_bench
-cat "$out/bench.log" "$out/bench-wgmma.log"
 if python3 -c 'import torch, transformers' 2> /dev/null; then
-  step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench
-  cat "$out/forward.log"
-  step train timeout 120 python3 bench/gpu_train.py build/native-tests/train_bench
-  cat "$out/train.log"
+  step peer timeout 60 python3 bench/gpu_peer.py
+  step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
+  step train timeout 120 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}
 else
-  report+=("forward, train         skipped: no Python with torch and transformers")
+  report+=("peer, forward, train skipped: no Python with torch and transformers")
 fi
+show bench bench-wgmma peer forward train
 printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"

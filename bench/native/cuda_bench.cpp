@@ -1,5 +1,5 @@
 // Products and attention on a GPU by shape, forward and backward, beside the rate of its tensor cores as measured with its vendor's library.
-// Usage: cuda_bench [device, default cuda] [TFLOP/s of bf16 products to compare with, default 790]
+// Usage: cuda_bench [device, default cuda] [TFLOP/s of bf16 products to compare with, default 790] [part of the names of lines wanted]
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -39,29 +39,35 @@ static Matrix filled(Context& context, int64_t rows, int64_t cols) {
 int main(int count, char** arguments) {
   const std::string device = count > 1 ? arguments[1] : "cuda";
   const double ceiling = (count > 2 ? std::atof(arguments[2]) : 790) * 1e12;
+  const std::string wanted = count > 3 ? arguments[3] : "";
   try {
     const OperationTable& table = backend(device);
     Context context(table, 1);
     std::printf("%s\n%-28s %10s %10s %8s\n", gpu_reports()[0].name.c_str(), "", "ms", "TFLOP/s", "share");
-    const auto line = [&](const std::string& name, double flops, double time) {
+    const auto line = [&](const std::string& name, double flops, const std::function<void()>& run) {
+      if (name.find(wanted) == std::string::npos) return;
+      const double time = median(context, run);
       std::printf("%-28s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
+      std::fflush(stdout);
     };
     for (const auto& [rows, in, out] :
          std::vector<std::array<int64_t, 3>>{{16, 4096, 4096}, {512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
+      const std::string shape = text(rows, "x", in, "x", out);
+      if (wanted.find("attention") == 0 || (wanted.find('x') != std::string::npos && wanted.find(text(rows, "x", in)) == std::string::npos))
+        continue;  // weights take time to make
       Arena::Scope scope(context.scratch);
       const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
       const Matrix x = filled(context, rows, in), y = context.scratch.contiguous(rows, out);
+      const double flops = 2.0 * double(rows * in * out);
       for (WeightFormat format : {WeightFormat::bf16, WeightFormat::i8, WeightFormat::f32}) {
         if (format == WeightFormat::f32 && rows * in * out > 1LL << 36) continue;
         const auto weight = table.pack(context, {"w", {{values.data(), Dtype::f32, {out, in}}}, false}, format);
         LinearArgs args;
         args.x = x, args.weight = weight.get(), args.y = y;
-        const double time = median(context, [&] { table.linear(context, args); });
-        line(text("linear ", weight_format_name(format), " ", rows, "x", in, "x", out), 2.0 * double(rows * in * out), time);
+        line(text("linear ", weight_format_name(format), " ", shape), flops, [&] { table.linear(context, args); });
       }
       const Matrix dw = filled(context, out, in);
-      const double time = median(context, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
-      line(text("dy^T x bfloat16 ", rows, "x", in, "x", out), 2.0 * double(rows * in * out), time);
+      line(text("dy^T x bfloat16 ", shape), flops, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
     }
     for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{128, 64}, {512, 16}, {8192, 1}}) {
       Arena::Scope scope(context.scratch);
@@ -75,18 +81,17 @@ int main(int count, char** arguments) {
       args.q_offsets = args.kv_offsets = offsets.data(), args.q_starts = starts.data();
       args.sequences = int(sequences), args.heads = heads, args.kv_heads = kv_heads, args.head_dim = D;
       args.scale = 0.088f, args.right = 0;
+      const double flops = 2.0 * double(T * length) * heads * D;
       for (bool reduced : {true, false}) {
         args.reduced = reduced;
-        const double time = median(context, [&] { table.attention(context, args); });
-        line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), 2.0 * double(T * length) * heads * D, time);
+        line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), flops, [&] { table.attention(context, args); });
       }
       args.reduced = true;
       AttentionBackwardArgs back;
       back.forward = args, back.dy = filled(context, T, heads * D), back.dq = context.scratch.contiguous(T, heads * D);
       back.dk = context.scratch.contiguous(T, kv_heads * D), back.dv = context.scratch.contiguous(T, kv_heads * D);
       // Five products where forward has two, counted as everybody counts them; this one computes nine.
-      const double time = median(context, [&] { table.attention_backward(context, back); });
-      line(text("attention back ", length, " x ", sequences), 5.0 * double(T * length) * heads * D, time);
+      line(text("attention back ", length, " x ", sequences), 2.5 * flops, [&] { table.attention_backward(context, back); });
     }
   } catch (const Error& error) {
     std::printf("%s: %s\n", error.code().c_str(), error.what());

@@ -3,44 +3,13 @@
 // otherwise. A tile that a query does not see adds exactly nothing, so neighbours do not change a result.
 #include <algorithm>
 
-#include "cuda/cuda.h"
+#include "cuda/attention.h"
 
 namespace conan::cuda {
 
 namespace {
 
 constexpr int most_channels = 256;
-
-/// Everything but the matrices.
-struct Shape {
-  const int32_t *q_offsets, *kv_offsets, *q_starts;
-  int sequences, heads, group, head_dim;
-  float scale;
-  int64_t left, right;
-  const float* bias;
-  int64_t bias_reach;
-
-  __device__ bool sees(int64_t i, int64_t j) const { return (left < 0 || i - j <= left) && (right < 0 || j - i <= right); }
-  __device__ float biased(int head, int64_t i, int64_t j) const { return bias ? bias[head * (2 * bias_reach + 1) + bias_reach + i - j] : 0; }
-  /// Keys that queries from i to `last` see: [first, end) of `keys`.
-  __device__ int64_t first_key(int64_t i) const { return left < 0 || i - left < 0 ? 0 : i - left; }
-  __device__ int64_t end_key(int64_t last, int64_t keys) const { return right < 0 || last + right + 1 > keys ? keys : last + right + 1; }
-};
-
-/// The queries of a block, and what they look at.
-struct Queries {
-  int64_t q0, count, kv0, keys, start;  // first row, rows, first row of the keys, their number, position of the first query
-  int column, kv_column;                // where the head's channels begin
-};
-
-/// Block z of `size` queries of head y and sequence x (of which there may be more than the other numbers of a grid hold); none where the
-/// sequence has ended.
-__device__ __forceinline__ Queries own_queries(const Shape& s, int64_t size) {
-  const int b = int(blockIdx.x), head = int(blockIdx.y);
-  const int64_t q0 = s.q_offsets[b] + int64_t(blockIdx.z) * size, left = s.q_offsets[b + 1] - q0;
-  const int64_t kv0 = s.kv_offsets[b], start = s.q_starts[b] + q0 - s.q_offsets[b];
-  return {q0, left < size ? left : size, kv0, s.kv_offsets[b + 1] - kv0, start, head * s.head_dim, head / s.group * s.head_dim};
-}
 
 /// float32. A block has 32 queries of one head, four a warp; lanes are keys for scores, channels for sums.
 constexpr int plain_queries = 32, plain_keys = 32;
@@ -50,7 +19,7 @@ __global__ void __launch_bounds__(256) attention_f32(View q, View k, View v, Vie
   __shared__ float tile[plain_keys * (most_channels / 2 + 1)];
   const int head = int(blockIdx.y), D = s.head_dim, warp = int(threadIdx.y), lane = int(threadIdx.x);
   const int thread = warp * 32 + lane;
-  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, plain_queries);
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, plain_queries, blockIdx.z);
   if (count <= 0) return;
   // Channels by halves of 128, so that tiles fit whatever D is.
   constexpr int half = most_channels / 2;
@@ -147,16 +116,6 @@ __device__ __forceinline__ void load_tile(uint16_t* tile, const View& m, int64_t
   }
 }
 
-/// Over the four lanes of a row of fragments.
-__device__ __forceinline__ float row_sum(float x) {
-  x += __shfl_xor_sync(full_warp, x, 1);
-  return x + __shfl_xor_sync(full_warp, x, 2);
-}
-__device__ __forceinline__ float row_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(full_warp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(full_warp, x, 2));
-}
-
 /// The 16 rows of a warp, among the same, as left fragments.
 template <int D>
 __device__ __forceinline__ void load_rows(uint32_t (&out)[D / 16][4], const View& m, int64_t first, int64_t count, int column, int head_dim) {
@@ -222,7 +181,7 @@ __global__ void __launch_bounds__(128) attention_bf16(View q, View k, View v, Vi
   alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];  // rows lie 16 bytes further in the banks than the row before
   alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
   const int head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64);
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64, blockIdx.z);
   if (count <= 0) return;
 
   uint32_t queries[D / 16][4];
@@ -377,7 +336,7 @@ __global__ void __launch_bounds__(128) attention_backward_query_bf16(View q, Vie
   alignas(16) __shared__ uint16_t key_tile[64 * (D + 8)];
   alignas(16) __shared__ uint16_t value_tile[64 * (D + 8)];
   const int head = int(blockIdx.y), warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64);
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, 64, blockIdx.z);
   if (count <= 0) return;
   uint32_t queries[D / 16][4], slopes[D / 16][4];
   load_rows<D>(queries, q, q0, count, column, s.head_dim);
@@ -516,12 +475,6 @@ __global__ void attention_backward_bias_f32(View q, View k, View v, View dy, con
   if (lane == 0) dbias[head * (2 * s.bias_reach + 1) + s.bias_reach + distance] += sum;
 }
 
-int64_t longest(const int32_t* offsets, int sequences) {
-  int64_t most = 0;
-  for (int b = 0; b < sequences; ++b) most = std::max<int64_t>(most, offsets[b + 1] - offsets[b]);
-  return most;
-}
-
 Shape shape_of(Arguments& args, const AttentionArgs& a) {
   if (a.head_dim > most_channels)
     fail("BACKEND_UNSUPPORTED", "cuda: attention: expected heads of at most ", most_channels, " channels, got ", a.head_dim);
@@ -541,11 +494,21 @@ Shape shape_of(Arguments& args, const AttentionArgs& a) {
 
 }  // namespace
 
+int64_t longest(const int32_t* offsets, int sequences) {
+  int64_t most = 0;
+  for (int b = 0; b < sequences; ++b) most = std::max<int64_t>(most, offsets[b + 1] - offsets[b]);
+  return most;
+}
+
 void attention(Context& context, const AttentionArgs& a) {
   Arguments args(context);
   // Rows of one call may be part of a longer matrix, which offsets count from its beginning.
   const Shape s = shape_of(args, a);
   const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
+  if (args.device.warpgroups && a.reduced && a.head_dim <= 128 && a.head_dim % 8 == 0 && !a.bias) {
+    attention_by_warpgroups(args, a, s, q, k, v, y);
+    return;
+  }
   const auto run = [&](auto kernel, int queries, dim3 block) {
     launch(args.device, kernel, dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), queries)), block, q, k, v, y,
            s);

@@ -145,13 +145,12 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     made->device.index = device;
     made->name = conan::text("cuda:", device);
     const char* wanted = std::getenv("CONAN_CUDA_GEMM");
-    made->device.warpgroups = wanted && std::string(wanted) == "wgmma";
 #ifdef __CUDACC__
     cudaDeviceProp properties;
     const std::string why = unusable(device, &properties);
     if (!why.empty()) conan::fail("DEVICE_UNAVAILABLE", why);
     made->device.multiprocessors = properties.multiProcessorCount;
-    made->device.warpgroups &= properties.major == 9;
+    made->device.warpgroups = properties.major == 9 && !(wanted && std::string(wanted) == "mma");
     check(cudaSetDevice(device), "device");
     check(cudaStreamCreateWithFlags(&made->device.stream, cudaStreamNonBlocking), "stream");
     // Memory that was given back stays with the process, so that an operation's own memory costs no call of the driver.
@@ -159,6 +158,8 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     uint64_t keep = UINT64_MAX;
     check(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
     check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep), "memory pool");
+#else
+    made->device.warpgroups = wanted && std::string(wanted) == "wgmma";
 #endif
     fill(*made);
     backend = std::move(made);

@@ -120,7 +120,7 @@ struct Device {
   int index = 0;
   cudaStream_t stream = nullptr;
   int multiprocessors = 4;
-  bool warpgroups = false;  // bf16 products by wgmma
+  bool warpgroups = false;  // bf16 products by whole warpgroups (sm_90a)
   Ranges resident;          // copies that reside() made
   Staging staging;
 
@@ -156,6 +156,24 @@ void launch_shared(const Device& device, void (*kernel)(Parameters...), dim3 gri
 #else
   (void)shared;
   launch(device, kernel, grid, block, args...);
+#endif
+}
+
+/// The same by clusters of so many blocks.
+template <class... Parameters, class... Args>
+void launch_clusters(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared, int cluster, Args... args) {
+#ifdef __CUDACC__
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(cluster), 1, 1};
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = size_t(shared), config.stream = device.stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  check(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), "launch");
+#else
+  (void)cluster;
+  launch_shared(device, kernel, grid, block, shared, args...);
 #endif
 }
 
@@ -294,6 +312,9 @@ __device__ __forceinline__ float activated_derivative(Activation activation, flo
   }
   return 1;
 }
+
+/// x as bf16, `stride` words a row, zeros behind the last column.
+const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
 
 std::unique_ptr<Weight> pack(Context&, const WeightSource&, WeightFormat);
 void repack(Context&, const WeightSource&, Weight&);

@@ -6,6 +6,7 @@
 #include <csetjmp>
 #include <ucontext.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
@@ -46,7 +47,7 @@ struct __half {
 
 namespace conan::cuda::emulated {
 
-enum class State { running, at_warp, at_block, ended };
+enum class State { running, at_warp, at_block, polling, ended };
 
 /// What a thread has begun and not waited for: groups in their order, the last one still open.
 struct Pending {
@@ -150,9 +151,13 @@ inline void run_block(size_t threads) {
       for (size_t i = warp; i < end; ++i) all_ended &= block.fibers[i].state == State::ended;
     }
     if (all_ended) return;
+    // Who looks again and again goes on; all others wait for the whole block, once nobody else moves.
+    State next = State::at_block;
     for (size_t i = 0; i < threads; ++i)
-      if (block.fibers[i].state == State::at_block) block.fibers[i].state = State::running;
-      else if (block.fibers[i].state == State::at_warp) std::abort();  // lanes of one warp at different barriers
+      if (block.fibers[i].state == State::polling) next = State::polling;
+    for (size_t i = 0; i < threads; ++i)
+      if (block.fibers[i].state == next) block.fibers[i].state = State::running;
+      else if (block.fibers[i].state == State::at_warp && next == State::at_block) std::abort();  // lanes of one warp at different barriers
   }
 }
 
@@ -202,6 +207,7 @@ T exchange(T value, size_t lane) {
 }  // namespace conan::cuda::emulated
 
 inline void __syncthreads() { conan::cuda::emulated::wait(conan::cuda::emulated::State::at_block); }
+inline void __syncwarp() { conan::cuda::emulated::wait_for_warp(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return conan::cuda::emulated::exchange(value, (conan::cuda::emulated::self() % 32) ^ size_t(mask));

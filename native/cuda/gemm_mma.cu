@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, cons
   constexpr int threads = threads_of<Tile>, across = Tile::n / Tile::warp_n, rows = Tile::warp_m / 16, columns = Tile::warp_n / 8;
   constexpr int stage_bytes = (Tile::m + Tile::n) * row_bytes;
   CONAN_LAUNCH_MEMORY(memory);
-  const TilePlace place = own_tile(tiles_m, tiles_n);
+  const TilePlace place = place_of(int(blockIdx.x), tiles_m, tiles_n);
   const int64_t t0 = int64_t(place.m) * Tile::m, n0 = int64_t(place.n) * Tile::n;
   const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
   const int warp_m = warp / across * Tile::warp_m, warp_n = warp % across * Tile::warp_n;
@@ -106,24 +106,32 @@ __global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, cons
         for (int j = 0; j < columns; ++j) Number::multiply(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
   }
+  // The steps' memory is free now; each warp has its part of it.
+  __syncthreads();
+  constexpr int width = Tile::warp_n;
+  float* staged = reinterpret_cast<float*>(memory) + warp * 16 * width;
 #pragma unroll
-  for (int i = 0; i < rows; ++i)
+  for (int i = 0; i < rows; ++i) {
+    const int64_t t = t0 + warp_m + 16 * i;
+    __syncwarp();
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t t = t0 + warp_m + 16 * i + lane / 4 + 8 * half;
-      if (t >= T) continue;
+      const int r = lane / 4 + 8 * half;
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
-        const int64_t n = n0 + warp_n + 8 * j + lane % 4 * 2;
+        const int c = 8 * j + lane % 4 * 2;
         float pair[2];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           pair[e] = float(sums[i][j][2 * half + e]);
-          if (x_scale) pair[e] *= n + e < N ? x_scale[t] * scale[n + e] : 0;
+          if (x_scale) pair[e] *= t + r < T && n0 + warp_n + c + e < N ? x_scale[t + r] * scale[n0 + warp_n + c + e] : 0;
         }
-        epilogue.pair(t, n, pair[0], pair[1], N);
+        *reinterpret_cast<float2*>(staged + Epilogue::staged_at<width>(r, c)) = {pair[0], pair[1]};
       }
     }
+    __syncwarp();
+    epilogue.rows_of<width>(staged, t, T, n0 + warp_n, N);
+  }
 }
 
 template <class Number, class Tile>

@@ -136,8 +136,7 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
   for (int i = 0; i < 4; ++i) {
     const int64_t t = t0 + 4 * row + i;
     if (t >= x.rows) continue;
-#pragma unroll
-    for (int j = 0; j < 4; j += 2) epilogue.pair(t, n0 + 4 * column + j, sums[i][j], sums[i][j + 1], N);
+    epilogue.four(t, n0 + 4 * column, {sums[i][0], sums[i][1], sums[i][2], sums[i][3]}, N);
   }
 }
 
@@ -299,15 +298,16 @@ void linear(Context& context, const LinearArgs& a) {
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const View residual = in_place ? y : args.in(a.residual);
-  const auto in_pairs = [](const View& m) { return reinterpret_cast<uintptr_t>(m.data) % sizeof(float2) == 0 && m.stride % 2 == 0; };
-  const Epilogue epilogue{args.in(a.bias, N),
-                          a.activation,
-                          weight.gated,
-                          residual,
-                          y,
-                          in_pairs(y) && in_pairs(residual),
-                          args.inout(a.narrow_y.data, T * a.narrow_y.cols),
-                          a.narrow_y.cols};
+  const auto by_four = [](const View& m) { return reinterpret_cast<uintptr_t>(m.data) % sizeof(float4) == 0 && m.stride % 4 == 0; };
+  const Epilogue epilogue{
+      args.in(a.bias, N),
+      a.activation,
+      weight.gated,
+      residual,
+      y,
+      a.narrow_y.data ? reinterpret_cast<uintptr_t>(a.narrow_y.data) % 8 == 0 && a.narrow_y.cols % 4 == 0 : by_four(y) && by_four(residual),
+      args.inout(a.narrow_y.data, T * a.narrow_y.cols),
+      a.narrow_y.cols};
   if (weight.format == WeightFormat::bf16) {
     const uint16_t* words =
         a.narrow_x.data ? args.in(static_cast<const uint16_t*>(a.narrow_x.data), T * a.narrow_x.cols) : rounded(args, x, weight.stride);

@@ -1,0 +1,58 @@
+"""What PyTorch reaches on this GPU at the shapes of cuda_bench: the bandwidth of a copy, bf16 products (its vendor's library), attention (SDPA).
+
+    python bench/gpu_peer.py
+"""
+
+import statistics
+
+import torch
+import torch.nn.functional as F
+
+products = [(16, 4096, 4096), (512, 1024, 3072), (8192, 1024, 3072), (8192, 4096, 4096), (16384, 4096, 12288)]
+lengths = [(128, 64), (512, 16), (8192, 1)]
+heads, kv_heads, D = 16, 8, 128
+
+
+def median(run):
+    """Seconds, by the device's clock, after warming up."""
+    for _ in range(3):
+        run()
+    times = []
+    for _ in range(7):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(times)
+
+
+def line(name, work, seconds, unit="TFLOP/s"):
+    print(f"{name:28} {1e3 * seconds:10.3f} {work / seconds / 1e12:10.2f} {unit}", flush=True)
+
+
+def main():
+    torch.manual_seed(0)
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}")
+    big = torch.randn(1 << 30, device="cuda")
+    other = torch.empty_like(big)
+    line("copy 4 GiB", 2 * big.numel() * 4, median(lambda: other.copy_(big)), "TB/s")
+    del big, other
+    for rows, inner, out in products:
+        x, w = (torch.randn(n, inner, device="cuda", dtype=torch.bfloat16) for n in (rows, out))
+        line(f"linear bfloat16 {rows}x{inner}x{out}", 2 * rows * inner * out, median(lambda: F.linear(x, w)))
+    for length, sequences in lengths:
+        q = torch.randn(sequences, heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+        k, v = (torch.randn(sequences, kv_heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+        attend = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        work = 2 * sequences * length * length * heads * D
+        with torch.no_grad():
+            line(f"attention bf16 {length} x {sequences}", work, median(attend))
+        y = attend()
+        dy = torch.randn_like(y)
+        line(f"attention back {length} x {sequences}", 2.5 * work, median(lambda: y.backward(dy, retain_graph=True)))
+
+
+if __name__ == "__main__":
+    main()
