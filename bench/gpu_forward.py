@@ -58,7 +58,7 @@ def tokens(length, texts, device):
 def ours(bench, directory, device, shape):
     """What a native bench answers for a shape, or its error, by each kind of product; for a table's column `who`."""
     torch.cuda.empty_cache()
-    for gemm in ["mma", "wgmma"] if device.startswith("cuda") else [""]:
+    for gemm in ["wgmma"] if device.startswith("cuda") else [""]:
         done = subprocess.run([bench, directory, device, "bfloat16", shape], capture_output=True, text=True, env={**os.environ, "CONAN_CUDA_GEMM": gemm})
         answer = {"error": done.stderr.strip()} if done.returncode else json.loads(done.stdout)
         yield f"ours {gemm}".strip(), answer

@@ -457,7 +457,7 @@ void linear(Context& context, const LinearArgs& args) {
       if (args.residual.data) finish.residual = args.residual.row(first), finish.residual_stride = args.residual.stride;
       finish.y = args.y.row(first);
       finish.y_stride = args.y.stride;
-      if (args.narrow_y.data) finish.narrow_y = args.narrow_y.row(first), finish.narrow_stride = args.narrow_y.cols;
+      if (args.narrow_y.data) finish.narrow_y = args.narrow_y.row(first), finish.narrow_stride = args.narrow_y.stride;
       multiply(k, weight, a, stride, finish, count, weight.panels * chunk / chunks, weight.panels * (chunk + 1) / chunks);
     }
   };

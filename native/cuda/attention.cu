@@ -504,11 +504,11 @@ void attention(Context& context, const AttentionArgs& a) {
   Arguments args(context);
   // Rows of one call may be part of a longer matrix, which offsets count from its beginning.
   const Shape s = shape_of(args, a);
-  const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
-  if (args.device.warpgroups && a.reduced && a.head_dim <= 128 && a.head_dim % 8 == 0 && !a.bias) {
-    attention_by_warpgroups(args, a, s, q, k, v, y);
+  if (args.device.warpgroups && a.reduced && AttentionArgs::narrow_heads(a.head_dim) && !a.bias) {
+    attention_by_warpgroups(args, a, s);
     return;
   }
+  const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), y = args.inout(a.y);
   const auto run = [&](auto kernel, int queries, dim3 block) {
     launch(args.device, kernel, dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), queries)), block, q, k, v, y,
            s);

@@ -46,7 +46,7 @@ __device__ __forceinline__ float row_max(float x) {
 }
 
 /// By whole warpgroups (sm_90a), from bf16: heads of at most 128 channels, a multiple of 8, and no bias.
-void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s, const View& q, const View& k, const View& v, const View& y);
+void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s);
 
 int64_t longest(const int32_t* offsets, int sequences);
 

@@ -34,7 +34,8 @@ __device__ __forceinline__ float power_of_two(float x) {
 
 template <class P>
 __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
-    attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y, Shape s) {
+    attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
+                    NarrowView narrow_y, Shape s) {
 #if CONAN_WARPGROUPS
   constexpr int D = P::D;
   // Later queries see more keys where they see what is before them: they begin first.
@@ -178,40 +179,50 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
   for (int half = 0; half < 2; ++half) {
     const float share = 1 / row_sum(total[half]);
     if (own + 8 * half >= rows) continue;
-    float* to = y.row(q0 + own + 8 * half) + column;
-    const bool in_pairs = reinterpret_cast<uintptr_t>(to) % 8 == 0;
+    const int64_t row = q0 + own + 8 * half;
+    const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
 #pragma unroll
     for (int c = 0; c < D / 8; ++c) {
       const int d = 8 * c + lane % 4 * 2;
       const float2 two = {sums[4 * c + 2 * half] * share, sums[4 * c + 2 * half + 1] * share};
       if (d >= s.head_dim) continue;
-      if (in_pairs) *reinterpret_cast<float2*>(to + d) = two;
-      else to[d] = two.x, to[d + 1] = two.y;
+      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
+      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
+      else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
     }
   }
 #endif
 }
 
+struct Inputs {
+  NarrowView q, k, v;
+};
+
 template <class P>
-void run(Arguments& args, const AttentionArgs& a, const Shape& s, const uint16_t* q, const uint16_t* k, const uint16_t* v, const View& y) {
-  const auto map = [&](const uint16_t* data, int64_t rows, int heads, int box) {
-    return tile_map(data, a.head_dim, heads, rows, a.head_dim, heads * a.head_dim, box);
-  };
+void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
+  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, a.head_dim, heads, m.rows, a.head_dim, m.stride, box); };
   launch_shared(args.device, attention_wgmma<P>,
                 dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), P::queries)), dim3(P::threads), P::memory,
-                map(q, a.q.rows, a.heads, P::queries), map(k, a.k.rows, a.kv_heads, P::keys), map(v, a.v.rows, a.kv_heads, P::keys), y, s);
+                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s);
 }
 
 }  // namespace
 
-void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s, const View& q, const View& k, const View& v, const View& y) {
+void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s) {
   if (a.sequences == 0) return;
-  const uint16_t *queries = rounded(args, q, q.cols), *keys = rounded(args, k, k.cols), *values = rounded(args, v, v.cols);
+  const auto in = [&](const Bf16Matrix& narrow, const Matrix& m) -> NarrowView {
+    if (narrow.data) return args.in(narrow);
+    const View x = args.in(m);
+    return {const_cast<uint16_t*>(rounded(args, x, x.cols)), x.rows, x.cols, x.cols};
+  };
+  const Inputs inputs = {in(a.narrow_q, a.q), in(a.narrow_k, a.k), in(a.narrow_v, a.v)};
+  const View y = args.inout(a.y);
+  const NarrowView narrow_y = args.inout(a.narrow_y);
   int64_t shortest = INT64_MAX;
   for (int b = 0; b < a.sequences; ++b) shortest = std::min<int64_t>(shortest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
   const auto of = [&](auto longer, auto shorter) {
-    if (shortest <= decltype(shorter)::keys) run<decltype(shorter)>(args, a, s, queries, keys, values, y);
-    if (longest(a.kv_offsets, a.sequences) > decltype(shorter)::keys) run<decltype(longer)>(args, a, s, queries, keys, values, y);
+    if (shortest <= decltype(shorter)::keys) run<decltype(shorter)>(args, a, s, inputs, y, narrow_y);
+    if (longest(a.kv_offsets, a.sequences) > decltype(shorter)::keys) run<decltype(longer)>(args, a, s, inputs, y, narrow_y);
   };
   if (a.head_dim <= 64) of(Long<64>(), Short<64>());
   else of(Long<128>(), Short<128>());

@@ -162,6 +162,7 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     made->device.warpgroups = wanted && std::string(wanted) == "wgmma";
 #endif
     fill(*made);
+    made->table.narrow_rows = made->device.warpgroups;
     backend = std::move(made);
     return &backend->table;
   } catch (const std::exception& error) {

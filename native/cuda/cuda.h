@@ -187,6 +187,13 @@ struct View {
   __device__ float* row(int64_t i) const { return data + i * stride; }
 };
 
+/// A matrix of bf16 likewise.
+struct NarrowView {
+  uint16_t* data;
+  int64_t rows, cols, stride;
+  __device__ uint16_t* row(int64_t i) const { return data + i * stride; }
+};
+
 /// The arguments of one operation, on the device. Results that lie in host memory are there when it is destroyed.
 class Arguments {
  public:
@@ -232,6 +239,8 @@ class Arguments {
     return there ? there : device.resident.find(pointer, bytes);
   }
 
+  NarrowView in(const Bf16Matrix& m) { return {const_cast<uint16_t*>(in(static_cast<const uint16_t*>(m.data), span(m))), m.rows, m.cols, m.stride}; }
+  NarrowView inout(const Bf16Matrix& m) { return {inout(m.data, span(m)), m.rows, m.cols, m.stride}; }
   View in(const Matrix& m) { return matrix(m, true, false); }
   View out(const Matrix& m) { return matrix(m, false, true); }
   View inout(const Matrix& m) { return matrix(m, true, true); }
@@ -244,6 +253,8 @@ class Arguments {
     void* device;
     size_t host_pitch, device_pitch, width, height;
   };
+
+  static int64_t span(const Bf16Matrix& m) { return m.rows == 0 ? 0 : (m.rows - 1) * m.stride + m.cols; }
 
   View matrix(const Matrix& m, bool read, bool write) {
     if (!m.data || m.rows == 0 || allocated.find(m.data, 1)) return {m.data, m.rows, m.cols, m.stride};

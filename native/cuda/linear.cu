@@ -305,12 +305,11 @@ void linear(Context& context, const LinearArgs& a) {
       weight.gated,
       residual,
       y,
-      a.narrow_y.data ? reinterpret_cast<uintptr_t>(a.narrow_y.data) % 8 == 0 && a.narrow_y.cols % 4 == 0 : by_four(y) && by_four(residual),
-      args.inout(a.narrow_y.data, T * a.narrow_y.cols),
-      a.narrow_y.cols};
+      a.narrow_y.data ? reinterpret_cast<uintptr_t>(a.narrow_y.data) % 8 == 0 && a.narrow_y.stride % 4 == 0 : by_four(y) && by_four(residual),
+      args.inout(a.narrow_y).data,
+      a.narrow_y.stride};
   if (weight.format == WeightFormat::bf16) {
-    const uint16_t* words =
-        a.narrow_x.data ? args.in(static_cast<const uint16_t*>(a.narrow_x.data), T * a.narrow_x.cols) : rounded(args, x, weight.stride);
+    const uint16_t* words = a.narrow_x.data ? args.in(a.narrow_x).data : rounded(args, x, weight.stride);
     (args.device.warpgroups ? multiply_by_warpgroups : multiply_by_warps)(args, words, T, weight, epilogue);
   } else if (weight.format == WeightFormat::i8) {
     multiply_whole(args, x, weight, epilogue);

@@ -39,7 +39,7 @@ __device__ Moments moments(const float* x, int64_t C, NormKind kind, float eps) 
   return {mean, 1 / sqrtf(warp_sum(squares) / float(C) + eps)};
 }
 
-__global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y) {
+__global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y) {
   const int64_t t = own_row(), C = x.cols;
   if (t >= x.rows) return;
   const float* from = x.row(t);
@@ -49,7 +49,8 @@ __global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, 
     if (weight) v *= weight[c];
     if (bias) v += bias[c];
     if (residual.data) v += residual.row(t)[c];
-    y.row(t)[c] = v;
+    if (narrow_y.data) narrow_y.row(t)[c] = uint16_t(pack_bf16(v, 0));
+    else y.row(t)[c] = v;
   }
 }
 
@@ -94,10 +95,11 @@ __global__ void norm_backward_weight_f32(View x, View dy, const Moments* rows, f
 
 /// One warp a head of a token.
 __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weight, float eps, const float* cos, const float* sin, int half,
-                         const int32_t* positions, bool inverse) {
+                         const int32_t* positions, bool inverse, NarrowView narrow_y) {
   const int64_t at = own_row(), t = at / heads;
   if (t >= x.rows) return;
-  float* row = x.row(t) + at % heads * head_dim;
+  const int64_t column = at % heads * head_dim;
+  float* row = x.row(t) + column;
   float factor = 1;
   if (norm_weight) {
     float squares = 0;
@@ -105,15 +107,19 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
     factor = 1 / sqrtf(warp_sum(squares) / float(head_dim) + eps);
   }
   auto normed = [&](int d) { return norm_weight ? row[d] * factor * norm_weight[d] : row[d]; };
+  auto put = [&](int d, float value) {
+    if (narrow_y.data) narrow_y.row(t)[column + d] = uint16_t(pack_bf16(value, 0));
+    else row[d] = value;
+  };
   const int turned = cos ? half : 0;
   for (int d = lane(); d < turned; d += 32) {
     const int64_t angle = int64_t(positions[t]) * half + d;
     const float low = normed(d), high = normed(half + d), c = cos[angle], s = inverse ? -sin[angle] : sin[angle];
-    row[d] = low * c - high * s;
-    row[half + d] = low * s + high * c;
+    put(d, low * c - high * s);
+    put(half + d, low * s + high * c);
   }
-  if (norm_weight)
-    for (int d = 2 * turned + lane(); d < head_dim; d += 32) row[d] = normed(d);
+  if (norm_weight || narrow_y.data)
+    for (int d = 2 * turned + lane(); d < head_dim; d += 32) put(d, normed(d));
 }
 
 /// Rows of a table of files.
@@ -236,17 +242,17 @@ __global__ void activate_backward_f32(Activation activation, bool gated, View x,
   }
 }
 
-__global__ void narrow_f32(View x, uint16_t* y) {
+__global__ void narrow_f32(View x, NarrowView y) {
   const int64_t t = own_row();
   if (t >= x.rows) return;
-  for (int64_t c = lane(); c < x.cols; c += 32) y[t * x.cols + c] = uint16_t(pack_bf16(x.row(t)[c], 0));
+  for (int64_t c = lane(); c < x.cols; c += 32) y.row(t)[c] = uint16_t(pack_bf16(x.row(t)[c], 0));
 }
 
-__global__ void widen_f32(const uint16_t* x, View y) {
+__global__ void widen_f32(NarrowView x, View y) {
   const int64_t t = own_row();
   if (t >= y.rows) return;
   for (int64_t c = lane(); c < y.cols; c += 32) {
-    const uint32_t bits = uint32_t(x[t * y.cols + c]) << 16;
+    const uint32_t bits = uint32_t(x.row(t)[c]) << 16;
     float value;
     memcpy(&value, &bits, 4);
     y.row(t)[c] = value;
@@ -302,7 +308,7 @@ View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, in
 void norm(Context& context, const NormArgs& a) {
   Arguments args(context);
   const View x = args.in(a.x), residual = args.in(a.residual), y = args.out(a.y);
-  launch_rows(args, norm_f32, x.rows, a.kind, a.eps, x, args.in(a.weight, x.cols), args.in(a.bias, x.cols), residual, y);
+  launch_rows(args, norm_f32, x.rows, a.kind, a.eps, x, args.in(a.weight, x.cols), args.in(a.bias, x.cols), residual, y, args.inout(a.narrow_y));
 }
 
 void norm_backward(Context& context, const NormBackwardArgs& a) {
@@ -322,7 +328,7 @@ void rope(Context& context, const RopeArgs& a) {
   int64_t angles = a.cos ? a.half : 0;
   if (a.cos && a.x.rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + a.x.rows) + int64_t(1);
   launch_rows(args, rope_f32, a.x.rows * a.heads, args.inout(a.x), a.heads, a.head_dim, args.in(a.norm_weight, a.head_dim), a.eps,
-              args.in(a.cos, angles), args.in(a.sin, angles), a.half, args.in(a.positions, a.x.rows), a.inverse);
+              args.in(a.cos, angles), args.in(a.sin, angles), a.half, args.in(a.positions, a.x.rows), a.inverse, args.inout(a.narrow_y));
 }
 
 void embed(Context& context, const EmbedArgs& a) {
@@ -372,12 +378,12 @@ void normalize_backward(Context& context, const NormalizeBackwardArgs& a) {
 
 void narrow(Context& context, const NarrowArgs& a) {
   Arguments args(context);
-  launch_rows(args, narrow_f32, a.x.rows, args.in(a.x), args.inout(a.y.data, a.y.rows * a.y.cols));
+  launch_rows(args, narrow_f32, a.x.rows, args.in(a.x), args.inout(a.y));
 }
 
 void widen(Context& context, const WidenArgs& a) {
   Arguments args(context);
-  launch_rows(args, widen_f32, a.x.rows, args.in(static_cast<const uint16_t*>(a.x.data), a.x.rows * a.x.cols), args.out(a.y));
+  launch_rows(args, widen_f32, a.x.rows, args.in(a.x), args.out(a.y));
 }
 
 void activate(Context& context, const ActivateArgs& a) {

@@ -200,7 +200,13 @@ void Transformer::check(const TokenBatch& batch) const {
       fail("INVALID_INPUT", "token id ", batch.ids[t], ": expected 0 to ", config_.vocab_size - 1, " (does the tokenizer belong to this model?)");
 }
 
-void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual) const {
+/// Whether rows that norm or attention makes for this weight may be bf16.
+bool Transformer::narrow_into(Context& context, const Weight& weight) const {
+  return context.ops.narrow_rows && weight.format == WeightFormat::bf16 && weight.cols % 64 == 0;
+}
+
+void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual,
+                            const Bf16Matrix& narrow_y) const {
   NormArgs args;
   args.kind = config_.norm;
   args.eps = config_.norm_eps;
@@ -209,13 +215,17 @@ void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x,
   args.bias = norm.bias.data();
   args.residual = residual;
   args.y = y;
+  args.narrow_y = narrow_y;
   context.ops.norm(context, args);
 }
 
 void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries,
-                         const int32_t* positions) const {
+                         const int32_t* positions, const Bf16Matrix& narrow_y) const {
   const int rope = config_.layer[size_t(index)].rope;
-  if (rope < 0 && layer.q_norm.empty()) return;
+  if (rope < 0 && layer.q_norm.empty()) {
+    if (narrow_y.data) context.ops.narrow(context, {x, narrow_y});
+    return;
+  }
   RopeArgs args;
   args.x = x;
   args.heads = int(queries ? config_.heads : config_.kv_heads);
@@ -227,6 +237,7 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
     args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
     args.positions = positions;
   }
+  args.narrow_y = narrow_y;
   context.ops.rope(context, args);
 }
 
@@ -235,28 +246,37 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   const Layer& layer = layers_[size_t(index)];
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   Arena::Scope scope(context.scratch);
-  Matrix x = pass.x.slice(first, count), qkv = qkv_of(pass, index).slice(first, count);
-  if (config_.placement != NormPlacement::post && layer.attention_norm) {
-    Matrix normed = context.scratch.matrix(count, config_.hidden);
-    normalize(context, layer.attention_norm, x, normed);
-    x = normed;
-  }
+  const Matrix x = pass.x.slice(first, count), qkv = qkv_of(pass, index).slice(first, count);
+  const Bf16Matrix narrow = pass.narrow_qkv.slice(first, count);
+  const Weight& weight = *(layer.qkv ? layer.qkv : layer.kv);
   LinearArgs args;
   args.x = x;
+  if (config_.placement != NormPlacement::post && layer.attention_norm) {
+    if (narrow_into(context, weight)) args.narrow_x = context.scratch.bf16_matrix(count, config_.hidden);
+    else args.x = context.scratch.matrix(count, config_.hidden);
+    normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x);
+  }
   if (layer.qkv) {
     args.weight = layer.qkv.get();
     args.bias = layer.qkv_bias.data();
     args.y = qkv;
+    if (narrow.data && config_.layer[size_t(index)].rope < 0 && layer.q_norm.empty() && weight.format == WeightFormat::bf16 &&
+        weight.rows % 64 == 0) {
+      args.narrow_y = narrow;
+      context.ops.linear(context, args);
+      return;
+    }
     context.ops.linear(context, args);
     if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty()) put(context, qkv, kept->qkv.slice(first, count), false);
-    rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first);
+    rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first, narrow.columns(0, Q));
   } else {
     args.weight = layer.kv.get();
     args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q;
     args.y = qkv.columns(Q, 2 * KV);
     context.ops.linear(context, args);
   }
-  rotate(context, layer, index, pass, qkv.columns(Q, KV), false, pass.positions.data() + first);
+  rotate(context, layer, index, pass, qkv.columns(Q, KV), false, pass.positions.data() + first, narrow.columns(Q, KV));
+  if (narrow.data) context.ops.narrow(context, {qkv.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
 }
 
 AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch,
@@ -276,18 +296,20 @@ AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Ma
   return args;
 }
 
-void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
-                         const int32_t* q_starts) const {
+void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Bf16Matrix& narrow_q, const Matrix& y,
+                         const Bf16Matrix& narrow_y, const int32_t* q_offsets, const int32_t* q_starts) const {
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   const Matrix& qkv = qkv_of(pass, index);
   AttentionArgs args = attention_of(index, q, qkv.columns(Q, KV), qkv.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
   args.y = y;
+  args.narrow_q = narrow_q, args.narrow_k = pass.narrow_qkv.columns(Q, KV), args.narrow_v = pass.narrow_qkv.columns(Q + KV, KV);
+  args.narrow_y = narrow_y;
   context.ops.attention(context, args);
 }
 
 /// From attention to the end of the layer; x holds the layer's input and receives its output.
-void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept,
-                               int64_t first) const {
+void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Bf16Matrix& narrow_attended, const Matrix& x,
+                               const Tape::Kept* kept, int64_t first) const {
   Arena::Scope scope(context.scratch);
   const TransformerConfig& c = config_;
   const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
@@ -307,20 +329,20 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
       context.ops.linear(context, args);
     }
   };
-  add_linear(attended, {}, *layer.output, layer.output_bias, layer.attention_post_norm);
+  add_linear(attended, narrow_attended, *layer.output, layer.output_bias, layer.attention_post_norm);
   if (kept) put(context, x, kept->middle.slice(first, x.rows), false);
   if (post) normalize(context, layer.attention_norm, x, x);
-  Matrix input = x;
+  LinearArgs args;
+  args.x = x;
   if (!post) {
-    normalize(context, layer.mlp_norm, x, side);
-    input = side;
+    if (narrow_into(context, *layer.mlp_in)) args.narrow_x = context.scratch.bf16_matrix(x.rows, c.hidden);
+    else args.x = side;
+    normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x);
   }
   const bool narrow = context.ops.narrow_linear && !apart_ && layer.mlp_in->format == WeightFormat::bf16 &&
                       layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
   const Bf16Matrix narrow_inner = narrow ? context.scratch.bf16_matrix(x.rows, c.intermediate) : Bf16Matrix{};
   const Matrix inner = narrow ? Matrix{} : context.scratch.matrix(x.rows, c.intermediate);
-  LinearArgs args;
-  args.x = input;
   args.weight = layer.mlp_in.get();
   args.bias = layer.mlp_in_bias.data();
   if (apart_) {
@@ -360,7 +382,7 @@ void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix
 Transformer::Pass Transformer::begin(Context& context, const TransformerInput& input) const {
   const TransformerConfig& c = config_;
   const TokenBatch& batch = input.batch;
-  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
+  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
   int64_t longest = 0;
   for (int b = 0; b < batch.sequences; ++b) {
     int32_t counted = 0;
@@ -462,7 +484,11 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
-  pass.attended = context.scratch.matrix(T, Q);
+  if (ops.narrow_rows && reduced_ && !tape && relative_bias_.empty() && AttentionArgs::narrow_heads(c.head_dim))
+    pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
+  if (pass.narrow_qkv.data && layers_[0].output->format == WeightFormat::bf16 && Q % 64 == 0)
+    pass.narrow_attended = context.scratch.bf16_matrix(T, Q);
+  else pass.attended = context.scratch.matrix(T, Q);
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
   const std::vector<RowValues> replaced = with_positions(context, input.replaced, pass.table_rows);
 
@@ -499,18 +525,19 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       args.y = q;
       ops.linear(context, args);
       rotate(context, layer, i, pass, q, true, positions.data());
-      attend(context, i, pass, q, attended, offsets.data(), starts.data());
+      attend(context, i, pass, q, {}, attended, {}, offsets.data(), starts.data());
       ops.for_rows(context, R, width, [&](Context& own, int64_t first, int64_t count) {
-        finish_layer(own, layer, attended.slice(first, count), x.slice(first, count));
+        finish_layer(own, layer, attended.slice(first, count), {}, x.slice(first, count));
         if (observer || !final_norm_) return;
         normalize(own, final_norm_, x.slice(first, count), x.slice(first, count));
       });
       pass.x = x;
     } else {
-      attend(context, i, pass, qkv_of(pass, i).columns(0, Q), pass.attended, batch.offsets, pass.zeros.data());
+      attend(context, i, pass, qkv_of(pass, i).columns(0, Q), pass.narrow_qkv.columns(0, Q), pass.attended, pass.narrow_attended, batch.offsets,
+             pass.zeros.data());
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
-        finish_layer(own, layer, pass.attended.slice(first, count), x, pass.kept(i), first);
+        finish_layer(own, layer, pass.attended.slice(first, count), pass.narrow_attended.slice(first, count), x, pass.kept(i), first);
         if (size_t(i) < input.added.size()) put_rows(own, input.added[size_t(i)], pass.x, first, count, true);
         if (!last) project(own, i + 1, pass, first, count);
         else if (final_norm_ && !observer) normalize(own, final_norm_, x, x);

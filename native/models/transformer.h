@@ -124,12 +124,13 @@ class Transformer {
   /// What the layers of one pass share.
   struct Pass {
     const TokenBatch& batch;
-    Matrix x, qkv, attended;              // [T, hidden], [T, Q + 2 KV], [T, Q]
-    std::vector<int32_t> positions;       // rows of the rotation tables: within the sequence, or the token's own
-    std::vector<int32_t> table_rows;      // of the learned position embedding
-    std::vector<int32_t> zeros;           // [B]
-    std::vector<const RopeTable*> ropes;  // filled before the threads start
-    std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
+    Matrix x, qkv, attended;                 // [T, hidden], [T, Q + 2 KV], [T, Q]
+    Bf16Matrix narrow_qkv, narrow_attended;  // in their places: what attention reads, and writes
+    std::vector<int32_t> positions;          // rows of the rotation tables: within the sequence, or the token's own
+    std::vector<int32_t> table_rows;         // of the learned position embedding
+    std::vector<int32_t> zeros;              // [B]
+    std::vector<const RopeTable*> ropes;     // filled before the threads start
+    std::vector<RopeTable> own_ropes;        // of this pass alone: its row t is token t's
     std::vector<Resident> residents;
     Tape* tape = nullptr;
 
@@ -155,15 +156,19 @@ class Transformer {
   void gather_relative_bias(const std::vector<float>& gradient, float* buckets) const;
   void load_layer(Context& context, WeightLoader& loader, WeightFormat format, int64_t index, bool split_queries);
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
-  void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}) const;
-  void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions) const;
+  void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {},
+                 const Bf16Matrix& narrow_y = {}) const;
+  /// Into `narrow_y` where it is there, else in place.
+  void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions,
+              const Bf16Matrix& narrow_y = {}) const;
+  bool narrow_into(Context& context, const Weight& weight) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
   AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,
                              const int32_t* q_starts) const;
-  void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Matrix& y, const int32_t* q_offsets,
-              const int32_t* q_starts) const;
-  void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Matrix& x, const Tape::Kept* kept = nullptr,
-                    int64_t first = 0) const;
+  void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Bf16Matrix& narrow_q, const Matrix& y,
+              const Bf16Matrix& narrow_y, const int32_t* q_offsets, const int32_t* q_starts) const;
+  void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Bf16Matrix& narrow_attended, const Matrix& x,
+                    const Tape::Kept* kept = nullptr, int64_t first = 0) const;
   const RopeTable& rope_table(Context& context, int rope, int64_t positions) const;
   RopeTable rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const;
   std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;

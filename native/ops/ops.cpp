@@ -84,7 +84,7 @@ Matrix Arena::matrix(int64_t rows, int64_t cols) {
 
 Matrix Arena::contiguous(int64_t rows, int64_t cols) { return {static_cast<float*>(take(size_t(rows * cols) * sizeof(float))), rows, cols, cols}; }
 
-Bf16Matrix Arena::bf16_matrix(int64_t rows, int64_t cols) { return {static_cast<uint16_t*>(take(size_t(rows * cols) * 2)), rows, cols}; }
+Bf16Matrix Arena::bf16_matrix(int64_t rows, int64_t cols) { return {static_cast<uint16_t*>(take(size_t(rows * cols) * 2)), rows, cols, cols}; }
 
 size_t Arena::bytes() const {
   size_t total = 0;

@@ -60,6 +60,16 @@ struct EmbedArgs {
   Matrix y;                         // [T, C]
 };
 
+/// Rows of bf16: what is only kept, or multiplied as bf16.
+struct Bf16Matrix {
+  uint16_t* data = nullptr;
+  int64_t rows = 0, cols = 0, stride = 0;  // stride: words from row to row
+
+  uint16_t* row(int64_t i) const { return data + i * stride; }
+  Bf16Matrix slice(int64_t first, int64_t count) const { return {data ? row(first) : nullptr, count, cols, stride}; }
+  Bf16Matrix columns(int64_t first, int64_t count) const { return {data ? data + first : nullptr, rows, count, stride}; }
+};
+
 /// y = norm(x) * weight + bias (+ residual). layer: over mean and variance; rms: over the root mean square. y may be x.
 struct NormArgs {
   NormKind kind = NormKind::layer;
@@ -69,15 +79,7 @@ struct NormArgs {
   const float* bias = nullptr;    // [C] or absent
   Matrix residual;                // [T, C] or absent
   Matrix y;
-};
-
-/// Rows of bf16: what is only kept, or multiplied as bf16.
-struct Bf16Matrix {
-  uint16_t* data = nullptr;
-  int64_t rows = 0, cols = 0;  // one row behind the other
-
-  uint16_t* row(int64_t i) const { return data + i * cols; }
-  Bf16Matrix slice(int64_t first, int64_t count) const { return {row(first), count, cols}; }
+  Bf16Matrix narrow_y;  // in the place of y, where OperationTable::narrow_rows
 };
 
 /// y = act(x W^T + bias) + residual, or, where the weight is gated, y = act(gate) * value with
@@ -89,7 +91,8 @@ struct LinearArgs {
   Activation activation = Activation::none;
   Matrix residual;  // [T, N] or absent
   Matrix y;         // [T, N]
-  /// In the places of x and of y (then without residual), with bf16 weights and multiples of 64 columns, where OperationTable::narrow_linear.
+  /// In the places of x and of y (then without residual), with bf16 weights, multiples of 64 columns and one row behind the other, where
+  /// OperationTable::narrow_linear.
   Bf16Matrix narrow_x, narrow_y;
 };
 
@@ -104,6 +107,7 @@ struct RopeArgs {
   int half = 0;
   const int32_t* positions = nullptr;  // [T]
   bool inverse = false;                // by the negative angles: the gradient of a rotation
+  Bf16Matrix narrow_y;                 // receives the result instead of x, where OperationTable::narrow_rows
 };
 
 /// Attention within each sequence of a packed batch. Queries of sequence b are rows q_offsets[b] .. q_offsets[b+1] of q
@@ -120,6 +124,11 @@ struct AttentionArgs {
   const float* bias = nullptr;
   int64_t bias_reach = 0;
   bool reduced = false;  // queries, keys, probabilities and values may be rounded to bf16 before they are multiplied
+  /// In the places of q, of k and v, and of y, where OperationTable::narrow_rows; then reduced, without bias, and with heads as narrow_heads()
+  /// has it.
+  Bf16Matrix narrow_q, narrow_k, narrow_v, narrow_y;
+
+  static bool narrow_heads(int64_t head_dim) { return head_dim % 8 == 0 && head_dim <= 128; }
 };
 
 /// y[i] = x[rows[i]], or with weights the sum over k < taps of weights[i * taps + k] * x[rows[i * taps + k]].
@@ -248,6 +257,8 @@ struct OperationTable {
   const void* data = nullptr;  // the backend's own
   /// linear rounds x to bf16 where the weights are bf16; between two of them rows may be bf16 then, and nothing is lost.
   bool narrow_linear = false;
+  /// The same of what norm and rope hand over to linear and attention, and attention to linear.
+  bool narrow_rows = false;
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;

@@ -109,7 +109,7 @@ void narrow_cases(const OperationTable& table) {
                  out = table.pack(context, {"out", {view(w2, {N, inner})}, false}, WeightFormat::bf16);
       Owned x(T, K, 4), wide(T, inner, 5), want(T, N, 6), got(T, N, 7);
       std::vector<uint16_t> words(size_t(T * inner));
-      const Bf16Matrix narrow{words.data(), T, inner};
+      const Bf16Matrix narrow{words.data(), T, inner, inner};
       const auto run = [&](bool is_narrow, const Matrix& y) {
         LinearArgs first;
         first.x = x.m, first.weight = in.get(), first.bias = bias.data(), first.activation = Activation::gelu_erf;
@@ -179,6 +179,61 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
       const int64_t first = q[size_t(b)], count = q.back() - first;
       check(equal(alone.m.slice(first, count), got.m.slice(first, count)), what + ": a sequence alone differs from one in a batch");
     }
+}
+
+/// Rows of bf16 that norm and rope hand over to attention, and attention on: the same bits as rows of f32 that are rounded.
+void narrow_row_cases(const OperationTable& table) {
+  if (!table.narrow_rows) return;
+  Context context(table, 2);
+  for (const auto& [heads, kv_heads, D] : {std::array<int, 3>{4, 2, 128}, {3, 3, 40}, {6, 1, 64}}) {
+    const int32_t offsets[] = {0, 7, 300, 301}, starts[] = {0, 0, 0};
+    const int64_t T = offsets[3], Q = heads * D, KV = kv_heads * D;
+    const std::string what = text(table.name, " bf16 rows of ", heads, "/", kv_heads, "x", D, " ");
+    Owned qkv(T, Q + 2 * KV, 1), y(T, Q, 2), wide(T, Q, 3);
+    const Bf16Matrix narrow = context.scratch.bf16_matrix(T, Q + 2 * KV), expected = context.scratch.bf16_matrix(T, Q),
+                     got = context.scratch.bf16_matrix(T, Q);
+    const auto same = [&](const Bf16Matrix& a, const Matrix& want, const std::string& of) {
+      table.narrow(context, {want, expected.columns(0, want.cols)});
+      finish(context);
+      bool equal = true;
+      for (int64_t t = 0; t < T; ++t) equal &= std::equal(a.row(t), a.row(t) + a.cols, expected.row(t));
+      check(equal, what + of);
+    };
+    std::vector<float> weight = random_floats(size_t(Q), 4), cos = random_floats(size_t(T * D / 2), 5), sin = random_floats(size_t(T * D / 2), 6);
+    std::vector<int32_t> positions;
+    for (int64_t t = 0; t < T; ++t) positions.push_back(int32_t(t));
+    NormArgs norm{NormKind::rms, 1e-6f, qkv.m.columns(0, Q), weight.data(), nullptr, {}, {}, got};
+    table.norm(context, norm);
+    norm.narrow_y = {}, norm.y = wide.m;
+    table.norm(context, norm);
+    same(got, wide.m, "norm");
+    // Queries turn with a norm, keys without; values are rounded.
+    RopeArgs rope{qkv.m.columns(0, Q), heads, D, weight.data(), 1e-6f, cos.data(), sin.data(), D / 2 - 4, positions.data(), false,
+                  narrow.columns(0, Q)};
+    table.rope(context, rope);
+    rope.narrow_y = {};
+    table.rope(context, rope);
+    rope = {qkv.m.columns(Q, KV), kv_heads, D, nullptr, 1e-6f, cos.data(), sin.data(), D / 2 - 4, positions.data(), false, narrow.columns(Q, KV)};
+    table.rope(context, rope);
+    rope.narrow_y = {};
+    table.rope(context, rope);
+    table.narrow(context, {qkv.m.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
+    same(narrow.columns(0, Q), qkv.m.columns(0, Q), "rope with norm");
+    same(narrow.columns(Q, KV), qkv.m.columns(Q, KV), "rope");
+    AttentionArgs args;
+    args.q = qkv.m.columns(0, Q), args.k = qkv.m.columns(Q, KV), args.v = qkv.m.columns(Q + KV, KV), args.y = y.m;
+    args.q_offsets = args.kv_offsets = offsets, args.q_starts = starts;
+    args.sequences = 3, args.heads = heads, args.kv_heads = kv_heads, args.head_dim = D;
+    args.scale = 0.1f, args.right = 0, args.reduced = true;
+    table.attention(context, args);
+    args.narrow_q = narrow.columns(0, Q), args.narrow_k = narrow.columns(Q, KV), args.narrow_v = narrow.columns(Q + KV, KV);
+    args.q = args.k = args.v = {}, args.y = wide.m;
+    table.attention(context, args);
+    check(equal(wide.m, y.m), what + "attention");
+    args.y = {}, args.narrow_y = got;
+    table.attention(context, args);
+    same(got, y.m, "attention's results");
+  }
 }
 
 void row_cases(const OperationTable& table, const OperationTable& reference) {
@@ -278,7 +333,7 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       std::vector<float> cos = random_floats(size_t(T * half), 2), sin = random_floats(size_t(T * half), 3), weight = random_floats(size_t(D), 4);
       std::vector<int32_t> positions;
       for (int t = 0; t < T; ++t) positions.push_back((t * 5) % T);
-      RopeArgs args{a.m, H, D, with_norm ? weight.data() : nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
+      RopeArgs args{a.m, H, D, with_norm ? weight.data() : nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data(), false, {}};
       reference.rope(plain, args);
       args.x = b.m;
       table.rope(context, args);
@@ -510,7 +565,7 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
       positions.push_back(t);
       for (int i = 0; i < half; ++i) cos.push_back(std::cos(float(t) / float(i + 1))), sin.push_back(std::sin(float(t) / float(i + 1)));
     }
-    RopeArgs args{x.m, 2, 20, nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
+    RopeArgs args{x.m, 2, 20, nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data(), false, {}};
     table.rope(context, args);
     args.inverse = true;
     table.rope(context, args);
@@ -572,6 +627,7 @@ int main() {
     require(*table);
     linear_cases(*table, *tables[0]);
     narrow_cases(*table);
+    narrow_row_cases(*table);
     attention_cases(*table, *tables[0]);
     row_cases(*table, *tables[0]);
     require_training(*table);
