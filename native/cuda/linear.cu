@@ -140,17 +140,30 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
   }
 }
 
+/// Rows of a block of dy^T x, of which z is the part: in steps of 32, so that few results of many rows keep a whole GPU busy. Each part has
+/// its own results, dw [parts, N, K], or, being the only one, adds to what is there.
+struct Part {
+  int64_t first, end;
+  float* dw;
+  bool add;
+};
+__device__ __forceinline__ Part own_rows(int64_t rows, const View& dw) {
+  const int64_t steps = (rows + 31) / 32, first = steps * blockIdx.z / gridDim.z * 32, end = steps * (blockIdx.z + 1) / gridDim.z * 32;
+  return {first, end < rows ? end : rows, dw.data + blockIdx.z * dw.rows * dw.stride, gridDim.z == 1};
+}
+
 /// dw [N, K] += dy^T x, sums over rows in their order.
 __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View dw) {
+  const Part part = own_rows(dy.rows, dw);
   __shared__ float left[16][68], right[16][68];
   const int64_t n0 = int64_t(blockIdx.y) * 64, k0 = int64_t(blockIdx.x) * 64;
   const int id = int(threadIdx.x), row = id / 16, column = id % 16;
   float sums[4][4] = {};
-  for (int64_t t0 = 0; t0 < dy.rows; t0 += 16) {
+  for (int64_t t0 = part.first; t0 < part.end; t0 += 16) {
     for (int i = 0; i < 4; ++i) {
       const int c = id % 64, t = id / 64 + 4 * i;
-      left[t][c] = t0 + t < dy.rows && n0 + c < dy.cols ? dy.row(t0 + t)[n0 + c] : 0;
-      right[t][c] = t0 + t < dy.rows && k0 + c < x.cols ? x.row(t0 + t)[k0 + c] : 0;
+      left[t][c] = t0 + t < part.end && n0 + c < dy.cols ? dy.row(t0 + t)[n0 + c] : 0;
+      right[t][c] = t0 + t < part.end && k0 + c < x.cols ? x.row(t0 + t)[k0 + c] : 0;
     }
     __syncthreads();
 #pragma unroll
@@ -166,7 +179,9 @@ __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       const int64_t n = n0 + 4 * row + i, k = k0 + 4 * column + j;
-      if (n < dy.cols && k < x.cols) dw.row(n)[k] += sums[i][j];
+      if (n >= dy.cols || k >= x.cols) continue;
+      float& to = part.dw[n * dw.stride + k];
+      to = (part.add ? to : 0) + sums[i][j];
     }
 }
 
@@ -181,6 +196,7 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, Vie
   const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
   const int warp_n = warp / 4 * 64, warp_k = warp % 4 * 32;
   float sums[4][4][4] = {};
+  const Part part = own_rows(dy.rows, dw);
 
   // A warp a row, four numbers a lane.
   auto read = [&](const View& m, int64_t t0, int64_t c0, float4(&held)[4]) {
@@ -189,7 +205,7 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, Vie
     for (int i = 0; i < 4; ++i) {
       const int64_t t = t0 + warp + 8 * i, c = c0 + 4 * lane;
       held[i] = {0, 0, 0, 0};
-      if (t >= m.rows) continue;
+      if (t >= part.end) continue;
       const float* from = m.row(t) + c;
       if (aligned && c + 4 <= m.cols) {
         held[i] = *reinterpret_cast<const float4*>(from);
@@ -211,13 +227,13 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, Vie
   };
 
   float4 slopes[4], inputs[4];
-  read(dy, 0, n0, slopes);
-  read(x, 0, k0, inputs);
-  for (int64_t t0 = 0; t0 < dy.rows; t0 += tile_k) {
+  read(dy, part.first, n0, slopes);
+  read(x, part.first, k0, inputs);
+  for (int64_t t0 = part.first; t0 < part.end; t0 += tile_k) {
     write(left, slopes);
     write(right, inputs);
     __syncthreads();
-    if (t0 + tile_k < dy.rows) {
+    if (t0 + tile_k < part.end) {
       read(dy, t0 + tile_k, n0, slopes);
       read(x, t0 + tile_k, k0, inputs);
     }
@@ -243,8 +259,19 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, Vie
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int64_t n = n0 + warp_n + 16 * i + lane / 4 + e / 2 * 8, k = k0 + warp_k + 8 * j + lane % 4 * 2 + e % 2;
-        if (n < dw.rows && k < dw.cols) dw.row(n)[k] += sums[i][j][e];
+        if (n >= dw.rows || k >= dw.cols) continue;
+        float& to = part.dw[n * dw.stride + k];
+        to = (part.add ? to : 0) + sums[i][j][e];
       }
+}
+
+/// dw += the parts, in their order.
+__global__ void add_parts(const float* from, int parts, View dw) {
+  const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
+  if (k >= dw.cols) return;
+  float sum = dw.row(n)[k];
+  for (int i = 0; i < parts; ++i) sum += from[(i * dw.rows + n) * dw.cols + k];
+  dw.row(n)[k] = sum;
 }
 
 __global__ void column_sums(View dy, float* out) {
@@ -324,9 +351,14 @@ void linear_backward(Context& context, const LinearBackwardArgs& a) {
   const View dy = args.in(a.dy);
   if (a.dbias) launch(args.device, column_sums, dim3(blocks(dy.cols, 128)), dim3(128), dy, args.inout(a.dbias, dy.cols));
   if (!a.dw.data) return;
-  const int64_t tile = a.reduced ? tile_n : 64;
-  launch(args.device, a.reduced ? gemm_transposed_bf16 : gemm_transposed_f32, dim3(blocks(a.x.cols, tile), blocks(dy.cols, tile)), dim3(256), dy,
-         args.in(a.x), args.inout(a.dw));
+  const View x = args.in(a.x), dw = args.inout(a.dw);
+  const int64_t tile = a.reduced ? tile_n : 64, tiles = int64_t(blocks(x.cols, tile)) * blocks(dy.cols, tile);
+  const int parts = int(std::clamp<int64_t>(2 * args.device.multiprocessors / tiles, 1, std::max<int64_t>(1, dy.rows / 128)));
+  const View results = parts == 1 ? dw : View{args.scratch<float>(parts * dw.rows * dw.cols), dw.rows, dw.cols, dw.cols};
+  launch(args.device, a.reduced ? gemm_transposed_bf16 : gemm_transposed_f32, dim3(blocks(x.cols, tile), blocks(dy.cols, tile), unsigned(parts)),
+         dim3(256), dy, x, results);
+  if (parts > 1)
+    launch(args.device, add_parts, dim3(blocks(dw.cols, 128), unsigned(dw.rows)), dim3(128), static_cast<const float*>(results.data), parts, dw);
 }
 
 }  // namespace conan::cuda

@@ -76,44 +76,84 @@ struct Epilogue {
   }
 
   /// The sums of 16 rows by `columns`, which a warp has put into shared memory: numbers of row r begin at r * columns, by eights that are
-  /// swizzled by the row.
+  /// swizzled by the row. For products of few bits: functions need not be exact.
   template <int columns>
   __device__ __forceinline__ void rows_of(const float* staged, int64_t t, int64_t T, int64_t n, int64_t rows) const {
-    constexpr int passes = 16 * columns / 4 / 32;
-    const int lane = int(threadIdx.x) % 32, r0 = lane / (columns / 4), c = lane % (columns / 4) * 4;
-    constexpr int further = 32 / (columns / 4);  // rows from pass to pass
-    const auto sums_of = [&](int pass) { return *reinterpret_cast<const float4*>(staged + staged_at<columns>(r0 + pass * further, c)); };
-    if (bias || gated || activation != Activation::none || !by_four || n + columns > rows) {
+    if (!by_four || n + columns > rows || (gated && residual.data)) {
+      const int lane = int(threadIdx.x) % 32;
 #pragma unroll 1
-      for (int pass = 0; pass < passes; ++pass)
-        if (t + r0 + pass * further < T) four(t + r0 + pass * further, n + c, sums_of(pass), rows);
+      for (int i = lane; i < 4 * columns; i += 32) {
+        const int r = i / (columns / 4), c = i % (columns / 4) * 4;
+        if (t + r < T) four(t + r, n + c, *reinterpret_cast<const float4*>(staged + staged_at<columns>(r, c)), rows);
+      }
       return;
     }
-    // Nothing but sums and a residual, whose rows are asked for some at a time.
-    constexpr int some = passes < 4 ? passes : 4;
-#pragma unroll 1
-    for (int first = 0; first < passes; first += some) {
-      float4 v[some];
-#pragma unroll
-      for (int i = 0; i < some; ++i) {
-        const int64_t row = t + r0 + (first + i) * further;
-        v[i] = {0, 0, 0, 0};
-        if (residual.data && row < T) v[i] = *reinterpret_cast<const float4*>(residual.row(row) + n + c);
-      }
-#pragma unroll
-      for (int i = 0; i < some; ++i) {
-        const int64_t row = t + r0 + (first + i) * further;
-        const float4 sums = sums_of(first + i);
-        v[i].x += sums.x, v[i].y += sums.y, v[i].z += sums.z, v[i].w += sums.w;
-        if (row >= T) continue;
-        if (narrow_y) *reinterpret_cast<uint2*>(narrow_y + row * narrow_stride + n + c) = {pack_bf16(v[i].x, v[i].y), pack_bf16(v[i].z, v[i].w)};
-        else *reinterpret_cast<float4*>(y.row(row) + n + c) = v[i];
-      }
+    const auto by = [&](auto function) { whole_rows_of<columns>(function, staged, t, T, n, rows); };
+    switch (activation) {
+      case Activation::none: return by([](float x) { return x; });
+      case Activation::silu: return by([](float x) { return quotient(x, 1 + exponential(-x)); });
+      case Activation::gelu_tanh: return by([](float x) { return quotient(x, 1 + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x))); });
+      case Activation::quick_gelu: return by([](float x) { return quotient(x, 1 + exponential(-1.702f * x)); });
+      default: return by([kind = activation](float x) { return activated(kind, x); });
     }
   }
   template <int columns>
   static __device__ __forceinline__ int staged_at(int r, int c) {
     return r * columns + (c ^ (r % (columns / 8 < 4 ? columns / 8 : 4) * 8));
+  }
+
+ private:
+  static __device__ __forceinline__ float exponential(float x) {
+#ifdef __CUDACC__
+    return __expf(x);
+#else
+    return expf(x);
+#endif
+  }
+  static __device__ __forceinline__ float quotient(float x, float y) {
+#ifdef __CUDACC__
+    return __fdividef(x, y);
+#else
+    return x / y;
+#endif
+  }
+
+  /// A lane has four columns, in every so many rows; some rows at a time, so that what they wait for comes together.
+  template <int columns, class Function>
+  __device__ __forceinline__ void whole_rows_of(const Function& function, const float* staged, int64_t t, int64_t T, int64_t n, int64_t rows) const {
+    constexpr int step = 128 / columns, passes = 16 / step, some = passes < 4 ? passes : 4;
+    const int lane = int(threadIdx.x) % 32, r0 = lane / (columns / 4), c = lane % (columns / 4) * 4;
+    const int64_t column = gated ? (n + c) / 2 : n + c;
+    float b[4] = {0, 0, 0, 0};
+    if (bias) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) b[i] = gated ? bias[column + i / 2 + i % 2 * rows / 2] : bias[column + i];
+    }
+#pragma unroll 1
+    for (int first = r0; first < 16; first += some * step) {
+      float4 v[some], added[some];
+#pragma unroll
+      for (int i = 0; i < some; ++i) {
+        const int r = first + i * step;
+        v[i] = *reinterpret_cast<const float4*>(staged + staged_at<columns>(r, c));
+        added[i] = residual.data && t + r < T ? *reinterpret_cast<const float4*>(residual.row(t + r) + column) : float4{0, 0, 0, 0};
+      }
+#pragma unroll
+      for (int i = 0; i < some; ++i) {
+        const int64_t row = t + first + i * step;
+        float x = function(v[i].x + b[0]), y_ = v[i].y + b[1], z = function(v[i].z + b[2]), w = v[i].w + b[3];
+        if (row >= T) continue;
+        if (gated) {
+          x *= y_, z *= w;
+          if (narrow_y) *reinterpret_cast<uint32_t*>(narrow_y + row * narrow_stride + column) = pack_bf16(x, z);
+          else *reinterpret_cast<float2*>(y.row(row) + column) = {x, z};
+        } else {
+          y_ = function(y_), w = function(w);
+          if (narrow_y) *reinterpret_cast<uint2*>(narrow_y + row * narrow_stride + column) = {pack_bf16(x, y_), pack_bf16(z, w)};
+          else *reinterpret_cast<float4*>(y.row(row) + column) = {x + added[i].x, y_ + added[i].y, z + added[i].z, w + added[i].w};
+        }
+      }
+    }
   }
 };
 

@@ -12,9 +12,35 @@ constexpr int warps = 8;  // rows of a block
 __device__ __forceinline__ int64_t own_row() { return int64_t(blockIdx.x) * warps + threadIdx.y; }
 __device__ __forceinline__ int lane() { return int(threadIdx.x); }
 
+/// For operations on each number by itself: a warp has `part` columns of a row, and asks for all before it writes one.
+constexpr int part = 256;
+
+struct Place {
+  int64_t row, column;
+};
+__device__ __forceinline__ Place own_part(int64_t cols) {
+  const int64_t at = own_row(), parts = (cols + part - 1) / part;
+  return {at / parts, at % parts * part};
+}
+template <class Read, class Write>
+__device__ __forceinline__ void each_of(int64_t first, int64_t cols, const Read& read, const Write& write) {
+  decltype(read(first)) held[part / 32];
+#pragma unroll
+  for (int i = 0; i < part / 32; ++i)
+    if (first + 32 * i + lane() < cols) held[i] = read(first + 32 * i + lane());
+#pragma unroll
+  for (int i = 0; i < part / 32; ++i)
+    if (first + 32 * i + lane() < cols) write(first + 32 * i + lane(), held[i]);
+}
+
 template <class... Parameters, class... Args>
 void launch_rows(const Arguments& arguments, void (*kernel)(Parameters...), int64_t rows, Args... args) {
   launch(arguments.device, kernel, dim3(blocks(rows, warps)), dim3(32, warps), args...);
+}
+
+template <class... Parameters, class... Args>
+void launch_parts(const Arguments& arguments, void (*kernel)(Parameters...), int64_t rows, int64_t cols, Args... args) {
+  launch_rows(arguments, kernel, rows * ((cols + part - 1) / part), args...);
 }
 
 /// One thread a channel, for sums over rows in their order; block x is the sequence, of which there may be many.
@@ -51,6 +77,44 @@ __global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, 
     if (residual.data) v += residual.row(t)[c];
     if (narrow_y.data) narrow_y.row(t)[c] = uint16_t(pack_bf16(v, 0));
     else y.row(t)[c] = v;
+  }
+}
+
+/// The same where a row fits the registers of a warp, by fours: up to 128 N channels.
+template <int N>
+__global__ void __launch_bounds__(32 * warps)
+    norm_held(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y) {
+  const int64_t t = own_row();
+  const int C = int(x.cols);
+  if (t >= x.rows) return;
+  float4 v[N];
+  float sum = 0, squares = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int c = 4 * (32 * i + lane());
+    v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + c) : float4{0, 0, 0, 0};
+    sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  }
+  const float mean = kind == NormKind::layer ? warp_sum(sum) / float(C) : 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    if (4 * (32 * i + lane()) >= C) continue;
+    v[i].x -= mean, v[i].y -= mean, v[i].z -= mean, v[i].w -= mean;
+    squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+  }
+  const float factor = 1 / sqrtf(warp_sum(squares) / float(C) + eps);
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int c = 4 * (32 * i + lane());
+    if (c >= C) continue;
+    const auto four = [&](const float* from, float other) {
+      return from ? *reinterpret_cast<const float4*>(from + c) : float4{other, other, other, other};
+    };
+    const float4 w = four(weight, 1), b = four(bias, 0), r = four(residual.data ? residual.row(t) : nullptr, 0);
+    const float4 out = {v[i].x * factor * w.x + b.x + r.x, v[i].y * factor * w.y + b.y + r.y, v[i].z * factor * w.z + b.z + r.z,
+                        v[i].w * factor * w.w + b.w + r.w};
+    if (narrow_y.data) *reinterpret_cast<uint2*>(narrow_y.row(t) + c) = {pack_bf16(out.x, out.y), pack_bf16(out.z, out.w)};
+    else *reinterpret_cast<float4*>(y.row(t) + c) = out;
   }
 }
 
@@ -122,18 +186,86 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
     for (int d = 2 * turned + lane(); d < head_dim; d += 32) put(d, normed(d));
 }
 
+/// The same by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
+constexpr int heads_at_once = 4, most_pairs = 2;  // pairs of channels that a lane turns
+
+__global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
+                                                         const float* sin, int half, const int32_t* positions, bool inverse, NarrowView narrow_y) {
+  const int groups = (heads + heads_at_once - 1) / heads_at_once;
+  const int64_t at = own_row(), t = at / groups;
+  if (t >= x.rows) return;
+  const int first = int(at % groups) * heads_at_once, own = heads - first < heads_at_once ? heads - first : heads_at_once;
+  float2 low[heads_at_once][most_pairs], high[heads_at_once][most_pairs];
+#pragma unroll
+  for (int h = 0; h < heads_at_once; ++h)
+#pragma unroll
+    for (int i = 0; i < most_pairs; ++i) {
+      const int d = 2 * lane() + 64 * i;
+      const float* from = x.row(t) + int64_t(first + h) * head_dim + d;
+      const bool there = h < own && d < half;
+      low[h][i] = there ? *reinterpret_cast<const float2*>(from) : float2{0, 0};
+      high[h][i] = there ? *reinterpret_cast<const float2*>(from + half) : float2{0, 0};
+    }
+  float2 c[most_pairs], s[most_pairs];
+  const float2 one = {1, 1};
+  const int64_t angle = int64_t(positions[t]) * half;
+#pragma unroll
+  for (int i = 0; i < most_pairs; ++i) {
+    const int d = 2 * lane() + 64 * i;
+    c[i] = d < half ? *reinterpret_cast<const float2*>(cos + angle + d) : one;
+    s[i] = d < half ? *reinterpret_cast<const float2*>(sin + angle + d) : one;
+    if (inverse) s[i].x = -s[i].x, s[i].y = -s[i].y;
+  }
+#pragma unroll
+  for (int h = 0; h < heads_at_once; ++h) {
+    if (h >= own) break;
+    const int64_t column = int64_t(first + h) * head_dim;
+    float factor = 1;
+    if (norm_weight) {
+      float squares = 0;
+#pragma unroll
+      for (int i = 0; i < most_pairs; ++i)
+        squares += (low[h][i].x * low[h][i].x + low[h][i].y * low[h][i].y) + (high[h][i].x * high[h][i].x + high[h][i].y * high[h][i].y);
+      for (int d = 2 * half + lane(); d < head_dim; d += 32) squares += x.row(t)[column + d] * x.row(t)[column + d];
+      factor = 1 / sqrtf(warp_sum(squares) / float(head_dim) + eps);
+    }
+    auto put = [&](int d, const float2& value) {
+      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(t) + column + d) = pack_bf16(value.x, value.y);
+      else *reinterpret_cast<float2*>(x.row(t) + column + d) = value;
+    };
+    auto normed = [&](const float2& value, int d) {
+      if (!norm_weight) return value;
+      const float2 w = *reinterpret_cast<const float2*>(norm_weight + d);
+      return float2{value.x * factor * w.x, value.y * factor * w.y};
+    };
+#pragma unroll
+    for (int i = 0; i < most_pairs; ++i) {
+      const int d = 2 * lane() + 64 * i;
+      if (d >= half) continue;
+      const float2 a = normed(low[h][i], d), b = normed(high[h][i], half + d);
+      put(d, {a.x * c[i].x - b.x * s[i].x, a.y * c[i].y - b.y * s[i].y});
+      put(half + d, {a.x * s[i].x + b.x * c[i].x, a.y * s[i].y + b.y * c[i].y});
+    }
+    if (norm_weight || narrow_y.data)
+      for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) put(d, normed(*reinterpret_cast<const float2*>(x.row(t) + column + d), d));
+  }
+}
+
 /// Rows of a table of files.
 __global__ void table_rows_f32(const void* table, Dtype dtype, const int32_t* ids, View out) {
-  const int64_t t = own_row();
+  const auto [t, first] = own_part(out.cols);
   if (t >= out.rows) return;
-  for (int64_t c = lane(); c < out.cols; c += 32) out.row(t)[c] = file_word(table, dtype, ids[t] * out.cols + c);
+  const int64_t row = ids[t] * out.cols;
+  each_of(
+      first, out.cols, [&](int64_t c) { return file_word(table, dtype, row + c); }, [&](int64_t c, float v) { out.row(t)[c] = v; });
 }
 
 __global__ void embed_f32(View rows, View positions, float scale, const float* type_row, View y) {
-  const int64_t t = own_row();
+  const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
-  for (int64_t c = lane(); c < y.cols; c += 32)
-    y.row(t)[c] = rows.row(t)[c] * scale + (type_row ? type_row[c] : 0) + (positions.data ? positions.row(t)[c] : 0);
+  each_of(
+      first, y.cols, [&](int64_t c) { return rows.row(t)[c] * scale + (type_row ? type_row[c] : 0) + (positions.data ? positions.row(t)[c] : 0); },
+      [&](int64_t c, float v) { y.row(t)[c] = v; });
 }
 
 __global__ void embed_backward_f32(const int32_t* ids, float scale, View dy, View dtable) {
@@ -144,19 +276,24 @@ __global__ void embed_backward_f32(const int32_t* ids, float scale, View dy, Vie
 }
 
 __global__ void gather_f32(View x, View y, const int32_t* rows, int taps, const float* weights) {
-  const int64_t i = own_row();
+  const auto [i, first] = own_part(y.cols);
   if (i >= y.rows) return;
-  for (int64_t c = lane(); c < y.cols; c += 32) {
-    float sum = 0;
-    for (int k = 0; k < taps; ++k) sum += x.row(rows[i * taps + k])[c] * (weights ? weights[i * taps + k] : 1);
-    y.row(i)[c] = sum;
-  }
+  each_of(
+      first, y.cols,
+      [&](int64_t c) {
+        float sum = 0;
+        for (int k = 0; k < taps; ++k) sum += x.row(rows[i * taps + k])[c] * (weights ? weights[i * taps + k] : 1);
+        return sum;
+      },
+      [&](int64_t c, float v) { y.row(i)[c] = v; });
 }
 
 __global__ void scatter_f32(View x, View y, const int32_t* rows, bool add) {
-  const int64_t i = own_row();
+  const auto [i, first] = own_part(x.cols);
   if (i >= x.rows) return;
-  for (int64_t c = lane(); c < x.cols; c += 32) y.row(rows[i])[c] = x.row(i)[c] + (add ? y.row(rows[i])[c] : 0);
+  float* to = y.row(rows[i]);
+  each_of(
+      first, x.cols, [&](int64_t c) { return x.row(i)[c] + (add ? to[c] : 0); }, [&](int64_t c, float v) { to[c] = v; });
 }
 
 __global__ void pool_f32(View x, View y, const int32_t* offsets, Pooling mode) {
@@ -227,36 +364,52 @@ __global__ void normalize_backward_f32(View x, View dy) {
 }
 
 __global__ void activate_f32(Activation activation, bool gated, View x, View y) {
-  const int64_t t = own_row();
+  const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
-  for (int64_t n = lane(); n < y.cols; n += 32) y.row(t)[n] = activated(activation, x.row(t)[n]) * (gated ? x.row(t)[y.cols + n] : 1);
+  each_of(
+      first, y.cols,
+      [&](int64_t n) {
+        return float2{x.row(t)[n], gated ? x.row(t)[y.cols + n] : 1};
+      },
+      [&](int64_t n, const float2& v) { y.row(t)[n] = activated(activation, v.x) * v.y; });
 }
 
 __global__ void activate_backward_f32(Activation activation, bool gated, View x, View dy, View dx) {
-  const int64_t t = own_row(), N = dy.cols;
+  const int64_t N = dy.cols;
+  const auto [t, first] = own_part(N);
   if (t >= dy.rows) return;
-  for (int64_t n = lane(); n < N; n += 32) {
-    const float at = x.row(t)[n], value = gated ? x.row(t)[N + n] : 1, slope = dy.row(t)[n];
-    if (gated) dx.row(t)[N + n] = slope * activated(activation, at);
-    dx.row(t)[n] = slope * value * activated_derivative(activation, at);
-  }
+  struct Inputs {
+    float at, value, slope;
+  };
+  each_of(
+      first, N,
+      [&](int64_t n) {
+        return Inputs{x.row(t)[n], gated ? x.row(t)[N + n] : 1, dy.row(t)[n]};
+      },
+      [&](int64_t n, const Inputs& in) {
+        if (gated) dx.row(t)[N + n] = in.slope * activated(activation, in.at);
+        dx.row(t)[n] = in.slope * in.value * activated_derivative(activation, in.at);
+      });
 }
 
 __global__ void narrow_f32(View x, NarrowView y) {
-  const int64_t t = own_row();
+  const auto [t, first] = own_part(x.cols);
   if (t >= x.rows) return;
-  for (int64_t c = lane(); c < x.cols; c += 32) y.row(t)[c] = uint16_t(pack_bf16(x.row(t)[c], 0));
+  each_of(
+      first, x.cols, [&](int64_t c) { return x.row(t)[c]; }, [&](int64_t c, float v) { y.row(t)[c] = uint16_t(pack_bf16(v, 0)); });
 }
 
 __global__ void widen_f32(NarrowView x, View y) {
-  const int64_t t = own_row();
+  const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
-  for (int64_t c = lane(); c < y.cols; c += 32) {
-    const uint32_t bits = uint32_t(x.row(t)[c]) << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    y.row(t)[c] = value;
-  }
+  each_of(
+      first, y.cols, [&](int64_t c) { return x.row(t)[c]; },
+      [&](int64_t c, uint16_t word) {
+        const uint32_t bits = uint32_t(word) << 16;
+        float value;
+        memcpy(&value, &bits, 4);
+        y.row(t)[c] = value;
+      });
 }
 
 __global__ void adamw_f32(AdamWArgs a) {
@@ -289,12 +442,17 @@ __global__ void sum_f64(const double* values, int64_t count, double* sum) {
   *sum = total;
 }
 
+/// Whether so many neighbouring numbers can be read together.
+bool in_steps(const View& m, int numbers) {
+  return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(float)) == 0 && m.stride % numbers == 0;
+}
+
 /// Rows of a table: gathered here where the table is on the device, else there by the host.
 View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
   float* out = args.scratch<float>(count * C);
   const View rows{out, count, C, C};
   if (const void* there = args.find(table.data, table.bytes())) {
-    launch_rows(args, table_rows_f32, count, there, table.dtype, args.in(ids, count), rows);
+    launch_parts(args, table_rows_f32, count, C, there, table.dtype, args.in(ids, count), rows);
     return rows;
   }
   std::vector<float> values(size_t(count * C));
@@ -308,7 +466,17 @@ View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, in
 void norm(Context& context, const NormArgs& a) {
   Arguments args(context);
   const View x = args.in(a.x), residual = args.in(a.residual), y = args.out(a.y);
-  launch_rows(args, norm_f32, x.rows, a.kind, a.eps, x, args.in(a.weight, x.cols), args.in(a.bias, x.cols), residual, y, args.inout(a.narrow_y));
+  const float *weight = args.in(a.weight, x.cols), *bias = args.in(a.bias, x.cols);
+  const NarrowView narrow_y = args.inout(a.narrow_y);
+  const bool by_four = in_steps(x, 4) && in_steps(residual, 4) && in_steps(y, 4) && x.cols % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(weight) % 16 == 0 && reinterpret_cast<uintptr_t>(bias) % 16 == 0 &&
+                       reinterpret_cast<uintptr_t>(narrow_y.data) % 8 == 0 && narrow_y.stride % 4 == 0;
+  const auto run = [&](auto kernel) { launch_rows(args, kernel, x.rows, a.kind, a.eps, x, weight, bias, residual, y, narrow_y); };
+  if (!by_four || x.cols > 4096) run(norm_f32);
+  else if (x.cols <= 512) run(norm_held<4>);
+  else if (x.cols <= 1024) run(norm_held<8>);
+  else if (x.cols <= 2048) run(norm_held<16>);
+  else run(norm_held<32>);
 }
 
 void norm_backward(Context& context, const NormBackwardArgs& a) {
@@ -327,8 +495,16 @@ void rope(Context& context, const RopeArgs& a) {
   Arguments args(context);
   int64_t angles = a.cos ? a.half : 0;
   if (a.cos && a.x.rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + a.x.rows) + int64_t(1);
-  launch_rows(args, rope_f32, a.x.rows * a.heads, args.inout(a.x), a.heads, a.head_dim, args.in(a.norm_weight, a.head_dim), a.eps,
-              args.in(a.cos, angles), args.in(a.sin, angles), a.half, args.in(a.positions, a.x.rows), a.inverse, args.inout(a.narrow_y));
+  const View x = args.inout(a.x);
+  const float *weight = args.in(a.norm_weight, a.head_dim), *cos = args.in(a.cos, angles), *sin = args.in(a.sin, angles);
+  const int32_t* positions = args.in(a.positions, a.x.rows);
+  const NarrowView narrow_y = args.inout(a.narrow_y);
+  bool by_pairs = cos && a.half % 2 == 0 && a.half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2) && narrow_y.stride % 2 == 0;
+  for (const void* each : {static_cast<const void*>(weight), static_cast<const void*>(cos), static_cast<const void*>(sin)})
+    by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
+  by_pairs &= reinterpret_cast<uintptr_t>(narrow_y.data) % 4 == 0;
+  launch_rows(args, by_pairs ? rope_pairs : rope_f32, a.x.rows * (by_pairs ? (a.heads + heads_at_once - 1) / heads_at_once : a.heads), x, a.heads,
+              a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
 }
 
 void embed(Context& context, const EmbedArgs& a) {
@@ -336,7 +512,7 @@ void embed(Context& context, const EmbedArgs& a) {
   const int64_t T = a.y.rows, C = a.y.cols;
   const View rows = table_rows(args, *a.table, a.ids, T, C);
   const View positions = a.position_table ? table_rows(args, *a.position_table, a.positions, T, C) : View{nullptr, T, C, C};
-  launch_rows(args, embed_f32, T, rows, positions, a.scale, args.in(a.type_row, C), args.out(a.y));
+  launch_parts(args, embed_f32, T, C, rows, positions, a.scale, args.in(a.type_row, C), args.out(a.y));
 }
 
 void embed_backward(Context& context, const EmbedBackwardArgs& a) {
@@ -347,12 +523,12 @@ void embed_backward(Context& context, const EmbedBackwardArgs& a) {
 void gather(Context& context, const GatherArgs& a) {
   Arguments args(context);
   const int64_t taps = a.y.rows * a.taps;
-  launch_rows(args, gather_f32, a.y.rows, args.in(a.x), args.out(a.y), args.in(a.rows, taps), a.taps, args.in(a.weights, taps));
+  launch_parts(args, gather_f32, a.y.rows, a.y.cols, args.in(a.x), args.out(a.y), args.in(a.rows, taps), a.taps, args.in(a.weights, taps));
 }
 
 void scatter(Context& context, const ScatterArgs& a) {
   Arguments args(context);
-  launch_rows(args, scatter_f32, a.x.rows, args.in(a.x), args.inout(a.y), args.in(a.rows, a.x.rows), a.add);
+  launch_parts(args, scatter_f32, a.x.rows, a.x.cols, args.in(a.x), args.inout(a.y), args.in(a.rows, a.x.rows), a.add);
 }
 
 void pool(Context& context, const PoolArgs& a) {
@@ -378,22 +554,22 @@ void normalize_backward(Context& context, const NormalizeBackwardArgs& a) {
 
 void narrow(Context& context, const NarrowArgs& a) {
   Arguments args(context);
-  launch_rows(args, narrow_f32, a.x.rows, args.in(a.x), args.inout(a.y));
+  launch_parts(args, narrow_f32, a.x.rows, a.x.cols, args.in(a.x), args.inout(a.y));
 }
 
 void widen(Context& context, const WidenArgs& a) {
   Arguments args(context);
-  launch_rows(args, widen_f32, a.x.rows, args.in(a.x), args.out(a.y));
+  launch_parts(args, widen_f32, a.x.rows, a.x.cols, args.in(a.x), args.out(a.y));
 }
 
 void activate(Context& context, const ActivateArgs& a) {
   Arguments args(context);
-  launch_rows(args, activate_f32, a.y.rows, a.activation, a.gated, args.in(a.x), args.out(a.y));
+  launch_parts(args, activate_f32, a.y.rows, a.y.cols, a.activation, a.gated, args.in(a.x), args.out(a.y));
 }
 
 void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   Arguments args(context);
-  launch_rows(args, activate_backward_f32, a.dy.rows, a.activation, a.gated, args.in(a.x), args.in(a.dy), args.out(a.dx));
+  launch_parts(args, activate_backward_f32, a.dy.rows, a.dy.cols, a.activation, a.gated, args.in(a.x), args.in(a.dy), args.out(a.dx));
 }
 
 void adamw(Context& context, const AdamWArgs& a) {
