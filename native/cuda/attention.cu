@@ -524,6 +524,10 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args_) {
   const AttentionArgs& a = args_.forward;
   Arguments args(context);
   const Shape s = shape_of(args, a);
+  if (args.device.warpgroups && a.reduced && AttentionArgs::narrow_heads(a.head_dim) && !a.bias) {
+    attention_backward_by_warpgroups(args, args_, s);
+    return;
+  }
   const View q = args.in(a.q), k = args.in(a.k), v = args.in(a.v), dy = args.in(args_.dy);
   const View dq = args.inout(args_.dq), dk = args.inout(args_.dk), dv = args.inout(args_.dv);
   Row* rows = args.scratch<Row>(q.rows * a.heads);

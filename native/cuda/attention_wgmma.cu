@@ -22,16 +22,6 @@ using Long = Plan<D, 2, 128, 2, true>;
 template <int D>
 using Short = Plan<D, 1, 64, 1, false>;  // for sequences of up to 64 keys
 
-__device__ __forceinline__ float power_of_two(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-
 template <class P>
 __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
     attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
@@ -82,7 +72,7 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
   const int warp = id % 128 / 32, lane = id % 32, own = 64 * warpgroup + 16 * warp + lane / 4;  // row, and the one eight below it
   float sums[D / 2] = {}, scores[P::keys / 2], most[2] = {-INFINITY, -INFINITY}, total[2] = {}, shrink[2];
   uint32_t held[P::keys / 16][4];
-  const float factor = s.scale * 1.4426950408889634f;  // powers of two instead of e
+  const float factor = s.scale * log2_e;  // powers of two instead of e
 
   const auto multiply_keys = [&](int tile) {
     const int stage = tile % P::stages;

@@ -1,0 +1,309 @@
+// Gradients of attention by whole warpgroups, for sm_90a. Scores are computed again, in one kernel for the gradient by the queries and in one
+// for those by keys and values, so that every sum has one place and one order. The copy engine brings the tiles that are looked at, two
+// matrices at a time; warpgroups have 64 rows each. Rows behind a sequence's end are multiplied by zero, as in attention_wgmma.cu.
+#include "cuda/attention.h"
+#include "cuda/hopper.h"
+
+namespace conan::cuda {
+
+namespace {
+
+/// What a query's probabilities are computed from, and the mean of its gradients by them: p = 2^(score * factor - base).
+struct Row {
+  float base, mean;
+};
+
+constexpr int consumers = 2, own_rows = 64 * consumers, tile_rows = 64, stages = 2, threads = 128 * (consumers + 1);
+template <int D>
+constexpr int own_bytes = own_rows * D * 2;
+template <int D>
+constexpr int tile_bytes = tile_rows * D * 2;
+template <int D>
+constexpr int memory_bytes = 2 * own_bytes<D> + 2 * stages * tile_bytes<D>;
+
+#if CONAN_WARPGROUPS
+
+/// The block's own two matrices, and stages of two others.
+template <int D>
+struct Tiles {
+  unsigned char* memory;
+  __device__ unsigned char* own(int which) const { return memory + which * own_bytes<D>; }
+  __device__ unsigned char* at(int stage, int which) const { return memory + 2 * own_bytes<D> + (2 * stage + which) * tile_bytes<D>; }
+
+  /// c [64, 64] = rows of a warpgroup of the one's own matrix, times the tile's rows.
+  __device__ __forceinline__ void multiply_rows(float (&c)[32], int which, int stage, int warpgroup) const {
+#pragma unroll
+    for (int d = 0; d < D / 16; ++d)
+      multiply<64>(c, further(tile_of(own(which) + d / 4 * own_rows * 128 + warpgroup * 64 * 128), d % 4 * 32),
+                   further(tile_of(at(stage, which) + d / 4 * tile_rows * 128), d % 4 * 32), d > 0);
+  }
+  /// sums [64, D] += shares [64, 64] times a tile.
+  __device__ __forceinline__ void add_shares(float (&sums)[D / 2], const uint32_t (&shares)[4][4], int stage, int which) const {
+#pragma unroll
+    for (int n = 0; n < 4; ++n) multiply_held<D>(sums, shares[n], further(tile_of(at(stage, which), tile_rows * 128), n * 2048), true);
+  }
+};
+
+template <int D>
+__device__ __forceinline__ void load_rows(void* to, const TileMap& map, int rows, int head, int first, Barrier& barrier) {
+#pragma unroll
+  for (int d = 0; d < D; d += 64) load_box(static_cast<unsigned char*>(to) + d / 64 * rows * 128, map, d, head, first, barrier);
+}
+
+__device__ __forceinline__ void hold(uint32_t (&shares)[4][4], const float (&c)[32]) {
+#pragma unroll
+  for (int n = 0; n < 4; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) shares[n][i] = pack_bf16(c[8 * n + 2 * i], c[8 * n + 2 * i + 1]);
+}
+
+/// Sums of a warp's 16 rows, of which `own` is this lane's first, to where those rows lie.
+template <int D>
+__device__ __forceinline__ void store(const View& m, int64_t first, int own, int rows, int column, int head_dim, const float (&sums)[D / 2]) {
+  const bool in_pairs = reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 2 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (own + 8 * half >= rows) continue;
+    float* to = m.row(first + own + 8 * half) + column;
+#pragma unroll
+    for (int c = 0; c < D / 8; ++c) {
+      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
+      if (d >= head_dim) continue;
+      if (in_pairs) *reinterpret_cast<float2*>(to + d) = {sums[4 * c + 2 * half], sums[4 * c + 2 * half + 1]};
+      else to[d] = sums[4 * c + 2 * half], to[d + 1] = sums[4 * c + 2 * half + 1];
+    }
+  }
+}
+
+struct Barriers {
+  Barrier own, full[stages], empty[stages];
+};
+/// By one thread, before all meet.
+__device__ __forceinline__ void begin_all(Barriers& barriers, int rows) {
+  begin(barriers.own, 1);
+  for (int i = 0; i < stages; ++i) begin(barriers.full[i], 1), begin(barriers.empty[i], rows > 64 ? consumers : 1);
+  show_barriers();
+}
+
+#endif
+
+/// Keys come twice: first for what probabilities are computed from, which `stats` [heads, rows of q] keeps, then for the gradient.
+template <int D>
+__global__ void __launch_bounds__(threads, 1)
+    attention_backward_query_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
+                                   const CONAN_GRID_CONSTANT TileMap dy, View dq, Row* stats, Shape s) {
+#if CONAN_WARPGROUPS
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, own_rows, gridDim.z - 1 - blockIdx.z);
+  if (count <= 0) return;
+  CONAN_LAUNCH_MEMORY(memory);
+  __shared__ Barriers barriers;
+  const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
+  if (id == 0) begin_all(barriers, rows);
+  __syncthreads();
+  const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
+  const int tiles = (end - first + tile_rows - 1) / tile_rows;
+  const Tiles<D> tile{memory};
+  if (warpgroup == consumers) {
+    set_registers<24, false>();
+    if (id != consumers * 128) return;
+    arrive_expecting(barriers.own, 2 * own_bytes<D>);
+    load_rows<D>(tile.own(0), q, own_rows, head, int(q0), barriers.own);
+    load_rows<D>(tile.own(1), dy, own_rows, head, int(q0), barriers.own);
+    for (int i = 0; i < 2 * tiles; ++i) {
+      const int stage = i % stages, row = int(kv0) + first + i % tiles * tile_rows;
+      wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
+      arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
+      load_rows<D>(tile.at(stage, 0), k, tile_rows, head / s.group, row, barriers.full[stage]);
+      load_rows<D>(tile.at(stage, 1), v, tile_rows, head / s.group, row, barriers.full[stage]);
+    }
+    return;
+  }
+  set_registers<240, true>();
+  if (64 * warpgroup >= rows) return;
+  const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
+  const float factor = s.scale * log2_e;
+  float most[2] = {-INFINITY, -INFINITY}, total[2] = {}, mean[2] = {}, base[2], sums[D / 2] = {}, scores[32], gradients[32];
+  wait_for(barriers.own, 0);
+  for (int i = 0; i < 2 * tiles; ++i) {
+    const int stage = i % stages, j0 = first + i % tiles * tile_rows, i0 = int(start) + 64 * warpgroup;
+    wait_for(barriers.full[stage], i / stages % 2);
+    begin_products();
+    tile.multiply_rows(scores, 0, stage, warpgroup);
+    tile.multiply_rows(gradients, 1, stage, warpgroup);
+    commit_products();
+    wait_for_products<0>();
+    settled(scores), settled(gradients);
+    if (!(j0 + tile_rows <= keys && s.sees(i0, j0 + tile_rows - 1) && s.sees(i0 + 63, j0))) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e) {
+        const int j = j0 + e / 4 * 8 + lane % 4 * 2 + e % 2;
+        if (j >= keys || !s.sees(start + own + e / 2 % 2 * 8, j)) scores[e] = -INFINITY;
+      }
+    }
+    if (i < tiles) {
+      if (id % 128 == 0) arrive(barriers.empty[stage]);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float now = most[half];
+#pragma unroll
+        for (int n = 0; n < 8; ++n) now = fmaxf(now, fmaxf(scores[4 * n + 2 * half], scores[4 * n + 2 * half + 1]));
+        now = row_max(now);
+        const float at = now == -INFINITY ? 0 : now * factor, shrink = power_of_two(most[half] * factor - at);
+        most[half] = now;
+        total[half] *= shrink, mean[half] *= shrink;
+#pragma unroll
+        for (int n = 0; n < 8; ++n)
+#pragma unroll
+          for (int e = 2 * half; e < 2 * half + 2; ++e) {
+            const float p = power_of_two(scores[4 * n + e] * factor - at);
+            total[half] += p;
+            mean[half] += p * gradients[4 * n + e];
+          }
+      }
+      if (i + 1 < tiles) continue;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        total[half] = row_sum(total[half]);
+        mean[half] = row_sum(mean[half]) / total[half];
+        base[half] = most[half] * factor + log2f(total[half]);
+        const int r = own + 8 * half;
+        if (r < rows && lane % 4 == 0) stats[head * dq.rows + q0 + r] = {base[half], mean[half]};
+        if (!(r < rows)) base[half] = mean[half] = 0;
+      }
+      continue;
+    }
+#pragma unroll
+    for (int e = 0; e < 32; ++e) {
+      const int half = e / 2 % 2;
+      scores[e] = power_of_two(scores[e] * factor - base[half]) * (gradients[e] - mean[half]) * s.scale;
+    }
+    uint32_t shares[4][4];
+    hold(shares, scores);
+    begin_products();
+    tile.add_shares(sums, shares, stage, 0);
+    commit_products();
+    wait_for_products<0>();
+    settled(sums);
+    if (id % 128 == 0) arrive(barriers.empty[stage]);
+  }
+  store<D>(dq, q0, own, rows, column, s.head_dim, sums);
+#endif
+}
+
+/// A block has 128 keys of one head; queries of all heads that use them come by 64.
+template <int D>
+__global__ void __launch_bounds__(threads, 1)
+    attention_backward_key_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
+                                 const CONAN_GRID_CONSTANT TileMap dy, View dk, View dv, const Row* stats, int64_t stats_rows, Shape s) {
+#if CONAN_WARPGROUPS
+  const int b = int(blockIdx.x), kv_head = int(blockIdx.y), j0 = int(blockIdx.z) * own_rows;
+  const int64_t kv0 = s.kv_offsets[b], q0 = s.q_offsets[b];
+  const int keys = int(s.kv_offsets[b + 1] - kv0), queries = int(s.q_offsets[b + 1] - q0), start = s.q_starts[b];
+  if (j0 >= keys) return;
+  CONAN_LAUNCH_MEMORY(memory);
+  __shared__ Barriers barriers;
+  const int id = int(threadIdx.x), warpgroup = id / 128, rows = keys - j0 < own_rows ? keys - j0 : own_rows;
+  if (id == 0) begin_all(barriers, rows);
+  __syncthreads();
+  // Queries that see one of these keys: i >= j - right and i <= j + left.
+  const int64_t low = s.right < 0 ? 0 : j0 - s.right - start, high = s.left < 0 ? queries : j0 + rows + s.left - start;
+  const int first = int(low < 0 ? 0 : low), end = int(high < queries ? high : queries);
+  const int tiles = end > first ? (end - first + tile_rows - 1) / tile_rows : 0, all = tiles * s.group;
+  const Tiles<D> tile{memory};
+  if (warpgroup == consumers) {
+    set_registers<24, false>();
+    if (id != consumers * 128) return;
+    arrive_expecting(barriers.own, 2 * own_bytes<D>);
+    load_rows<D>(tile.own(0), k, own_rows, kv_head, int(kv0) + j0, barriers.own);
+    load_rows<D>(tile.own(1), v, own_rows, kv_head, int(kv0) + j0, barriers.own);
+    for (int i = 0; i < all; ++i) {
+      const int stage = i % stages, row = int(q0) + first + i % tiles * tile_rows, head = kv_head * s.group + i / tiles;
+      wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
+      arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
+      load_rows<D>(tile.at(stage, 0), q, tile_rows, head, row, barriers.full[stage]);
+      load_rows<D>(tile.at(stage, 1), dy, tile_rows, head, row, barriers.full[stage]);
+    }
+    return;
+  }
+  set_registers<240, true>();
+  if (64 * warpgroup >= rows) return;
+  const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
+  const float factor = s.scale * log2_e;
+  float key_sums[D / 2] = {}, value_sums[D / 2] = {}, shares[32], slopes[32];
+  wait_for(barriers.own, 0);
+  for (int i = 0; i < all; ++i) {
+    const int stage = i % stages, n0 = first + i % tiles * tile_rows;
+    const Row* of = stats + (kv_head * s.group + i / tiles) * stats_rows + q0 + n0;
+    wait_for(barriers.full[stage], i / stages % 2);
+    begin_products();
+    tile.multiply_rows(shares, 0, stage, warpgroup);
+    tile.multiply_rows(slopes, 1, stage, warpgroup);
+    commit_products();
+    wait_for_products<0>();
+    settled(shares), settled(slopes);
+    const int i0 = start + n0, own_j = j0 + 64 * warpgroup;
+    if (!(n0 + tile_rows <= queries && s.sees(i0, own_j + 63) && s.sees(i0 + tile_rows - 1, own_j))) {
+#pragma unroll
+      for (int e = 0; e < 32; ++e) {
+        const int m = e / 4 * 8 + lane % 4 * 2 + e % 2;
+        if (n0 + m >= queries || !s.sees(i0 + m, j0 + own + e / 2 % 2 * 8)) shares[e] = -INFINITY;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < 8; ++n)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int m = 8 * n + lane % 4 * 2 + e;
+        const Row row = of[n0 + m < queries ? m : 0];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float &share = shares[4 * n + 2 * half + e], &slope = slopes[4 * n + 2 * half + e];
+          share = power_of_two(share * factor - row.base);
+          slope = share * (slope - row.mean) * s.scale;
+        }
+      }
+    uint32_t held[2][4][4];
+    hold(held[0], slopes);
+    hold(held[1], shares);
+    begin_products();
+    tile.add_shares(key_sums, held[0], stage, 0);
+    tile.add_shares(value_sums, held[1], stage, 1);
+    commit_products();
+    wait_for_products<0>();
+    settled(key_sums), settled(value_sums);
+    if (id % 128 == 0) arrive(barriers.empty[stage]);
+  }
+  store<D>(dk, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, key_sums);
+  store<D>(dv, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, value_sums);
+#endif
+}
+
+template <int D>
+void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
+  const AttentionArgs& f = a.forward;
+  const auto in = [&](const Matrix& m) { return rounded(args, args.in(m), m.cols); };
+  const uint16_t *q = in(f.q), *k = in(f.k), *v = in(f.v), *dy = in(a.dy);
+  const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
+  Row* stats = args.scratch<Row>(f.heads * f.q.rows);
+  const auto map = [&](const uint16_t* data, int64_t rows, int heads, int box) {
+    return tile_map(data, f.head_dim, heads, rows, f.head_dim, heads * f.head_dim, box);
+  };
+  launch_shared(args.device, attention_backward_query_wgmma<D>,
+                dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
+                map(q, f.q.rows, f.heads, own_rows), map(k, f.k.rows, f.kv_heads, tile_rows), map(v, f.v.rows, f.kv_heads, tile_rows),
+                map(dy, f.q.rows, f.heads, own_rows), dq, stats, s);
+  launch_shared(args.device, attention_backward_key_wgmma<D>,
+                dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(threads),
+                memory_bytes<D>, map(q, f.q.rows, f.heads, tile_rows), map(k, f.k.rows, f.kv_heads, own_rows), map(v, f.v.rows, f.kv_heads, own_rows),
+                map(dy, f.q.rows, f.heads, tile_rows), dk, dv, static_cast<const Row*>(stats), f.q.rows, s);
+}
+
+}  // namespace
+
+void attention_backward_by_warpgroups(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
+  if (a.forward.sequences == 0) return;
+  if (a.forward.head_dim <= 64) run<64>(args, a, s);
+  else run<128>(args, a, s);
+}
+
+}  // namespace conan::cuda
