@@ -355,7 +355,7 @@ void gather(Context&, const GatherArgs& args) {
 void scatter(Context&, const ScatterArgs& args) {
   for (int64_t i = 0; i < args.x.rows; ++i) {
     const float* x = args.x.row(i);
-    float* y = args.y.row(args.rows[i]);
+    float* y = args.y.row(args.rows ? args.rows[i] : i);
     if (!args.add) std::memcpy(y, x, size_t(args.x.cols) * sizeof(float));
     else
       for (int64_t c = 0; c < args.x.cols; ++c) y[c] += x[c];

@@ -203,7 +203,10 @@ void gather(Context&, const GatherArgs& a) {
 
 void scatter(Context&, const ScatterArgs& a) {
   for (int64_t i = 0; i < a.x.rows; ++i)
-    for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(a.rows[i])[c] = a.x.row(i)[c] + (a.add ? a.y.row(a.rows[i])[c] : 0);
+    for (int64_t c = 0; c < a.x.cols; ++c) {
+      float& to = a.y.row(a.rows ? a.rows[i] : i)[c];
+      to = a.x.row(i)[c] + (a.add ? to : 0);
+    }
 }
 
 void narrow(Context&, const NarrowArgs& a) {

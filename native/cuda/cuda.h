@@ -6,6 +6,7 @@
 #include <map>
 #include <mutex>
 #include <shared_mutex>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -115,6 +116,43 @@ class Staging {
   std::mutex lock_;
 };
 
+/// Memory of the host that a device reads by itself, for what is small and comes often: a copy from elsewhere might wait for the stream. One
+/// half is filled while what lies in the other goes.
+class Ring {
+ public:
+#ifdef __CUDACC__
+  static constexpr size_t kHalf = size_t(8) << 20;
+#else
+  static constexpr size_t kHalf = size_t(1) << 12;
+#endif
+
+  /// At most kHalf bytes, which may change when this returns.
+  void upload(cudaStream_t stream, void* to, const void* from, size_t bytes) {
+    std::lock_guard guard(lock_);
+    if (!memory_) {
+      void* memory = nullptr;
+      check(cudaMallocHost(&memory, 2 * kHalf), "host memory that the device reads");
+      memory_ = static_cast<char*>(memory);
+      for (cudaEvent_t& gone : gone_) check(cudaEventCreateWithFlags(&gone, cudaEventDisableTiming), "event");
+    }
+    if (used_ + bytes > kHalf) {
+      check(cudaEventRecord(gone_[half_], stream), "event");
+      half_ = 1 - half_, used_ = 0;
+      check(cudaEventSynchronize(gone_[half_]), "copy");
+    }
+    char* place = memory_ + half_ * kHalf + used_;
+    used_ += (bytes + 63) / 64 * 64;
+    std::memcpy(place, from, bytes);
+    check(cudaMemcpyAsync(to, place, bytes, cudaMemcpyDefault, stream), "copy");
+  }
+
+ private:
+  char* memory_ = nullptr;
+  cudaEvent_t gone_[2] = {};
+  size_t half_ = 0, used_ = 0;
+  std::mutex lock_;
+};
+
 /// One GPU and the stream that everything on it goes through, in order.
 struct Device {
   int index = 0;
@@ -123,13 +161,20 @@ struct Device {
   bool warpgroups = false;  // bf16 products by whole warpgroups (sm_90a)
   Ranges resident;          // copies that reside() made
   Staging staging;
+  Ring ring;
+  // Weights that were filled without waiting since finish() was called, and where kernels say which of them (from 1 on) holds no number.
+  std::vector<std::string> filled;
+  int* broken = nullptr;
 
   /// `from` may change when this returns.
   void upload(void* to, const void* from, size_t bytes) {
     if (bytes >= Staging::kWorthwhile) staging.upload(stream, to, from, bytes);
-    else check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, stream), "copy");
+    else ring.upload(stream, to, from, bytes);
   }
 };
+
+/// Error WEIGHT_NOT_FINITE where one of `filled` is not; waits for the stream.
+void check_filled(Device& device);
 
 inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
 

@@ -222,9 +222,9 @@ inline float __bfloat162float(__nv_bfloat16 x) {
   std::memcpy(&out, &wide, 4);
   return out;
 }
-inline int atomicOr(int* at, int value) {
+inline int atomicCAS(int* at, int expected, int value) {
   const int before = *at;
-  *at |= value;
+  if (before == expected) *at = value;
   return before;
 }
 

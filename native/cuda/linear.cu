@@ -24,16 +24,16 @@ __device__ uint16_t to_f16(float x) {
 
 __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !gated ? row : row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1; }
 
-/// A warp a row; `first`: the number of the part's first row among all `rows`. The flag is raised by numbers that are none.
+/// A warp a row; `first`: the number of the part's first row among all `rows`. `broken` becomes `name`, if it is zero, by numbers that are none.
 __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
-                          void* values, int64_t stride, float* scale, int* flag) {
+                          void* values, int64_t stride, float* scale, int name, int* broken) {
   const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
   if (row >= part_rows) return;
   const int64_t to = packed_row(first + row, rows, gated);
   float most = 0;
   for (int64_t k = threadIdx.x; k < K; k += 32) {
     const float x = fabsf(file_word(part, dtype, row * K + k));
-    if (!(x <= 3.402823466e38f)) atomicOr(flag, 1);
+    if (!(x <= 3.402823466e38f)) atomicCAS(broken, 0, name);
     most = x > most ? x : most;
   }
   most = warp_max(most);
@@ -68,23 +68,18 @@ __global__ void unpack_transposed(const void* values, const float* scale, int64_
   if (k < cols) out[k * rows + n] = static_cast<const int8_t*>(values)[n * stride + k] * scale[n];
 }
 
-/// `there`: the parts lie on the device.
+/// `there`: the parts lie on the device. check_filled() says whether they were numbers.
 void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, bool there = false) {
-  int* flag = args.scratch<int>(1);
-  check(cudaMemsetAsync(flag, 0, sizeof(int), args.device.stream), "memset");
+  args.device.filled.push_back(source.name);
   int64_t first = 0;
   for (const TensorView& part : source.parts) {
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
     launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
-           weight.gated, weight.format, weight.values, weight.stride, weight.scale, flag);
+           weight.gated, weight.format, weight.values, weight.stride, weight.scale, int(args.device.filled.size()), args.device.broken);
     first += part.shape[0];
   }
-  int raised = 0;
-  check(cudaMemcpyAsync(&raised, flag, sizeof(int), cudaMemcpyDefault, args.device.stream), "copy");
-  check(cudaStreamSynchronize(args.device.stream), "packing");
-  if (raised) fail("WEIGHT_NOT_FINITE", "tensor \"", source.name, "\" holds a NaN or an infinity");
 }
 
 std::unique_ptr<DeviceWeight> make(const Arguments& args, int64_t rows, int64_t cols, bool gated, WeightFormat format) {
@@ -284,12 +279,24 @@ __global__ void column_sums(View dy, float* out) {
 
 }  // namespace
 
+void check_filled(Device& device) {
+  int name = 0;
+  check(cudaMemcpyAsync(&name, device.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
+  check(cudaStreamSynchronize(device.stream), "computing");
+  const std::vector<std::string> filled = std::move(device.filled);
+  device.filled.clear();
+  if (name == 0) return;
+  check(cudaMemsetAsync(device.broken, 0, sizeof(int), device.stream), "memset");
+  fail("WEIGHT_NOT_FINITE", "tensor \"", filled[size_t(name) - 1], "\" holds a NaN or an infinity");
+}
+
 std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
   Arguments args(context);
   int64_t rows = 0;
   for (const TensorView& part : source.parts) rows += part.shape[0];
   auto weight = make(args, rows, source.parts[0].shape[1], source.gated, format);
   fill(args, source, *weight);
+  check_filled(args.device);
   return weight;
 }
 

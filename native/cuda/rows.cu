@@ -251,20 +251,20 @@ __global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int 
   }
 }
 
-/// Rows of a table of files.
-__global__ void table_rows_f32(const void* table, Dtype dtype, const int32_t* ids, View out) {
-  const auto [t, first] = own_part(out.cols);
-  if (t >= out.rows) return;
-  const int64_t row = ids[t] * out.cols;
-  each_of(
-      first, out.cols, [&](int64_t c) { return file_word(table, dtype, row + c); }, [&](int64_t c, float v) { out.row(t)[c] = v; });
-}
+/// Rows of a matrix of files, or of what the host has picked from one, in its order.
+struct Table {
+  const void* words;
+  Dtype dtype;
+  const int32_t* ids;
+  __device__ float at(int64_t t, int64_t cols, int64_t c) const { return file_word(words, dtype, (ids ? ids[t] : t) * cols + c); }
+};
 
-__global__ void embed_f32(View rows, View positions, float scale, const float* type_row, View y) {
+__global__ void embed_f32(Table table, Table positions, float scale, const float* type_row, View y) {
   const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
   each_of(
-      first, y.cols, [&](int64_t c) { return rows.row(t)[c] * scale + (type_row ? type_row[c] : 0) + (positions.data ? positions.row(t)[c] : 0); },
+      first, y.cols,
+      [&](int64_t c) { return table.at(t, y.cols, c) * scale + (type_row ? type_row[c] : 0) + (positions.words ? positions.at(t, y.cols, c) : 0); },
       [&](int64_t c, float v) { y.row(t)[c] = v; });
 }
 
@@ -291,7 +291,7 @@ __global__ void gather_f32(View x, View y, const int32_t* rows, int taps, const 
 __global__ void scatter_f32(View x, View y, const int32_t* rows, bool add) {
   const auto [i, first] = own_part(x.cols);
   if (i >= x.rows) return;
-  float* to = y.row(rows[i]);
+  float* to = y.row(rows ? rows[i] : i);
   each_of(
       first, x.cols, [&](int64_t c) { return x.row(i)[c] + (add ? to[c] : 0); }, [&](int64_t c, float v) { to[c] = v; });
 }
@@ -447,18 +447,12 @@ bool in_steps(const View& m, int numbers) {
   return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(float)) == 0 && m.stride % numbers == 0;
 }
 
-/// Rows of a table: gathered here where the table is on the device, else there by the host.
-View table_rows(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
-  float* out = args.scratch<float>(count * C);
-  const View rows{out, count, C, C};
-  if (const void* there = args.find(table.data, table.bytes())) {
-    launch_parts(args, table_rows_f32, count, C, there, table.dtype, args.in(ids, count), rows);
-    return rows;
-  }
+/// Its rows are picked by the host where the device does not have it.
+Table table_of(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
+  if (const void* there = args.find(table.data, table.bytes())) return {there, table.dtype, args.in(ids, count)};
   std::vector<float> values(size_t(count * C));
   for (int64_t t = 0; t < count; ++t) read_f32(table, ids[t] * C, C, values.data() + t * C);
-  check(cudaMemcpyAsync(out, values.data(), values.size() * sizeof(float), cudaMemcpyDefault, args.device.stream), "copy");
-  return rows;
+  return {args.in(static_cast<const float*>(values.data()), count * C), Dtype::f32, nullptr};
 }
 
 }  // namespace
@@ -510,9 +504,8 @@ void rope(Context& context, const RopeArgs& a) {
 void embed(Context& context, const EmbedArgs& a) {
   Arguments args(context);
   const int64_t T = a.y.rows, C = a.y.cols;
-  const View rows = table_rows(args, *a.table, a.ids, T, C);
-  const View positions = a.position_table ? table_rows(args, *a.position_table, a.positions, T, C) : View{nullptr, T, C, C};
-  launch_parts(args, embed_f32, T, C, rows, positions, a.scale, args.in(a.type_row, C), args.out(a.y));
+  const Table positions = a.position_table ? table_of(args, *a.position_table, a.positions, T, C) : Table{nullptr, Dtype::f32, nullptr};
+  launch_parts(args, embed_f32, T, C, table_of(args, *a.table, a.ids, T, C), positions, a.scale, args.in(a.type_row, C), args.out(a.y));
 }
 
 void embed_backward(Context& context, const EmbedBackwardArgs& a) {

@@ -361,11 +361,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
 }
 
 /// to = from, or to += from.
-void Transformer::put(Context& context, const Matrix& from, const Matrix& to, bool add) {
-  std::vector<int32_t> all(static_cast<size_t>(from.rows));
-  std::iota(all.begin(), all.end(), 0);
-  context.ops.scatter(context, {from, to, all.data(), add});
-}
+void Transformer::put(Context& context, const Matrix& from, const Matrix& to, bool add) { context.ops.scatter(context, {from, to, nullptr, add}); }
 
 /// Hands the values of rows [first, first + count) over to x, the whole batch.
 void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add) {
@@ -456,16 +452,15 @@ std::vector<RowValues> Transformer::with_positions(Context& context, const std::
   std::vector<RowValues> out;
   for (const RowValues& given : replaced) {
     const Matrix sum = context.scratch.matrix(given.values.rows, config_.hidden);
-    std::vector<int32_t> places, all(given.rows.size());
+    std::vector<int32_t> places;
     for (const int32_t row : given.rows) places.push_back(table_rows[size_t(row)]);
-    std::iota(all.begin(), all.end(), 0);
     EmbedArgs args;
     args.ids = places.data();
     args.table = &position_embedding_;
     args.type_row = type_rows_.data();
     args.y = sum;
     context.ops.embed(context, args);
-    context.ops.scatter(context, {given.values, sum, all.data(), true});
+    context.ops.scatter(context, {given.values, sum, nullptr, true});
     out.push_back({given.rows, sum});
   }
   return out;

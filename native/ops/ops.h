@@ -139,7 +139,7 @@ struct GatherArgs {
   const float* weights = nullptr;
 };
 
-/// y[rows[i]] = x[i], or y[rows[i]] += x[i]. No row comes twice.
+/// y[rows[i]] = x[i], or y[rows[i]] += x[i]; without rows, row i goes to row i. No row comes twice.
 struct ScatterArgs {
   Matrix x, y;
   const int32_t* rows = nullptr;

@@ -302,6 +302,9 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
         reference.scatter(plain, {expected.m, want.m, places.data(), add});
         table.scatter(context, {expected.m, got.m, places.data(), add});
         check_close(got.m, want.m, 1e-5, text(what, "scatter ", add));
+        reference.scatter(plain, {expected.m, want.m, nullptr, add});
+        table.scatter(context, {expected.m, got.m, nullptr, add});
+        check_close(got.m, want.m, 1e-5, text(what, "scatter of all ", add));
       }
     }
     {
