@@ -255,7 +255,17 @@ void normalize(Context&, const NormalizeArgs& a) {
 
 // ---- backward
 
-void norm_backward(Context&, const NormBackwardArgs& a) {
+void norm_backward(Context& context, const NormBackwardArgs& a) {
+  if (a.groups > 1) {
+    for (int64_t g = 0, C = a.x.cols / a.groups; g < a.groups; ++g) {
+      NormBackwardArgs part = a;
+      part.groups = 1;
+      for (Matrix* m : {&part.x, &part.dy, &part.dx})
+        if (m->data) *m = m->columns(g * C, C);
+      norm_backward(context, part);
+    }
+    return;
+  }
   const int64_t C = a.x.cols;
   for (int64_t t = 0; t < a.x.rows; ++t) {
     const float *x = a.x.row(t), *dy = a.dy.row(t);

@@ -281,21 +281,18 @@ __global__ void __launch_bounds__(threads, 1)
 template <int D>
 void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
   const AttentionArgs& f = a.forward;
-  const auto in = [&](const Matrix& m) { return rounded(args, args.in(m), m.cols); };
-  const uint16_t *q = in(f.q), *k = in(f.k), *v = in(f.v), *dy = in(a.dy);
+  const NarrowView q = narrowed(args, f.narrow_q, f.q), k = narrowed(args, f.narrow_k, f.k), v = narrowed(args, f.narrow_v, f.v),
+                   dy = narrowed(args, a.narrow_dy, a.dy);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
-  Row* stats = args.scratch<Row>(f.heads * f.q.rows);
-  const auto map = [&](const uint16_t* data, int64_t rows, int heads, int box) {
-    return tile_map(data, f.head_dim, heads, rows, f.head_dim, heads * f.head_dim, box);
-  };
+  Row* stats = args.scratch<Row>(f.heads * q.rows);
+  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, f.head_dim, heads, m.rows, f.head_dim, m.stride, box); };
   launch_shared(args.device, attention_backward_query_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
-                map(q, f.q.rows, f.heads, own_rows), map(k, f.k.rows, f.kv_heads, tile_rows), map(v, f.v.rows, f.kv_heads, tile_rows),
-                map(dy, f.q.rows, f.heads, own_rows), dq, stats, s);
+                map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq, stats, s);
   launch_shared(args.device, attention_backward_key_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(threads),
-                memory_bytes<D>, map(q, f.q.rows, f.heads, tile_rows), map(k, f.k.rows, f.kv_heads, own_rows), map(v, f.v.rows, f.kv_heads, own_rows),
-                map(dy, f.q.rows, f.heads, tile_rows), dk, dv, static_cast<const Row*>(stats), f.q.rows, s);
+                memory_bytes<D>, map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows),
+                dk, dv, static_cast<const Row*>(stats), q.rows, s);
 }
 
 }  // namespace

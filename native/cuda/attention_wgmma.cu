@@ -198,14 +198,15 @@ void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& 
 
 }  // namespace
 
+NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& m) {
+  if (narrow.data) return args.in(narrow);
+  const View x = args.in(m);
+  return {const_cast<uint16_t*>(rounded(args, x, x.cols)), x.rows, x.cols, x.cols};
+}
+
 void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s) {
   if (a.sequences == 0) return;
-  const auto in = [&](const Bf16Matrix& narrow, const Matrix& m) -> NarrowView {
-    if (narrow.data) return args.in(narrow);
-    const View x = args.in(m);
-    return {const_cast<uint16_t*>(rounded(args, x, x.cols)), x.rows, x.cols, x.cols};
-  };
-  const Inputs inputs = {in(a.narrow_q, a.q), in(a.narrow_k, a.k), in(a.narrow_v, a.v)};
+  const Inputs inputs = {narrowed(args, a.narrow_q, a.q), narrowed(args, a.narrow_k, a.k), narrowed(args, a.narrow_v, a.v)};
   const View y = args.inout(a.y);
   const NarrowView narrow_y = args.inout(a.narrow_y);
   int64_t shortest = INT64_MAX;

@@ -372,6 +372,11 @@ __device__ __forceinline__ float activated_derivative(Activation activation, flo
 /// x as bf16, `stride` words a row, zeros behind the last column.
 const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
 
+/// Into how many parts sums over so many rows are divided.
+inline int parts_of(int64_t rows) { return int(std::clamp<int64_t>(rows / 64, 1, 256)); }
+/// to += the parts, in their order; `apart` numbers lie between their beginnings, and their rows one behind the other.
+void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to);
+
 std::unique_ptr<Weight> pack(Context&, const WeightSource&, WeightFormat);
 void repack(Context&, const WeightSource&, Weight&);
 void pack_transposed(Context&, const Weight&, std::unique_ptr<Weight>&);

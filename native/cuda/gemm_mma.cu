@@ -160,8 +160,8 @@ const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
   return out;
 }
 
-void multiply_by_warps(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
-  (is_large(args, T, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x, nullptr, T, weight, 2 * weight.stride, epilogue);
+void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  (is_large(args, x.rows, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x.data, nullptr, x.rows, weight, 2 * weight.stride, epilogue);
 }
 
 void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {

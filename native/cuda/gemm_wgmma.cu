@@ -118,14 +118,14 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
 }
 
 template <class Tile>
-void run(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
-  const unsigned tiles_m = blocks(T, Tile::tile_m), tiles_n = blocks(weight.rows, Tile::tile_n);
+void run(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  const unsigned tiles_m = blocks(x.rows, Tile::tile_m), tiles_n = blocks(weight.rows, Tile::tile_n);
   const unsigned all = blocks(tiles_m, Tile::cluster) * tiles_n * Tile::cluster,
                  most = unsigned(args.device.multiprocessors) / Tile::cluster * Tile::cluster;
   launch_clusters(args.device, gemm_wgmma<Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
-                  tile_map(x, weight.stride, 1, T, weight.stride, weight.stride, Tile::tile_m),
-                  tile_map(weight.values, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), T, weight.rows,
-                  int(weight.stride / 64), int(tiles_m), int(tiles_n), epilogue);
+                  tile_map(x.data, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
+                  tile_map(weight.values, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), x.rows,
+                  weight.rows, int(weight.stride / 64), int(tiles_m), int(tiles_n), epilogue);
 }
 
 /// Time of a product, in no unit: rounds of tiles by a tile's elements over the rate at which tiles of the size are multiplied.
@@ -138,15 +138,16 @@ double cost(const Arguments& args, int64_t T, int64_t N, double rate) {
 
 }  // namespace
 
-void multiply_by_warpgroups(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
+void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  const int64_t T = x.rows;
   if (T == 0) return;
-  using Run = void (*)(Arguments&, const uint16_t*, int64_t, const DeviceWeight&, const Epilogue&);
+  using Run = void (*)(Arguments&, const NarrowView&, const DeviceWeight&, const Epilogue&);
   const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run<Large>},
                                             {cost<Medium>(args, T, weight.rows, 0.8), run<Medium>},
                                             {cost<Small>(args, T, weight.rows, 0.4), run<Small>},
                                             {cost<Least>(args, T, weight.rows, 0.2), run<Least>}};
   const auto best = std::min_element(std::begin(choices), std::end(choices), [](const auto& a, const auto& b) { return a.first < b.first; });
-  best->second(args, x, T, weight, epilogue);
+  best->second(args, x, weight, epilogue);
 }
 
 }  // namespace conan::cuda

@@ -184,53 +184,70 @@ __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View
 /// memory as they come, and fragments are turned as they are read.
 constexpr int tile_m = 128, tile_n = 128, tile_k = 32, turned_stride = tile_n + 8;
 
-__global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, View dw) {
+template <bool narrow_left, bool narrow_right>
+__global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView narrow_dy, View x, NarrowView narrow_x, View dw) {
   alignas(16) __shared__ uint16_t left[tile_k * turned_stride];
   alignas(16) __shared__ uint16_t right[tile_k * turned_stride];
   const int64_t n0 = int64_t(blockIdx.y) * tile_m, k0 = int64_t(blockIdx.x) * tile_n;
   const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
   const int warp_n = warp / 4 * 64, warp_k = warp % 4 * 32;
   float sums[4][4][4] = {};
-  const Part part = own_rows(dy.rows, dw);
+  const Part part = own_rows(narrow_left ? narrow_dy.rows : dy.rows, dw);
 
   // A warp a row, four numbers a lane.
-  auto read = [&](const View& m, int64_t t0, int64_t c0, float4(&held)[4]) {
-    const bool aligned = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0;
+  auto read = [&](const auto& m, int64_t t0, int64_t c0, uint2(&held)[4]) {
+    constexpr bool narrow = sizeof(*m.data) == 2;
+    const bool aligned = reinterpret_cast<uintptr_t>(m.data) % (4 * sizeof(*m.data)) == 0 && m.stride % 4 == 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t t = t0 + warp + 8 * i, c = c0 + 4 * lane;
-      held[i] = {0, 0, 0, 0};
+      held[i] = {0, 0};
       if (t >= part.end) continue;
-      const float* from = m.row(t) + c;
-      if (aligned && c + 4 <= m.cols) {
-        held[i] = *reinterpret_cast<const float4*>(from);
+      const auto* from = m.row(t) + c;
+      if constexpr (narrow) {
+        if (aligned && c + 4 <= m.cols) {
+          held[i] = *reinterpret_cast<const uint2*>(from);
+        } else {
+          const auto word = [&](int e) { return c + e < m.cols ? uint32_t(from[e]) : 0; };
+          held[i] = {word(0) | word(1) << 16, word(2) | word(3) << 16};
+        }
       } else {
-        if (c < m.cols) held[i].x = from[0];
-        if (c + 1 < m.cols) held[i].y = from[1];
-        if (c + 2 < m.cols) held[i].z = from[2];
-        if (c + 3 < m.cols) held[i].w = from[3];
+        float4 v = {0, 0, 0, 0};
+        if (aligned && c + 4 <= m.cols) {
+          v = *reinterpret_cast<const float4*>(from);
+        } else {
+          if (c < m.cols) v.x = from[0];
+          if (c + 1 < m.cols) v.y = from[1];
+          if (c + 2 < m.cols) v.z = from[2];
+          if (c + 3 < m.cols) v.w = from[3];
+        }
+        held[i] = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
       }
     }
   };
-  auto write = [&](uint16_t* tile, const float4(&held)[4]) {
+  auto write = [&](uint16_t* tile, const uint2(&held)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint32_t* to = reinterpret_cast<uint32_t*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]);
-      to[0] = pack_bf16(held[i].x, held[i].y);
-      to[1] = pack_bf16(held[i].z, held[i].w);
-    }
+    for (int i = 0; i < 4; ++i) *reinterpret_cast<uint2*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]) = held[i];
+  };
+  auto read_left = [&](int64_t t0, uint2(&held)[4]) {
+    if constexpr (narrow_left) read(narrow_dy, t0, n0, held);
+    else read(dy, t0, n0, held);
+  };
+  auto read_right = [&](int64_t t0, uint2(&held)[4]) {
+    if constexpr (narrow_right) read(narrow_x, t0, k0, held);
+    else read(x, t0, k0, held);
   };
 
-  float4 slopes[4], inputs[4];
-  read(dy, part.first, n0, slopes);
-  read(x, part.first, k0, inputs);
+  uint2 slopes[4], inputs[4];
+  read_left(part.first, slopes);
+  read_right(part.first, inputs);
   for (int64_t t0 = part.first; t0 < part.end; t0 += tile_k) {
     write(left, slopes);
     write(right, inputs);
     __syncthreads();
     if (t0 + tile_k < part.end) {
-      read(dy, t0 + tile_k, n0, slopes);
-      read(x, t0 + tile_k, k0, inputs);
+      read_left(t0 + tile_k, slopes);
+      read_right(t0 + tile_k, inputs);
     }
 #pragma unroll
     for (int t = 0; t < tile_k; t += 16) {
@@ -260,21 +277,21 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, View x, Vie
       }
 }
 
-/// dw += the parts, in their order.
-__global__ void add_parts(const float* from, int parts, View dw) {
+__global__ void sum_parts(const float* from, int64_t apart, int parts, View to) {
   const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
-  if (k >= dw.cols) return;
-  float sum = dw.row(n)[k];
-  for (int i = 0; i < parts; ++i) sum += from[(i * dw.rows + n) * dw.cols + k];
-  dw.row(n)[k] = sum;
+  if (k >= to.cols) return;
+  float sum = to.row(n)[k];
+  for (int i = 0; i < parts; ++i) sum += from[i * apart + n * to.cols + k];
+  to.row(n)[k] = sum;
 }
 
-__global__ void column_sums(View dy, float* out) {
-  const int64_t n = int64_t(blockIdx.x) * 128 + threadIdx.x;
-  if (n >= dy.cols) return;
+/// Block y takes a part of the rows, and has sums of its own.
+__global__ void column_sums(View dy, NarrowView narrow, int64_t rows, int64_t cols, float* out) {
+  const int64_t n = int64_t(blockIdx.x) * 128 + threadIdx.x, first = rows * blockIdx.y / gridDim.y, end = rows * (blockIdx.y + 1) / gridDim.y;
+  if (n >= cols) return;
   float sum = 0;
-  for (int64_t t = 0; t < dy.rows; ++t) sum += dy.row(t)[n];
-  out[n] += sum;
+  for (int64_t t = first; t < end; ++t) sum += narrow.data ? file_word(narrow.row(t), Dtype::bf16, n) : dy.row(t)[n];
+  out[blockIdx.y * cols + n] = sum;
 }
 
 }  // namespace
@@ -343,8 +360,9 @@ void linear(Context& context, const LinearArgs& a) {
       args.inout(a.narrow_y).data,
       a.narrow_y.stride};
   if (weight.format == WeightFormat::bf16) {
-    const uint16_t* words = a.narrow_x.data ? args.in(a.narrow_x).data : rounded(args, x, weight.stride);
-    (args.device.warpgroups ? multiply_by_warpgroups : multiply_by_warps)(args, words, T, weight, epilogue);
+    NarrowView words = args.in(a.narrow_x);
+    if (!words.data) words = {const_cast<uint16_t*>(rounded(args, x, weight.stride)), T, weight.stride, weight.stride};
+    (args.device.warpgroups ? multiply_by_warpgroups : multiply_by_warps)(args, words, weight, epilogue);
   } else if (weight.format == WeightFormat::i8) {
     multiply_whole(args, x, weight, epilogue);
   } else {
@@ -353,19 +371,37 @@ void linear(Context& context, const LinearArgs& a) {
   }
 }
 
+void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to) {
+  launch(args.device, sum_parts, dim3(blocks(to.cols, 128), unsigned(to.rows)), dim3(128), from, apart, parts, to);
+}
+
 void linear_backward(Context& context, const LinearBackwardArgs& a) {
   Arguments args(context);
   const View dy = args.in(a.dy);
-  if (a.dbias) launch(args.device, column_sums, dim3(blocks(dy.cols, 128)), dim3(128), dy, args.inout(a.dbias, dy.cols));
-  if (!a.dw.data) return;
+  const NarrowView narrow_dy = args.in(a.narrow_dy);
+  const int64_t rows = narrow_dy.data ? narrow_dy.rows : dy.rows, cols = narrow_dy.data ? narrow_dy.cols : dy.cols;
+  if (a.dbias && rows > 0) {
+    const int parts = parts_of(rows);
+    float* sums = args.scratch<float>(parts * cols);
+    launch(args.device, column_sums, dim3(blocks(cols, 128), unsigned(parts)), dim3(128), dy, narrow_dy, rows, cols, sums);
+    add_parts(args, sums, cols, parts, {args.inout(a.dbias, cols), 1, cols, cols});
+  }
+  if (!a.dw.data || rows == 0) return;
   const View x = args.in(a.x), dw = args.inout(a.dw);
-  const int64_t tile = a.reduced ? tile_n : 64, tiles = int64_t(blocks(x.cols, tile)) * blocks(dy.cols, tile);
-  const int parts = int(std::clamp<int64_t>(2 * args.device.multiprocessors / tiles, 1, std::max<int64_t>(1, dy.rows / 128)));
+  const NarrowView narrow_x = args.in(a.narrow_x);
+  const int64_t tile = a.reduced ? tile_n : 64, tiles = int64_t(blocks(dw.cols, tile)) * blocks(dw.rows, tile);
+  const int parts = int(std::clamp<int64_t>(2 * args.device.multiprocessors / tiles, 1, std::max<int64_t>(1, rows / 128)));
   const View results = parts == 1 ? dw : View{args.scratch<float>(parts * dw.rows * dw.cols), dw.rows, dw.cols, dw.cols};
-  launch(args.device, a.reduced ? gemm_transposed_bf16 : gemm_transposed_f32, dim3(blocks(x.cols, tile), blocks(dy.cols, tile), unsigned(parts)),
-         dim3(256), dy, x, results);
-  if (parts > 1)
-    launch(args.device, add_parts, dim3(blocks(dw.cols, 128), unsigned(dw.rows)), dim3(128), static_cast<const float*>(results.data), parts, dw);
+  const dim3 grid(blocks(dw.cols, tile), blocks(dw.rows, tile), unsigned(parts));
+  if (!a.reduced) {
+    launch(args.device, gemm_transposed_f32, grid, dim3(256), dy, x, results);
+  } else {
+    const auto kernel = narrow_dy.data  ? narrow_x.data ? gemm_transposed_bf16<true, true> : gemm_transposed_bf16<true, false>
+                         : narrow_x.data ? gemm_transposed_bf16<false, true>
+                                        : gemm_transposed_bf16<false, false>;
+    launch(args.device, kernel, grid, dim3(256), dy, narrow_dy, x, narrow_x, results);
+  }
+  if (parts > 1) add_parts(args, results.data, dw.rows * dw.cols, parts, dw);
 }
 
 }  // namespace conan::cuda

@@ -169,9 +169,10 @@ __device__ __forceinline__ TilePlace place_of(int tile, int tiles_m, int tiles_n
   return {first + within % deep, within / deep};
 }
 
-/// Products of T such rows with bf16 weights on tensor cores: by warps, or by whole warpgroups (sm_90a).
-void multiply_by_warps(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
-void multiply_by_warpgroups(Arguments& args, const uint16_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
+/// Products with bf16 weights on tensor cores: by warps, of rows one behind the other, or by whole warpgroups (sm_90a). x has the weight's
+/// columns up to its stride.
+void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
+void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
 /// Products with int8 weights on tensor cores.
 void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
 

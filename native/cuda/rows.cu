@@ -118,10 +118,10 @@ __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-__global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const float* weight, View dy, View dx, bool add) {
-  const int64_t t = own_row(), C = x.cols;
+__global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const float* weight, View dy, View dx, bool add, int groups) {
+  const int64_t t = own_row() / groups, C = x.cols / groups, column = own_row() % groups * C;
   if (t >= x.rows) return;
-  const float *from = x.row(t), *slope = dy.row(t);
+  const float *from = x.row(t) + column, *slope = dy.row(t) + column;
   const Moments m = moments(from, C, kind, eps);
   float sum = 0, along = 0;
   for (int64_t c = lane(); c < C; c += 32) {
@@ -133,28 +133,74 @@ __global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const 
   along = warp_sum(along) / float(C);
   for (int64_t c = lane(); c < C; c += 32) {
     const float g = slope[c] * (weight ? weight[c] : 1), hat = (from[c] - m.mean) * m.factor;
-    float& to = dx.row(t)[c];
+    float& to = dx.row(t)[column + c];
     to = m.factor * (g - sum - hat * along) + (add ? to : 0);
   }
 }
 
-__global__ void moments_f32(NormKind kind, float eps, View x, Moments* out) {
-  const int64_t t = own_row();
+/// The same where a row fits the registers of a warp, by fours: up to 128 N channels.
+template <int N>
+__global__ void __launch_bounds__(32 * warps)
+    norm_backward_held(NormKind kind, float eps, View x, const float* weight, View dy, View dx, bool add, int groups) {
+  const int C = int(x.cols) / groups;
+  const int64_t t = own_row() / groups, column = own_row() % groups * C;
   if (t >= x.rows) return;
-  const Moments m = moments(x.row(t), x.cols, kind, eps);
-  if (lane() == 0) out[t] = m;
+  float4 v[N], g[N];
+  float total = 0, squares = 0, sum = 0, along = 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int c = 4 * (32 * i + lane());
+    v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + column + c) : float4{0, 0, 0, 0};
+    g[i] = c < C ? *reinterpret_cast<const float4*>(dy.row(t) + column + c) : float4{0, 0, 0, 0};
+    total += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  }
+  const float mean = kind == NormKind::layer ? warp_sum(total) / float(C) : 0;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int c = 4 * (32 * i + lane());
+    if (c >= C) continue;
+    const float4 w = weight ? *reinterpret_cast<const float4*>(weight + c) : float4{1, 1, 1, 1};
+    g[i] = {g[i].x * w.x, g[i].y * w.y, g[i].z * w.z, g[i].w * w.w};
+    v[i] = {v[i].x - mean, v[i].y - mean, v[i].z - mean, v[i].w - mean};
+    squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
+    sum += (g[i].x + g[i].y) + (g[i].z + g[i].w);
+    along += (g[i].x * v[i].x + g[i].y * v[i].y) + (g[i].z * v[i].z + g[i].w * v[i].w);
+  }
+  const float factor = 1 / sqrtf(warp_sum(squares) / float(C) + eps);
+  sum = kind == NormKind::rms ? 0 : warp_sum(sum) / float(C);
+  along = warp_sum(along) / float(C) * factor * factor;
+#pragma unroll
+  for (int i = 0; i < N; ++i) {
+    const int c = 4 * (32 * i + lane());
+    if (c >= C) continue;
+    float4* to = reinterpret_cast<float4*>(dx.row(t) + column + c);
+    const float4 before = add ? *to : float4{0, 0, 0, 0};
+    *to = {factor * (g[i].x - sum - v[i].x * along) + before.x, factor * (g[i].y - sum - v[i].y * along) + before.y,
+           factor * (g[i].z - sum - v[i].z * along) + before.z, factor * (g[i].w - sum - v[i].w * along) + before.w};
+  }
 }
 
-__global__ void norm_backward_weight_f32(View x, View dy, const Moments* rows, float* dweight, float* dbias) {
-  const int64_t c = own_column();
-  if (c >= x.cols) return;
+__global__ void moments_f32(NormKind kind, float eps, View x, int groups, Moments* out) {
+  const int64_t t = own_row() / groups, C = x.cols / groups;
+  if (t >= x.rows) return;
+  const Moments m = moments(x.row(t) + own_row() % groups * C, C, kind, eps);
+  if (lane() == 0) out[own_row()] = m;
+}
+
+/// Block x takes a part of the rows, and has sums [2, C] of its own: by the weight, and by the bias.
+__global__ void norm_backward_weight_f32(View x, View dy, int groups, const Moments* rows, float* out) {
+  const int64_t c = own_column(), C = x.cols / groups, first = x.rows * blockIdx.x / gridDim.x, end = x.rows * (blockIdx.x + 1) / gridDim.x;
+  if (c >= C) return;
   float weight = 0, bias = 0;
-  for (int64_t t = 0; t < x.rows; ++t) {
-    weight += dy.row(t)[c] * (x.row(t)[c] - rows[t].mean) * rows[t].factor;
-    bias += dy.row(t)[c];
-  }
-  if (dweight) dweight[c] += weight;
-  if (dbias) dbias[c] += bias;
+  for (int64_t t = first; t < end; ++t)
+    for (int g = 0; g < groups; ++g) {
+      const Moments m = rows[t * groups + g];
+      const float slope = dy.row(t)[g * C + c];
+      weight += slope * (x.row(t)[g * C + c] - m.mean) * m.factor;
+      bias += slope;
+    }
+  out[2 * blockIdx.x * C + c] = weight;
+  out[(2 * blockIdx.x + 1) * C + c] = bias;
 }
 
 /// One warp a head of a token.
@@ -363,6 +409,58 @@ __global__ void normalize_backward_f32(View x, View dy) {
   for (int64_t c = lane(); c < x.cols; c += 32) dy.row(b)[c] = factor * (dy.row(b)[c] - x.row(b)[c] * factor * along);
 }
 
+/// Rows in either of their forms, two neighbouring numbers at a time.
+struct PairRows {
+  View wide;
+  NarrowView narrow;
+  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
+    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
+    const uint32_t both = *reinterpret_cast<const uint32_t*>(narrow.row(t) + c), words[2] = {both << 16, both & 0xffff0000u};
+    float2 out;
+    memcpy(&out, words, sizeof out);
+    return out;
+  }
+  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
+    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
+    else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
+  }
+};
+
+__global__ void activate_pairs(Activation activation, bool gated, PairRows x, PairRows y, int64_t rows, int64_t cols) {
+  const auto [t, first] = own_part(cols / 2);
+  if (t >= rows) return;
+  struct Inputs {
+    float2 at, value;
+  };
+  each_of(
+      first, cols / 2,
+      [&](int64_t i) {
+        return Inputs{x.at(t, 2 * i), gated ? x.at(t, cols + 2 * i) : float2{1, 1}};
+      },
+      [&](int64_t i, const Inputs& in) {
+        y.put(t, 2 * i, {activated(activation, in.at.x) * in.value.x, activated(activation, in.at.y) * in.value.y});
+      });
+}
+
+__global__ void activate_backward_pairs(Activation activation, bool gated, PairRows x, PairRows dy, PairRows dx, int64_t rows, int64_t cols) {
+  const auto [t, first] = own_part(cols / 2);
+  if (t >= rows) return;
+  struct Inputs {
+    float2 at, value, slope;
+  };
+  each_of(
+      first, cols / 2,
+      [&](int64_t i) {
+        return Inputs{x.at(t, 2 * i), gated ? x.at(t, cols + 2 * i) : float2{1, 1}, dy.at(t, 2 * i)};
+      },
+      [&](int64_t i, const Inputs& in) {
+        if (gated) dx.put(t, cols + 2 * i, {in.slope.x * activated(activation, in.at.x), in.slope.y * activated(activation, in.at.y)});
+        dx.put(t, 2 * i,
+               {in.slope.x * in.value.x * activated_derivative(activation, in.at.x),
+                in.slope.y * in.value.y * activated_derivative(activation, in.at.y)});
+      });
+}
+
 __global__ void activate_f32(Activation activation, bool gated, View x, View y) {
   const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
@@ -475,14 +573,27 @@ void norm(Context& context, const NormArgs& a) {
 
 void norm_backward(Context& context, const NormBackwardArgs& a) {
   Arguments args(context);
-  const int64_t C = a.x.cols;
+  const int64_t C = a.x.cols / a.groups, segments = a.x.rows * a.groups;
   const View x = args.in(a.x), dy = args.in(a.dy);
   if (a.dweight || a.dbias) {
-    Moments* rows = args.scratch<Moments>(x.rows);
-    launch_rows(args, moments_f32, x.rows, a.kind, a.eps, x, rows);
-    launch_columns(args, norm_backward_weight_f32, C, 1, x, dy, static_cast<const Moments*>(rows), args.inout(a.dweight, C), args.inout(a.dbias, C));
+    Moments* rows = args.scratch<Moments>(segments);
+    launch_rows(args, moments_f32, segments, a.kind, a.eps, x, a.groups, rows);
+    const int parts = parts_of(a.x.rows);
+    float* sums = args.scratch<float>(2 * parts * C);
+    launch_columns(args, norm_backward_weight_f32, C, unsigned(parts), x, dy, a.groups, static_cast<const Moments*>(rows), sums);
+    if (a.dweight) add_parts(args, sums, 2 * C, parts, {args.inout(a.dweight, C), 1, C, C});
+    if (a.dbias) add_parts(args, sums + C, 2 * C, parts, {args.inout(a.dbias, C), 1, C, C});
   }
-  if (a.dx.data) launch_rows(args, norm_backward_input_f32, x.rows, a.kind, a.eps, x, args.in(a.weight, C), dy, args.inout(a.dx), a.add);
+  if (!a.dx.data) return;
+  const float* weight = args.in(a.weight, C);
+  const View dx = args.inout(a.dx);
+  const bool by_four = in_steps(x, 4) && in_steps(dy, 4) && in_steps(dx, 4) && C % 4 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  const auto run = [&](auto kernel) { launch_rows(args, kernel, segments, a.kind, a.eps, x, weight, dy, dx, a.add, a.groups); };
+  if (!by_four || C > 2048) run(norm_backward_input_f32);
+  else if (C <= 128) run(norm_backward_held<1>);
+  else if (C <= 512) run(norm_backward_held<4>);
+  else if (C <= 1024) run(norm_backward_held<8>);
+  else run(norm_backward_held<16>);
 }
 
 void rope(Context& context, const RopeArgs& a) {
@@ -557,12 +668,22 @@ void widen(Context& context, const WidenArgs& a) {
 
 void activate(Context& context, const ActivateArgs& a) {
   Arguments args(context);
-  launch_parts(args, activate_f32, a.y.rows, a.y.cols, a.activation, a.gated, args.in(a.x), args.out(a.y));
+  const View x = args.in(a.x), y = args.out(a.y);
+  const int64_t rows = a.narrow_y.data ? a.narrow_y.rows : y.rows, cols = a.narrow_y.data ? a.narrow_y.cols : y.cols;
+  if (a.narrow_x.data || (in_steps(x, 2) && in_steps(y, 2) && cols % 2 == 0))
+    launch_parts(args, activate_pairs, rows, cols / 2, a.activation, a.gated, PairRows{x, args.in(a.narrow_x)}, PairRows{y, args.inout(a.narrow_y)},
+                 rows, cols);
+  else launch_parts(args, activate_f32, rows, cols, a.activation, a.gated, x, y);
 }
 
 void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   Arguments args(context);
-  launch_parts(args, activate_backward_f32, a.dy.rows, a.dy.cols, a.activation, a.gated, args.in(a.x), args.in(a.dy), args.out(a.dx));
+  const View x = args.in(a.x), dy = args.in(a.dy), dx = args.out(a.dx);
+  const int64_t rows = a.narrow_dy.data ? a.narrow_dy.rows : dy.rows, cols = a.narrow_dy.data ? a.narrow_dy.cols : dy.cols;
+  if (a.narrow_x.data || (in_steps(x, 2) && in_steps(dy, 2) && in_steps(dx, 2) && cols % 2 == 0))
+    launch_parts(args, activate_backward_pairs, rows, cols / 2, a.activation, a.gated, PairRows{x, args.in(a.narrow_x)},
+                 PairRows{dy, args.in(a.narrow_dy)}, PairRows{dx, args.inout(a.narrow_dx)}, rows, cols);
+  else launch_parts(args, activate_backward_f32, rows, cols, a.activation, a.gated, x, dy, dx);
 }
 
 void adamw(Context& context, const AdamWArgs& a) {

@@ -79,7 +79,7 @@ struct NormArgs {
   const float* bias = nullptr;    // [C] or absent
   Matrix residual;                // [T, C] or absent
   Matrix y;
-  Bf16Matrix narrow_y;  // in the place of y, where OperationTable::narrow_rows
+  Bf16Matrix narrow_y = {};  // in the place of y, where OperationTable::narrow_rows
 };
 
 /// y = act(x W^T + bias) + residual, or, where the weight is gated, y = act(gate) * value with
@@ -91,9 +91,9 @@ struct LinearArgs {
   Activation activation = Activation::none;
   Matrix residual;  // [T, N] or absent
   Matrix y;         // [T, N]
-  /// In the places of x and of y (then without residual), with bf16 weights, multiples of 64 columns and one row behind the other, where
-  /// OperationTable::narrow_linear.
-  Bf16Matrix narrow_x, narrow_y;
+  /// In the places of x and of y (then without residual), with bf16 weights and multiples of 64 columns, where OperationTable::narrow_linear;
+  /// one row behind the other, unless narrow_rows.
+  Bf16Matrix narrow_x = {}, narrow_y = {};
 };
 
 /// In place, per token and head: optional RMS norm over the head (QK-norm), then rotation of the first
@@ -107,7 +107,7 @@ struct RopeArgs {
   int half = 0;
   const int32_t* positions = nullptr;  // [T]
   bool inverse = false;                // by the negative angles: the gradient of a rotation
-  Bf16Matrix narrow_y;                 // receives the result instead of x, where OperationTable::narrow_rows
+  Bf16Matrix narrow_y = {};            // receives the result instead of x, where OperationTable::narrow_rows
 };
 
 /// Attention within each sequence of a packed batch. Queries of sequence b are rows q_offsets[b] .. q_offsets[b+1] of q
@@ -126,7 +126,7 @@ struct AttentionArgs {
   bool reduced = false;  // queries, keys, probabilities and values may be rounded to bf16 before they are multiplied
   /// In the places of q, of k and v, and of y, where OperationTable::narrow_rows; then reduced, without bias, and with heads as narrow_heads()
   /// has it.
-  Bf16Matrix narrow_q, narrow_k, narrow_v, narrow_y;
+  Bf16Matrix narrow_q = {}, narrow_k = {}, narrow_v = {}, narrow_y = {};
 
   static bool narrow_heads(int64_t head_dim) { return head_dim % 8 == 0 && head_dim <= 128; }
 };
@@ -182,13 +182,15 @@ struct NormBackwardArgs {
   Matrix dy, dx;                  // [T, C]; dx absent: not wanted; it may be dy
   bool add = false;               // dx += instead of =
   float *dweight = nullptr, *dbias = nullptr;
+  int groups = 1;  // of C / groups neighbouring channels, each normed by itself and with the same weight [C / groups]: heads
 };
 
 /// y = act(x), or gated act(x[:, :N]) * x[:, N:]: what linear does behind its product, as an operation of its own.
 struct ActivateArgs {
   Activation activation = Activation::none;
   bool gated = false;
-  Matrix x, y;  // [T, N] or gated [T, 2 N], [T, N]
+  Matrix x, y;                              // [T, N] or gated [T, 2 N], [T, N]
+  Bf16Matrix narrow_x = {}, narrow_y = {};  // both in their places, where OperationTable::narrow_rows and N is even
 };
 
 /// dx = gradient of activate at x; dx may be x.
@@ -196,6 +198,7 @@ struct ActivateBackwardArgs {
   Activation activation = Activation::none;
   bool gated = false;
   Matrix x, dy, dx;
+  Bf16Matrix narrow_x = {}, narrow_dy = {}, narrow_dx = {};  // all in their places, as there
 };
 
 /// dw [N, K] += dy^T x, dbias [N] += the sums of dy's columns: gradients of linear by its weights. That by its input is linear again,
@@ -204,7 +207,8 @@ struct LinearBackwardArgs {
   Matrix dy, x;  // [T, N], [T, K]
   Matrix dw;     // absent: not wanted
   float* dbias = nullptr;
-  bool reduced = false;  // dy and x may be rounded to bf16 before they are multiplied
+  bool reduced = false;                      // dy and x may be rounded to bf16 before they are multiplied
+  Bf16Matrix narrow_dy = {}, narrow_x = {};  // in their places, where OperationTable::narrow_rows; then reduced
 };
 
 /// Gradients of attention; `forward` without y. dq, dk, dv are overwritten. dbias like AttentionArgs::bias.
@@ -212,6 +216,7 @@ struct AttentionBackwardArgs {
   AttentionArgs forward;
   Matrix dy, dq, dk, dv;
   float* dbias = nullptr;
+  Bf16Matrix narrow_dy = {};  // in the place of dy, as in forward
 };
 
 /// dtable [V, C] += dy of the rows with that id, times scale.
@@ -257,7 +262,7 @@ struct OperationTable {
   const void* data = nullptr;  // the backend's own
   /// linear rounds x to bf16 where the weights are bf16; between two of them rows may be bf16 then, and nothing is lost.
   bool narrow_linear = false;
-  /// The same of what norm and rope hand over to linear and attention, and attention to linear.
+  /// The same of all that passes between norm, rope, attention, activate and linear, and of their gradients.
   bool narrow_rows = false;
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY

@@ -336,7 +336,7 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       std::vector<float> cos = random_floats(size_t(T * half), 2), sin = random_floats(size_t(T * half), 3), weight = random_floats(size_t(D), 4);
       std::vector<int32_t> positions;
       for (int t = 0; t < T; ++t) positions.push_back((t * 5) % T);
-      RopeArgs args{a.m, H, D, with_norm ? weight.data() : nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data(), false, {}};
+      RopeArgs args{a.m, H, D, with_norm ? weight.data() : nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
       reference.rope(plain, args);
       args.x = b.m;
       table.rope(context, args);
@@ -419,7 +419,7 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
       const std::string what = text(table.name, " norm_backward ", C, kind == NormKind::rms ? " rms" : " layer");
       auto run = [&](Context& on, const Matrix& dx, std::vector<float>& dweight, std::vector<float>& dbias, bool add) {
         dweight.assign(size_t(C), 0), dbias.assign(size_t(C), 0);
-        NormBackwardArgs args{kind, 1e-5f, x.m, weight.data(), dy.m, dx, add, dweight.data(), dbias.data()};
+        NormBackwardArgs args{kind, 1e-5f, x.m, weight.data(), dy.m, dx, add, dweight.data(), dbias.data(), 1};
         on.ops.norm_backward(on, args);
       };
       std::vector<float> dw, db, dw2, db2;
@@ -568,7 +568,7 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
       positions.push_back(t);
       for (int i = 0; i < half; ++i) cos.push_back(std::cos(float(t) / float(i + 1))), sin.push_back(std::sin(float(t) / float(i + 1)));
     }
-    RopeArgs args{x.m, 2, 20, nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data(), false, {}};
+    RopeArgs args{x.m, 2, 20, nullptr, 1e-6f, cos.data(), sin.data(), half, positions.data()};
     table.rope(context, args);
     args.inverse = true;
     table.rope(context, args);
