@@ -43,7 +43,7 @@ export interface NativeTrainingPlan {
   lowRank: { tensor: string; rank: number; scale: number }[]
   dropout?: number
   seed: number
-  optimizer: { beta1?: number; beta2?: number; epsilon?: number; weightDecay?: number; clip?: number; anchor?: number }
+  optimizer: { beta1?: number; beta2?: number; epsilon?: number; weightDecay?: number; clip?: number; anchor?: number; activationBytes?: number }
 }
 
 /** Sequences that go through the model together; must not change while the call runs. */

@@ -32,7 +32,6 @@ int main(int count, char** arguments) {
       }
     }
     train::OptimizerOptions optimizer;
-    optimizer.activation_bytes = size_t(options.device == "cpu" ? 1 : 40) << 30;
     train::Trainer trainer(options, trainable, optimizer);
     for (int a = 4; a < count; ++a) {
       long length = 0, texts = 0;

@@ -160,7 +160,7 @@ ModelOptions read_options(const Napi::Object& js) {
   return options;
 }
 
-/// {dense: [tensor], lowRank: [{tensor, rank, scale}], dropout, seed, optimizer: {beta1, beta2, epsilon, weightDecay, clip, anchor}}
+/// {dense: [tensor], lowRank: [{tensor, rank, scale}], dropout, seed, optimizer: {beta1, beta2, epsilon, weightDecay, clip, anchor, activationBytes}}
 std::shared_ptr<train::Trainer> make_trainer(const ModelOptions& options, const std::string& plan) {
   const Json json = Json::parse(plan, "the training plan");
   train::TrainableOptions trainable;
@@ -183,6 +183,7 @@ std::shared_ptr<train::Trainer> make_trainer(const ModelOptions& options, const 
                                    {"clip", &optimizer.clip},
                                    {"anchor", &optimizer.anchor}})
     if (given.has(key)) *value = given[key].number();
+  if (given.has("activationBytes")) optimizer.activation_bytes = size_t(given["activationBytes"].number());
   return std::make_shared<train::Trainer>(options, trainable, optimizer);
 }
 

@@ -29,6 +29,13 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
+size_t free_bytes(Context& context) {
+  size_t left = 0, all = 0;
+  check(cudaSetDevice(device_of(context).index), "device");
+  check(cudaMemGetInfo(&left, &all), "memory");
+  return left;
+}
+
 void release(void* memory, size_t) {
   allocated.remove(memory);
   cudaFree(memory);
@@ -69,6 +76,7 @@ void fill(Backend& backend) {
   t.narrow_linear = true;
   t.allocate = allocate;
   t.release = release;
+  t.free_bytes = free_bytes;
   t.finish = finish;
   t.for_rows = for_rows;
   t.reside = reside;

@@ -205,6 +205,11 @@ bool Transformer::narrow_into(Context& context, const Weight& weight) const {
   return context.ops.narrow_rows && weight.format == WeightFormat::bf16 && weight.cols % 64 == 0;
 }
 
+/// Whether attention is given bf16.
+bool Transformer::narrow_attention(Context& context) const {
+  return context.ops.narrow_rows && reduced_ && relative_bias_.empty() && AttentionArgs::narrow_heads(config_.head_dim);
+}
+
 void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual,
                             const Bf16Matrix& narrow_y) const {
   NormArgs args;
@@ -260,14 +265,15 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     args.weight = layer.qkv.get();
     args.bias = layer.qkv_bias.data();
     args.y = qkv;
-    if (narrow.data && config_.layer[size_t(index)].rope < 0 && layer.q_norm.empty() && weight.format == WeightFormat::bf16 &&
+    if (narrow.data && !pass.kept(index) && config_.layer[size_t(index)].rope < 0 && layer.q_norm.empty() && weight.format == WeightFormat::bf16 &&
         weight.rows % 64 == 0) {
       args.narrow_y = narrow;
       context.ops.linear(context, args);
       return;
     }
     context.ops.linear(context, args);
-    if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty()) put(context, qkv, kept->qkv.slice(first, count), false);
+    if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty() && !narrow.data)
+      put(context, qkv, kept->qkv.slice(first, count), false);
     rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first, narrow.columns(0, Q));
   } else {
     args.weight = layer.kv.get();
@@ -339,13 +345,17 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
     else args.x = side;
     normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x);
   }
-  const bool narrow = context.ops.narrow_linear && !apart_ && layer.mlp_in->format == WeightFormat::bf16 &&
+  const bool narrow = (apart_ ? context.ops.narrow_rows : context.ops.narrow_linear) && layer.mlp_in->format == WeightFormat::bf16 &&
                       layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
   const Bf16Matrix narrow_inner = narrow ? context.scratch.bf16_matrix(x.rows, c.intermediate) : Bf16Matrix{};
   const Matrix inner = narrow ? Matrix{} : context.scratch.matrix(x.rows, c.intermediate);
   args.weight = layer.mlp_in.get();
   args.bias = layer.mlp_in_bias.data();
-  if (apart_) {
+  if (apart_ && narrow) {
+    args.narrow_y = kept ? kept->narrow_inner.slice(first, x.rows) : context.scratch.bf16_matrix(x.rows, layer.mlp_in->rows);
+    context.ops.linear(context, args);
+    context.ops.activate(context, {c.activation, c.gated, {}, {}, args.narrow_y, narrow_inner});
+  } else if (apart_) {
     args.y = kept && kept->inner.data ? kept->inner.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
     context.ops.linear(context, args);
     if (kept && kept->narrow_inner.data) context.ops.narrow(context, {args.y, kept->narrow_inner.slice(first, x.rows)});
@@ -479,8 +489,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
   pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
-  if (ops.narrow_rows && reduced_ && !tape && relative_bias_.empty() && AttentionArgs::narrow_heads(c.head_dim))
-    pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
+  if (narrow_attention(context)) pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
   if (pass.narrow_qkv.data && layers_[0].output->format == WeightFormat::bf16 && Q % 64 == 0)
     pass.narrow_attended = context.scratch.bf16_matrix(T, Q);
   else pass.attended = context.scratch.matrix(T, Q);

@@ -37,8 +37,8 @@ struct TransformerInput {
 
 /// States of one pass, from layer `lowest` on.
 struct Tape {
-  /// What a layer need not compute again: queries, keys and values (where queries and keys have a norm, as they are before it), the state
-  /// after attention, the MLP's inner products (as bf16 where products are of bf16).
+  /// What a layer need not compute again: queries, keys and values (where queries and keys have a norm, or attention reads bf16, as they are
+  /// before they are normed and turned), the state after attention, the MLP's inner products (as bf16 where products are of bf16).
   struct Kept {
     Matrix qkv, middle, inner;
     Bf16Matrix narrow_inner;
@@ -136,8 +136,9 @@ class Transformer {
 
     const Tape::Kept* kept(int64_t layer) const { return tape ? tape->kept_of(layer) : nullptr; }
   };
+  /// What is turned in its place is kept only where it is not wanted as it was before.
   const Matrix& qkv_of(const Pass& pass, int64_t layer) const {
-    return pass.kept(layer) && layers_[size_t(layer)].q_norm.empty() ? pass.kept(layer)->qkv : pass.qkv;
+    return pass.kept(layer) && (layers_[size_t(layer)].q_norm.empty() || pass.narrow_qkv.data) ? pass.kept(layer)->qkv : pass.qkv;
   }
   void keep(Tape& tape, int64_t tokens) const;
   struct LayerState;
@@ -162,6 +163,7 @@ class Transformer {
   void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions,
               const Bf16Matrix& narrow_y = {}) const;
   bool narrow_into(Context& context, const Weight& weight) const;
+  bool narrow_attention(Context& context) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
   AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,
                              const int32_t* q_starts) const;

@@ -35,7 +35,8 @@ bool Transformer::trains(const Gradients& gradients) const {
 /// What a layer computes on its way; the names are those of the formulas in backward(). A last layer of few rows has its queries, and all
 /// that follows attention, for those alone.
 struct Transformer::LayerState {
-  Matrix a, a_few, x_few, raw_q, raw_k, q, k, v, attended, o, middle, m, u, g, d;
+  Matrix x_few, raw_q, raw_k, q, k, v, o, middle, d;
+  Rows a, a_few, attended, m, u, g;
 };
 
 Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
@@ -58,18 +59,38 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
   const int64_t T = input.batch.tokens(), C = c.hidden, Q = c.query_width(), KV = c.kv_width();
   const bool post = c.placement == NormPlacement::post, sandwich = c.placement == NormPlacement::sandwich;
 
-  auto project = [&](const Matrix& x, const Weight& weight, const float* bias) {
+  auto project_into = [&](const Rows& x, const Weight& weight, const float* bias, const Rows& y) {
     LinearArgs args;
-    args.x = x;
+    args.x = x.wide, args.narrow_x = x.narrow;
     args.weight = &weight;
     args.bias = bias;
-    args.y = context.scratch.matrix(x.rows, weight.rows);
+    args.y = y.wide, args.narrow_y = y.narrow;
     ops.linear(context, args);
-    return args.y;
+  };
+  auto project = [&](const Rows& x, const Weight& weight, const float* bias) {
+    const Matrix y = context.scratch.matrix(x.rows(), weight.rows);
+    project_into(x, weight, bias, y);
+    return y;
+  };
+  // For a product by this weight, or with the gradients of what it makes: bf16 where the device has it so.
+  auto made_for = [&](bool narrow, int64_t rows, int64_t cols) -> Rows {
+    if (narrow) return context.scratch.bf16_matrix(rows, cols);
+    return context.scratch.matrix(rows, cols);
+  };
+  auto gradient_for = [&](const Weight& weight, const Matrix& d) -> Rows {
+    if (!ops.narrow_rows || weight.format != WeightFormat::bf16 || d.cols % 64 != 0) return d;
+    const Rows out(d, context.scratch.bf16_matrix(d.rows, d.cols));
+    ops.narrow(context, {d, out.narrow});
+    return out;
   };
   auto normed = [&](const Norm& norm, const Matrix& x) {
     const Matrix y = context.scratch.matrix(x.rows, x.cols);
     normalize(context, norm, x, y);
+    return y;
+  };
+  auto normed_for = [&](const Weight& weight, const Norm& norm, const Matrix& x) {
+    const Rows y = made_for(narrow_into(context, weight), x.rows, x.cols);
+    normalize(context, norm, x, y.wide, {}, y.narrow);
     return y;
   };
   auto norm_gradient = [&](const Norm& norm, const Matrix& x, const Matrix& d, const Matrix& dx, bool add) {
@@ -121,10 +142,12 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     const int64_t R = few ? int64_t(queries.rows.size()) : T;
     LayerState s;
     Matrix before_norm, kv;
-    s.a = post || !layer.attention_norm ? x : kept && !at_qkv ? Matrix{} : normed(layer.attention_norm, x);
+    if (post || !layer.attention_norm) s.a = x;
+    else if (few) s.a = normed(layer.attention_norm, x);
+    else if (!kept || at_qkv) s.a = normed_for(*layer.qkv, layer.attention_norm, x);
     s.a_few = s.a, s.x_few = x;
     if (few) {
-      for (Matrix* each : {&s.a_few, &s.x_few}) {
+      for (Matrix* each : {&s.a_few.wide, &s.x_few}) {
         const Matrix all = *each;
         *each = context.scratch.matrix(R, C);
         ops.gather(context, {all, *each, queries.rows.data()});
@@ -135,13 +158,25 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       const Matrix qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
       s.q = qkv.columns(0, Q), kv = qkv.columns(Q, 2 * KV);
     }
+    const bool narrow_inner =
+        ops.narrow_rows && layer.mlp_in->format == WeightFormat::bf16 && layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
     if (kept) s.middle = kept->middle, s.u = kept->inner;
-    if (kept && kept->narrow_inner.data) {
+    if (kept && kept->narrow_inner.data && narrow_inner) {
+      s.u = kept->narrow_inner;
+    } else if (kept && kept->narrow_inner.data) {
       s.u = context.scratch.matrix(T, kept->narrow_inner.cols);
-      ops.widen(context, {kept->narrow_inner, s.u});
+      ops.widen(context, {kept->narrow_inner, s.u.wide});
     }
     s.k = kv.columns(0, KV), s.v = kv.columns(KV, KV);
-    if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
+    const bool narrow = narrow_attention(context);
+    Bf16Matrix narrow_q, narrow_k, narrow_v;
+    if (narrow) {  // what is turned has a place of its own
+      s.raw_q = s.q, s.raw_k = s.k;
+      narrow_q = context.scratch.bf16_matrix(R, Q), narrow_k = context.scratch.bf16_matrix(T, KV), narrow_v = context.scratch.bf16_matrix(T, KV);
+      rotate(context, layer, i, pass, s.q, true, q_positions, narrow_q);
+      rotate(context, layer, i, pass, s.k, false, pass.positions.data(), narrow_k);
+      ops.narrow(context, {s.v, narrow_v});
+    } else if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
       s.raw_q = s.q, s.raw_k = s.k;
       for (Matrix* each : {&s.q, &s.k}) {
         const Matrix raw = *each;
@@ -149,13 +184,16 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         put(context, raw, *each, false);
       }
     }
-    if (!kept || s.raw_q.data) {
+    if (!narrow && (!kept || s.raw_q.data)) {
       rotate(context, layer, i, pass, s.q, true, q_positions);
       rotate(context, layer, i, pass, s.k, false, pass.positions.data());
     }
-    AttentionArgs attention = attention_of(i, s.q, s.k, s.v, input.batch, q_offsets, q_starts);
+    AttentionArgs attention =
+        attention_of(i, narrow ? Matrix{} : s.q, narrow ? Matrix{} : s.k, narrow ? Matrix{} : s.v, input.batch, q_offsets, q_starts);
+    attention.narrow_q = narrow_q, attention.narrow_k = narrow_k, attention.narrow_v = narrow_v;
     if (!kept || at_output) {
-      attention.y = s.attended = context.scratch.matrix(R, Q);
+      s.attended = made_for(narrow && narrow_into(context, *layer.output), R, Q);
+      attention.y = s.attended.wide, attention.narrow_y = s.attended.narrow;
       ops.attention(context, attention);
     }
     if (!kept) {
@@ -167,11 +205,14 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         s.middle = sum(s.x_few, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
       }
     }
-    if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? s.middle : normed(layer.mlp_norm, s.middle);
-    if (!kept) s.u = project(s.m, *layer.mlp_in, layer.mlp_in_bias.data());
+    if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? Rows(s.middle) : normed_for(*layer.mlp_in, layer.mlp_norm, s.middle);
+    if (!kept) {
+      s.u = made_for(narrow_inner, R, layer.mlp_in->rows);
+      project_into(s.m, *layer.mlp_in, layer.mlp_in_bias.data(), s.u);
+    }
     if (post || sandwich || gradients.wants(*layer.mlp_out)) {
-      s.g = context.scratch.matrix(R, c.intermediate);
-      ops.activate(context, {c.activation, c.gated, s.u, s.g});
+      s.g = made_for(narrow_inner, R, c.intermediate);
+      ops.activate(context, {c.activation, c.gated, s.u.wide, s.g.wide, s.u.narrow, s.g.narrow});
     }
     if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias.data());
 
@@ -179,27 +220,29 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     Matrix dd = dy;
     if (post) norm_gradient(layer.mlp_norm, sum(s.middle, s.d), dy, dy, false);
     if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(R, C), false);
-    gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, dd, s.g);
-    const Matrix dg = context.scratch.matrix(R, c.intermediate);
-    linear_input(context, gradients, *layer.mlp_out, dd, dg);
-    ops.activate_backward(context, {c.activation, c.gated, s.u, dg, s.u});
-    gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, s.u, s.m);
+    const Rows ddr = gradient_for(*layer.mlp_out, dd), dg = made_for(narrow_inner, R, c.intermediate);
+    gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, ddr, s.g);
+    linear_input(context, gradients, *layer.mlp_out, ddr, dg);
+    const Rows du = narrow_inner ? made_for(true, R, layer.mlp_in->rows) : s.u;  // what was kept stays
+    ops.activate_backward(context, {c.activation, c.gated, s.u.wide, dg.wide, du.wide, s.u.narrow, dg.narrow, du.narrow});
+    gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, du, s.m);
     if (post) {
-      linear_input(context, gradients, *layer.mlp_in, s.u, dy, dy);
+      linear_input(context, gradients, *layer.mlp_in, du, dy, dy);
       norm_gradient(layer.attention_norm, before_norm, dy, dy, false);
     } else {
       const Matrix dm = context.scratch.matrix(R, C);
-      linear_input(context, gradients, *layer.mlp_in, s.u, dm);
+      linear_input(context, gradients, *layer.mlp_in, du, dm);
       norm_gradient(layer.mlp_norm, s.middle, dm, dy, true);
     }
     Matrix d_out = dy;
     if (sandwich) norm_gradient(layer.attention_post_norm, s.o, dy, d_out = context.scratch.matrix(R, C), false);
-    gradients.linear(context, *layer.output, layer.output_bias, d_out, s.attended);
-    const Matrix da = context.scratch.matrix(R, Q), dqkv = context.scratch.matrix(T, Q + 2 * KV);
-    linear_input(context, gradients, *layer.output, d_out, da);
+    const Rows do_ = gradient_for(*layer.output, d_out), da = made_for(narrow && narrow_into(context, *layer.output), R, Q);
+    gradients.linear(context, *layer.output, layer.output_bias, do_, s.attended);
+    const Matrix dqkv = context.scratch.matrix(T, Q + 2 * KV);
+    linear_input(context, gradients, *layer.output, do_, da);
     AttentionBackwardArgs back;
     back.forward = attention;
-    back.dy = da;
+    back.dy = da.wide, back.narrow_dy = da.narrow;
     back.dq = few ? context.scratch.matrix(R, Q) : dqkv.columns(0, Q);
     back.dk = dqkv.columns(Q, KV), back.dv = dqkv.columns(Q + KV, KV);
     back.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
@@ -218,14 +261,15 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.rope(context, args);
       }
       const Values& weight = at_queries ? layer.q_norm : layer.k_norm;
-      for (int64_t h = 0; !weight.empty() && h < heads; ++h) {
+      if (!weight.empty()) {
         NormBackwardArgs args;
         args.kind = NormKind::rms;
         args.eps = c.norm_eps;
-        args.x = (at_queries ? s.raw_q : s.raw_k).columns(h * c.head_dim, c.head_dim);
+        args.x = at_queries ? s.raw_q : s.raw_k;
         args.weight = weight.data();
-        args.dy = args.dx = d.columns(h * c.head_dim, c.head_dim);
+        args.dy = args.dx = d;
         args.dweight = gradients.values(weight);
+        args.groups = int(heads);
         ops.norm_backward(context, args);
       }
     }
@@ -237,9 +281,9 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.linear_backward(context, {back.dq, {}, {}, bias});
         ops.linear_backward(context, {dkv, {}, {}, bias + Q});
       }
-    } else {
-      gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkv, s.a);
     }
+    const Rows dqkvr = few ? Rows() : gradient_for(*layer.qkv, dqkv);
+    if (!few) gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkvr, s.a);
     const bool norm_trains = !post && (gradients.wants(layer.attention_norm.weight) || gradients.wants(layer.attention_norm.bias));
     const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);
     if (!go_on && !norm_trains) break;
@@ -254,10 +298,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       dy = whole;
     } else if (!post && layer.attention_norm) {
       const Matrix dn = context.scratch.matrix(T, C);
-      linear_input(context, gradients, *layer.qkv, dqkv, dn);
+      linear_input(context, gradients, *layer.qkv, dqkvr, dn);
       norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true);
     } else {
-      linear_input(context, gradients, *layer.qkv, dqkv, dy, dy);
+      linear_input(context, gradients, *layer.qkv, dqkvr, dy, dy);
     }
   }
 

@@ -244,7 +244,7 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
   if (tape.lowest > 0 && !stem) deepstack_at(tape.lowest, dx);  // below the lowest layer that is gone through
   if (!stem) return;
   const int64_t width = config_.patch_values();
-  gradients.linear(context, *patch_, patch_bias_, given.embeddings, {const_cast<float*>(pictures.patches), N, width, width});
+  gradients.linear(context, *patch_, patch_bias_, given.embeddings, Matrix{const_cast<float*>(pictures.patches), N, width, width});
   if (float* positions = gradients.values(positions_)) {
     const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
     std::vector<int32_t> ids(static_cast<size_t>(N));

@@ -267,6 +267,8 @@ struct OperationTable {
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;
+  /// What allocate() could give now. Null: whatever the host has.
+  size_t (*free_bytes)(Context&) = nullptr;
   /// Returns when everything asked for so far is in memory, where a backend works on its own; before host code looks at or changes memory of
   /// allocate(). Null: nothing to wait for.
   void (*finish)(Context&) = nullptr;

@@ -283,33 +283,38 @@ const Weight* Parameters::transposed(Context& context, const Weight& weight) {
   return turned.get();
 }
 
-void Parameters::linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) {
+void Parameters::linear(Context& context, const Weight& weight, const Values& bias, const Rows& dy, const Rows& x) {
   const auto found = uses_.find(&weight);
-  if (float* gradient = values(bias)) context.ops.linear_backward(context, {dy, x, {}, gradient});
+  if (float* gradient = values(bias)) context.ops.linear_backward(context, {dy.wide, {}, {}, gradient, false, dy.narrow});
   if (found == uses_.end() || !found->second.trains) return;
   const bool reduced = is_reduced(weight.format);
   int64_t first = 0;
   for (size_t i = 0; i < found->second.parts.names.size(); ++i) {
     const int64_t rows = found->second.parts.rows[i];
-    const Matrix own = dy.columns(first, rows);
+    const Rows own = dy.columns(first, rows);
     const std::string& name = found->second.parts.names[i];
     const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
     if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels, reduced);
     Parameter* parameter = dense(name);
-    if (parameter && channels > 0) add_reordered(context, {own, x, {}, nullptr, reduced}, channels, nullptr, *parameter);
-    else if (parameter) context.ops.linear_backward(context, {own, x, matrix_of(parameter->gradient, rows, cols), nullptr, reduced});
+    if (!parameter) {
+    } else if (channels > 0) {
+      add_reordered(context, {own.wide, x.wide, {}, nullptr, reduced, own.narrow, x.narrow}, channels, nullptr, *parameter);
+    } else {
+      context.ops.linear_backward(context, {own.wide, x.wide, matrix_of(parameter->gradient, rows, cols), nullptr, reduced, own.narrow, x.narrow});
+    }
     first += rows;
   }
 }
 
 /// With t = x (scale A)^T and u = dy (scale B): dB += dy^T t, dA += u^T x.
-void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced) {
+void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Rows& dy, const Rows& x, int64_t channels, bool reduced) {
   Arena::Scope scope(context.scratch);
-  const int64_t rows = dy.cols, cols = x.cols, T = x.rows;
+  const int64_t rows = dy.cols(), cols = x.cols(), T = x.rows();
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
-  const auto product = [&](const Matrix& in, const Weight& weight, const Matrix& out) {
+  const auto product = [&](const Rows& in, const Weight& weight, const Matrix& out) {
     LinearArgs args;
-    args.x = in;
+    args.x = in.wide;
+    if (weight.cols % 64 == 0) args.narrow_x = in.narrow;
     args.weight = &weight;
     args.y = out;
     context.ops.linear(context, args);
@@ -323,14 +328,14 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const M
   }
   product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
   product(dy, *transposed(context, small_weight(context, scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale), format)), u);
-  context.ops.linear_backward(context, {dy, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced});
-  if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x, {}, nullptr, reduced}, channels, &low, *low.a);
-  else context.ops.linear_backward(context, {u, x, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced});
+  context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
+  if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
+  else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});
 }
 
 /// The gradient of a matrix whose columns are not those of x: in the order of files, and of what is masked.
 void Parameters::add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter) {
-  const int64_t rows = args.dy.cols, cols = args.x.cols;
+  const int64_t rows = args.narrow_dy.data ? args.narrow_dy.cols : args.dy.cols, cols = args.narrow_x.data ? args.narrow_x.cols : args.x.cols;
   std::vector<float> own(size_t(rows * cols));
   args.dw = matrix_of(own, rows, cols);
   context.ops.linear_backward(context, args);

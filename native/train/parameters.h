@@ -70,7 +70,7 @@ class Parameters : public WeightObserver, public Gradients {
   bool wants(const Values& values) const override;
   bool wants(const TensorView& table) const override;
   const Weight* transposed(Context& context, const Weight& weight) override;
-  void linear(Context& context, const Weight& weight, const Values& bias, const Matrix& dy, const Matrix& x) override;
+  void linear(Context& context, const Weight& weight, const Values& bias, const Rows& dy, const Rows& x) override;
   float* values(const Values& values) override;
   Matrix table(const TensorView& table) override;
 
@@ -102,7 +102,7 @@ class Parameters : public WeightObserver, public Gradients {
   /// W + scale * B A of a tensor, in f32 and scratch memory.
   Matrix effective(Context& context, const LowRank& low);
   WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
-  void low_rank_gradient(Context& context, const LowRank& low, const Matrix& dy, const Matrix& x, int64_t channels, bool reduced);
+  void low_rank_gradient(Context& context, const LowRank& low, const Rows& dy, const Rows& x, int64_t channels, bool reduced);
   void add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;

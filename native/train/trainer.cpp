@@ -24,6 +24,9 @@ Trainer::Trainer(const ModelOptions& model, const TrainableOptions& trainable, c
   if (!model.adapters.empty()) fail("INVALID_OPTION", "training: expected a model without adapters (merge them first), got ", model.adapters.size());
   model_ = std::make_unique<TextModel>(model, &parameters_);
   parameters_.require_found();
+  if (optimizer_.activation_bytes) return;
+  Context& context = model_->context();
+  optimizer_.activation_bytes = context.ops.free_bytes ? context.ops.free_bytes(context) / 2 : size_t(1) << 30;
 }
 
 StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& options) {
@@ -62,7 +65,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
     if (part.learns) copy_rows(context, model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
     else infer(*part.chunk, rows_of(part));
   }
-  size_t budget = optimizer_.activation_bytes;
+  size_t budget = *optimizer_.activation_bytes;
   for (Part& part : parts) {
     if (!part.learns || !remembered) continue;
     forward(part, budget);
@@ -76,7 +79,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   for (Part& part : parts) {
     if (!part.learns) continue;
     Arena::Scope own(context.scratch);
-    if (!remembered) forward(part, optimizer_.activation_bytes);
+    if (!remembered) forward(part, *optimizer_.activation_bytes);
     model_->backward(part.pass, gradient.slice(part.first, part.chunk->view().sequences), parameters_);
     end_pass(part.pass);
   }

@@ -7,6 +7,8 @@
 
 #include "models/text_model.h"
 #include "train/loss.h"
+#include <optional>
+
 #include "train/parameters.h"
 
 namespace conan::train {
@@ -16,8 +18,9 @@ struct OptimizerOptions {
   double weight_decay = 0.01;  // decoupled (Loshchilov & Hutter 2019); not on biases and norms
   double clip = 1;             // largest norm of all gradients together; 0: none
   double anchor = 0;           // pull towards the weights that training began with: that of anchor / 2 * |W - W0|^2 (L2-SP, Li et al. 2018)
-  /// Memory that a pass may take to remember what it would compute again otherwise, which is a third of the work.
-  size_t activation_bytes = size_t(1) << 30;
+  /// Memory that a pass may take to remember what it would compute again otherwise, which is a third of the work. Unless given: 1 GiB, or on
+  /// another device half of what is free once the model is there.
+  std::optional<size_t> activation_bytes;
 };
 
 /// Part of a batch that goes through the model at one time.

@@ -3,6 +3,9 @@ import assert from 'node:assert/strict'
 import path from 'node:path'
 import { test } from 'node:test'
 import { devices, type EmbedInput, loadModel, recoverProjector, trainSpecialist } from '../../lib'
+import { binding } from '../../lib/binding'
+import { openParent } from '../../lib/fuse/parents'
+import { chooseTrainable } from '../../lib/train/trainable'
 import { cuda, fixtures, temporary, worstCosine } from '../support'
 
 const { device, skip, emulated } = cuda()
@@ -93,3 +96,41 @@ test('several GPUs share the batches of a call', { skip }, async () => {
 test('a GPU that is not there is an error that says so', { skip }, async () => {
   await assert.rejects(loadModel(path.join(fixtures, 'pico/bert'), { device: 'cuda:99' }), { code: 'DEVICE_UNAVAILABLE', message: /cuda:99/ })
 })
+
+for (const [name, pooling] of [
+  ['qwen3', 'lasttoken'],
+  ['gemma3', 'mean'],
+  ['bert', 'mean'],
+] as const)
+  for (const mode of ['lora', 'full'] as const)
+    test(`${name}, ${mode} in bfloat16 on cuda learns as on the CPU, whatever is remembered`, { skip }, async () => {
+      const native = binding()
+      const directory = path.join(fixtures, 'pico', name)
+      const curve = async (on: string, activationBytes: number) => {
+        const { dense, lowRank } = chooseTrainable(openParent(directory, '.'), { mode, rank: 4, alpha: 8 })
+        const training = JSON.stringify({ dense, lowRank, seed: 0, optimizer: { activationBytes } })
+        const model = await native.load({ device: on, directory, adapters: [], dtype: 'bfloat16', threads: 2, pooling, dense: [], training })
+        const chunk = { ids: Int32Array.from({ length: 210 }, (_, i) => ((i * 37 + 11) % 90) + 5), offsets: Int32Array.of(0, 20, 95, 135, 210) }
+        const numbers: number[] = []
+        for (let i = 0; i < 3; i++) {
+          const { loss, gradientNorm } = await native.trainStep(
+            model,
+            [chunk],
+            JSON.stringify({
+              learningRate: 3e-3,
+              weight: 1,
+              update: true,
+              matryoshka: { dimensions: [], weights: [] },
+              contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
+            }),
+          )
+          numbers.push(loss, gradientNorm)
+        }
+        native.dispose(model)
+        return numbers
+      }
+      const want = await curve('cpu', 1 << 30)
+      for (const bytes of [0, 1 << 30])
+        for (const [i, got] of (await curve(device, bytes)).entries())
+          assert.ok(Math.abs(got - want[i]!) < 0.02 * want[i]! + 0.01, `number ${i} with ${bytes} bytes: ${got}, on the CPU ${want[i]}`)
+    })
