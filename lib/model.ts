@@ -14,8 +14,8 @@ import { oneOf, positive } from './options'
 export interface LoadOptions {
   /**
    * 'cpu', 'cuda' (the first GPU) or 'cuda:N'; what cannot be used is an error with the reason. Several, 'cuda:0,cuda:1', hold the model
-   * once each and share the batches of every call. 'auto', the default, is the CPU: the CUDA backend has not been run on enough GPUs yet to
-   * be chosen unasked.
+   * once each and share the batches of every call. 'auto', the default, is the first GPU that can be used and takes the model, else the CPU;
+   * where a GPU refuses it, a warning and `info.fallback` say why.
    */
   device?: string
   /**
@@ -54,7 +54,7 @@ export interface EmbedOptions extends PromptOptions {
   precision?: Precision
   /** Inputs per forward pass at most. Default: no limit but maxBatchTokens. */
   batchSize?: number
-  /** Tokens per forward pass at most (a longer input has one to itself). Default 4096. */
+  /** Tokens per forward pass at most (a longer input has one to itself). Default 4096, on GPUs 32768. */
   maxBatchTokens?: number
   /** What happens to inputs that are too long. Default: the tokenizer's side, usually 'end'. */
   truncate?: 'error' | TruncateSide
@@ -104,6 +104,8 @@ export interface StreamedVector {
 export interface ModelInfo extends NativeModelInfo {
   directory: string
   device: string
+  /** Why device 'auto' did not take the GPU there is; undefined where it did, or there is none. */
+  fallback: string | undefined
   pooling: string
   maxTokens: number
   prompts: Record<string, string>
@@ -113,7 +115,7 @@ export interface ModelInfo extends NativeModelInfo {
   finalToken: string | undefined
 }
 
-const defaultBatchTokens = 4096
+const defaultBatchTokens = { cpu: 4096, gpu: 32768 }
 /** Texts tokenised in one go: enough to keep the tokenizer's threads busy, few enough to stay ahead by one batch. */
 const tokenizeChunk = 128
 /** Images and sounds decoded in one go: enough to keep all threads busy, few enough that they fit anywhere. A video counts as so many. */
@@ -154,13 +156,22 @@ export function loadModel(directory: string = ownModel, options: LoadOptions = {
   return load(directory, options, undefined)
 }
 
+/** The first GPU; an emulated one, which has no memory of its own, is no reason to leave the CPU. */
+function chosenDevice(): string {
+  return (
+    binding()
+      .gpus()
+      .find(({ device, memory }) => device !== '' && memory > 0)?.device ?? 'cpu'
+  )
+}
+
 /** @internal a model whose weights can be trained: in float32 where they train */
 export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
   if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
   const device = options.device ?? 'auto'
   if (!/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
     throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda, cuda:N or several with commas, got ${shown(device)}`)
-  const devices = device === 'auto' ? ['cpu'] : device.split(',')
+  const devices = device === 'auto' ? [chosenDevice()] : device.split(',')
   if (training && devices.length > 1) throw new ConanError('INVALID_OPTION', `device: expected one to train on, got ${shown(device)}`)
   const dtype = oneOf(options.dtype, 'dtype', ['auto', 'float32', 'bfloat16', 'float16', 'int8'] as const, 'auto')
   const threads = options.threads === undefined ? 0 : positive(options.threads, 'threads', 0)
@@ -178,8 +189,20 @@ export async function load(directory: string, options: LoadOptions, training: Na
     ...(training && { training: JSON.stringify(training) }),
   }
   const handles: NativeModel[] = []
+  let fallback: string | undefined
   try {
-    for (const device of devices) handles.push(await native.load({ ...loading, device }))
+    for (const [i, one] of devices.entries()) {
+      try {
+        handles.push(await native.load({ ...loading, device: one }))
+      } catch (error) {
+        const { code, message } = asConanError(error)
+        if (device !== 'auto' || one === 'cpu' || !/^(DEVICE_|OUT_OF_MEMORY|BACKEND_)/.test(code)) throw error
+        fallback = `${one}: ${message}`
+        process.emitWarning(`device auto: the model runs on the CPU: ${fallback}`)
+        devices[i] = 'cpu'
+        handles.push(await native.load({ ...loading, device: 'cpu' }))
+      }
+    }
     const infos = handles.map((handle) => native.modelInfo(handle))
     const info = infos[0]!
     const limit = Math.min(read.maxTokens ?? info.maxPositions, info.maxPositions)
@@ -191,6 +214,7 @@ export async function load(directory: string, options: LoadOptions, training: Na
       memoryBytes: infos.reduce((sum, { memoryBytes }) => sum + memoryBytes, 0),
       directory: read.directory,
       device: devices.join(','),
+      fallback,
       pooling: read.pooling,
       maxTokens,
       prompts: read.prompts,
@@ -428,7 +452,7 @@ export class Model {
       normalize: options.normalize ?? true,
       precision: oneOf(options.precision, 'precision', precisions, 'float32'),
       batchSize: positive(options.batchSize, 'batchSize', Number.POSITIVE_INFINITY),
-      maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', defaultBatchTokens),
+      maxBatchTokens: positive(options.maxBatchTokens, 'maxBatchTokens', this.info.device.includes('cpu') ? defaultBatchTokens.cpu : defaultBatchTokens.gpu),
       skip: oneOf(options.onError, 'onError', ['throw', 'skip'] as const, 'throw') === 'skip',
       truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
       ...withOptions(this.directory, options.processor),

@@ -9,28 +9,150 @@ namespace conan::cuda {
 
 namespace {
 
-/// D: channels of a head, rounded up. Without a producer one thread asks for everything at the beginning: there is one tile.
-template <int D_, int consumers_, int keys_, int stages_, bool producer_>
+/// D: channels of a head, rounded up.
+template <int D_>
 struct Plan {
-  static constexpr int D = D_, consumers = consumers_, queries = 64 * consumers, keys = keys_, stages = stages_;
-  static constexpr bool producer = producer_;
-  static constexpr int threads = 128 * (consumers + producer), query_bytes = queries * D * 2, tile_bytes = keys * D * 2;
-  static constexpr int memory = query_bytes + 2 * stages * tile_bytes;
+  static constexpr int D = D_, consumers = 2, queries = 64 * consumers, keys = 128, stages = 2, threads = 128 * (consumers + 1);
+  static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = query_bytes + 2 * stages * tile_bytes;
 };
+constexpr int few_keys = 64;  // sequences of no more have a kernel of their own
+
+#if CONAN_WARPGROUPS
+/// Products of a tile's rows, by 64 columns each, into c [64, n] of a warpgroup, whose rows begin `left_first` bytes into a left tile.
+template <int n, int D>
+__device__ __forceinline__ void multiply_tiles(float (&c)[n / 2], const unsigned char* left, int left_rows, int left_first,
+                                               const unsigned char* right) {
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d)
+    multiply<n>(c, further(tile_of(left + d / 4 * left_rows * 128 + left_first), d % 4 * 32), further(tile_of(right + d / 4 * n * 128), d % 4 * 32),
+                d > 0);
+}
+
 template <int D>
-using Long = Plan<D, 2, 128, 2, true>;
+__device__ __forceinline__ void load_tile(unsigned char* to, const TileMap& map, int rows, int head, int first, Barrier& barrier) {
+#pragma unroll
+  for (int d = 0; d < D; d += 64) load_box(to + d * rows * 2, map, d, head, first, barrier);
+}
+
+/// Scores as the left side of the next product.
+template <int keys>
+__device__ __forceinline__ void hold(uint32_t (&held)[keys / 16][4], const float (&scores)[keys / 2]) {
+#pragma unroll
+  for (int n = 0; n < keys / 16; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) held[n][i] = pack_bf16(scores[8 * n + 2 * i], scores[8 * n + 2 * i + 1]);
+}
+
+/// Two rows' sums, over what their shares add up to, to where they belong.
 template <int D>
-using Short = Plan<D, 1, 64, 1, false>;  // for sequences of up to 64 keys
+__device__ __forceinline__ void store(const float (&sums)[D / 2], const float (&total)[2], int64_t q0, int own, int rows, int column, int head_dim,
+                                      const View& y, const NarrowView& narrow_y) {
+  const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float share = 1 / row_sum(total[half]);
+    if (own + 8 * half >= rows) continue;
+    const int64_t row = q0 + own + 8 * half;
+#pragma unroll
+    for (int c = 0; c < D / 8; ++c) {
+      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
+      const float2 two = {sums[4 * c + 2 * half] * share, sums[4 * c + 2 * half + 1] * share};
+      if (d >= head_dim) continue;
+      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
+      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
+      else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
+    }
+  }
+}
+#endif
+
+/// Short sequences: a block has 64 queries, and takes some heads one after the other; what the next one needs comes beside it.
+template <int D>
+__global__ void __launch_bounds__(128, 2)
+    attention_short_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
+                          NarrowView narrow_y, Shape s, int heads_each) {
+#if CONAN_WARPGROUPS
+  constexpr int tile_bytes = few_keys * D * 2;
+  const int b = int(blockIdx.x), first_head = int(blockIdx.y) * heads_each;
+  const int heads = s.heads - first_head < heads_each ? s.heads - first_head : heads_each;
+  const int q0 = s.q_offsets[b] + int(blockIdx.z) * 64, kv0 = s.kv_offsets[b], keys = s.kv_offsets[b + 1] - kv0;
+  const int rows = s.q_offsets[b + 1] - q0, start = s.q_starts[b] + int(blockIdx.z) * 64;
+  if (rows <= 0 || keys > few_keys) return;
+  CONAN_LAUNCH_MEMORY(memory);
+  __shared__ Barrier full[2];
+  const int id = int(threadIdx.x), lane = id % 32, own = id / 32 * 16 + lane / 4;
+  if (id == 0) {
+    begin(full[0], 1), begin(full[1], 1);
+    show_barriers();
+  }
+  const auto load = [&](int i) {
+    unsigned char* at = memory + i % 2 * 3 * tile_bytes;
+    arrive_expecting(full[i % 2], 3 * tile_bytes);
+    load_tile<D>(at, q, 64, first_head + i, q0, full[i % 2]);
+    load_tile<D>(at + tile_bytes, k, few_keys, (first_head + i) / s.group, kv0, full[i % 2]);
+    load_tile<D>(at + 2 * tile_bytes, v, few_keys, (first_head + i) / s.group, kv0, full[i % 2]);
+  };
+  const float factor = s.scale * log2_e;
+  __syncthreads();
+  if (id == 0) load(0);
+#pragma unroll 1
+  for (int i = 0; i < heads; ++i) {
+    __syncthreads();  // all are done with the head before
+    if (id == 0 && i + 1 < heads) load(i + 1);
+    const unsigned char* at = memory + i % 2 * 3 * tile_bytes;
+    float scores[few_keys / 2], sums[D / 2], total[2];
+    wait_for(full[i % 2], i / 2 % 2);
+    begin_products();
+    multiply_tiles<few_keys, D>(scores, at, 64, 0, at + tile_bytes);
+    commit_products();
+    wait_for_products<0>();
+    settled(scores);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = own + 8 * half;
+      float most = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < few_keys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int j = 8 * n + lane % 4 * 2 + e;
+          float& score = scores[4 * n + 2 * half + e];
+          if (r >= rows || j >= keys || !s.sees(start + r, j)) score = -INFINITY;
+          most = fmaxf(most, score);
+        }
+      most = row_max(most);
+      const float base = most == -INFINITY ? 0 : most * factor;
+      total[half] = 0;
+#pragma unroll
+      for (int n = 0; n < few_keys / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = scores[4 * n + 2 * half + e];
+          score = power_of_two(score * factor - base);
+          total[half] += score;
+        }
+    }
+    uint32_t held[few_keys / 16][4];
+    hold<few_keys>(held, scores);
+    begin_products();
+#pragma unroll
+    for (int n = 0; n < few_keys / 16; ++n) multiply_held<D>(sums, held[n], further(tile_of(at + 2 * tile_bytes, few_keys * 128), n * 2048), n > 0);
+    commit_products();
+    wait_for_products<0>();
+    settled(sums);
+    store<D>(sums, total, q0, own, rows, (first_head + i) * s.head_dim, s.head_dim, y, narrow_y);
+  }
+#endif
+}
 
 template <class P>
-__global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
-    attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
-                    NarrowView narrow_y, Shape s) {
+__global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k,
+                                                                 const CONAN_GRID_CONSTANT TileMap v, View y, NarrowView narrow_y, Shape s) {
 #if CONAN_WARPGROUPS
   constexpr int D = P::D;
   // Later queries see more keys where they see what is before them: they begin first.
   const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, P::queries, gridDim.z - 1 - blockIdx.z);
-  if (count <= 0 || (keys > Short<D>::keys) != P::producer) return;
+  if (count <= 0 || keys <= few_keys) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barrier full_queries, full_keys[P::stages], full_values[P::stages], empty_keys[P::stages], empty_values[P::stages];
   const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
@@ -49,24 +171,23 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
   unsigned char* const value_tiles = key_tiles + P::stages * P::tile_bytes;
   const auto produce = [&] {
     arrive_expecting(full_queries, P::query_bytes);
-    for (int c = 0; c < D; c += 64) load_box(memory + c * P::queries * 2, q, c, head, int(q0), full_queries);
+    load_tile<D>(memory, q, P::queries, head, int(q0), full_queries);
     for (int tile = 0; tile < tiles; ++tile) {
       const int stage = tile % P::stages, before = tile / P::stages % 2 ^ 1, row = int(kv0) + first + tile * P::keys, kv_head = head / s.group;
       wait_for(empty_keys[stage], before);
       arrive_expecting(full_keys[stage], P::tile_bytes);
-      for (int c = 0; c < D; c += 64) load_box(key_tiles + stage * P::tile_bytes + c * P::keys * 2, k, c, kv_head, row, full_keys[stage]);
+      load_tile<D>(key_tiles + stage * P::tile_bytes, k, P::keys, kv_head, row, full_keys[stage]);
       wait_for(empty_values[stage], before);
       arrive_expecting(full_values[stage], P::tile_bytes);
-      for (int c = 0; c < D; c += 64) load_box(value_tiles + stage * P::tile_bytes + c * P::keys * 2, v, c, kv_head, row, full_values[stage]);
+      load_tile<D>(value_tiles + stage * P::tile_bytes, v, P::keys, kv_head, row, full_values[stage]);
     }
   };
-  if (P::producer && warpgroup == P::consumers) {
+  if (warpgroup == P::consumers) {
     set_registers<24, false>();
     if (id == P::consumers * 128) produce();
     return;
   }
-  if constexpr (P::producer) set_registers<240, true>();
-  else if (id == 0) produce();
+  set_registers<240, true>();
   if (64 * warpgroup >= rows) return;
 
   const int warp = id % 128 / 32, lane = id % 32, own = 64 * warpgroup + 16 * warp + lane / 4;  // row, and the one eight below it
@@ -78,12 +199,7 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
     const int stage = tile % P::stages;
     wait_for(full_keys[stage], tile / P::stages % 2);
     begin_products();
-#pragma unroll
-    for (int c = 0; c < D / 16; ++c) {
-      const uint64_t left = tile_of(memory + c / 4 * P::queries * 128 + warpgroup * 64 * 128);
-      const uint64_t right = tile_of(key_tiles + stage * P::tile_bytes + c / 4 * P::keys * 128);
-      multiply<P::keys>(scores, further(left, c % 4 * 32), further(right, c % 4 * 32), c > 0);
-    }
+    multiply_tiles<P::keys, D>(scores, memory, P::queries, warpgroup * 64 * 128, key_tiles + stage * P::tile_bytes);
     commit_products();
   };
   const auto multiply_values = [&](int tile) {
@@ -132,20 +248,13 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
       total[half] = total[half] * shrink[half] + sum;  // of this lane's keys
     }
   };
-  const auto hold = [&] {
-#pragma unroll
-    for (int n = 0; n < P::keys / 16; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) held[n][i] = pack_bf16(scores[8 * n + 2 * i], scores[8 * n + 2 * i + 1]);
-  };
-
   wait_for(full_queries, 0);
   multiply_keys(0);
   wait_for_products<0>();
   settled(scores);
   release(empty_keys, 0);
   weigh(0);
-  hold();
+  hold<P::keys>(held, scores);
   for (int tile = 1; tile < tiles; ++tile) {
     multiply_keys(tile);
     multiply_values(tile - 1);
@@ -160,27 +269,12 @@ __global__ void __launch_bounds__(P::threads, P::producer ? 1 : 3)
     for (int c = 0; c < D / 8; ++c)
 #pragma unroll
       for (int e = 0; e < 4; ++e) sums[4 * c + e] *= shrink[e / 2];
-    hold();
+    hold<P::keys>(held, scores);
   }
   multiply_values(tiles - 1);
   wait_for_products<0>();
   settled(sums);
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float share = 1 / row_sum(total[half]);
-    if (own + 8 * half >= rows) continue;
-    const int64_t row = q0 + own + 8 * half;
-    const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
-#pragma unroll
-    for (int c = 0; c < D / 8; ++c) {
-      const int d = 8 * c + lane % 4 * 2;
-      const float2 two = {sums[4 * c + 2 * half] * share, sums[4 * c + 2 * half + 1] * share};
-      if (d >= s.head_dim) continue;
-      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
-      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
-      else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
-    }
-  }
+  store<D>(sums, total, q0, own, rows, column, s.head_dim, y, narrow_y);
 #endif
 }
 
@@ -188,12 +282,26 @@ struct Inputs {
   NarrowView q, k, v;
 };
 
-template <class P>
+template <int D>
 void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
   const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, a.head_dim, heads, m.rows, a.head_dim, m.stride, box); };
-  launch_shared(args.device, attention_wgmma<P>,
-                dim3(unsigned(a.sequences), unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), P::queries)), dim3(P::threads), P::memory,
-                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s);
+  int64_t shortest = INT64_MAX;
+  for (int b = 0; b < a.sequences; ++b) shortest = std::min<int64_t>(shortest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
+  const unsigned sequences = unsigned(a.sequences);
+  if (shortest <= few_keys) {
+    int64_t most = 0;  // queries of such a sequence
+    for (int b = 0; b < a.sequences; ++b)
+      if (a.kv_offsets[b + 1] - a.kv_offsets[b] <= few_keys) most = std::max<int64_t>(most, a.q_offsets[b + 1] - a.q_offsets[b]);
+    const unsigned parts = blocks(most, 64);
+    const int each = int(std::clamp<int64_t>(int64_t(sequences) * parts * a.heads / (4 * args.device.multiprocessors), 1, 8));
+    launch_shared(args.device, attention_short_wgmma<D>, dim3(sequences, blocks(a.heads, each), parts), dim3(128), 6 * few_keys * D * 2,
+                  map(in.q, a.heads, 64), map(in.k, a.kv_heads, few_keys), map(in.v, a.kv_heads, few_keys), y, narrow_y, s, each);
+  }
+  if (longest(a.kv_offsets, a.sequences) <= few_keys) return;
+  using P = Plan<D>;
+  launch_shared(args.device, attention_wgmma<P>, dim3(sequences, unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), P::queries)),
+                dim3(P::threads), P::memory, map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y,
+                narrow_y, s);
 }
 
 }  // namespace
@@ -209,14 +317,8 @@ void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shap
   const Inputs inputs = {narrowed(args, a.narrow_q, a.q), narrowed(args, a.narrow_k, a.k), narrowed(args, a.narrow_v, a.v)};
   const View y = args.inout(a.y);
   const NarrowView narrow_y = args.inout(a.narrow_y);
-  int64_t shortest = INT64_MAX;
-  for (int b = 0; b < a.sequences; ++b) shortest = std::min<int64_t>(shortest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
-  const auto of = [&](auto longer, auto shorter) {
-    if (shortest <= decltype(shorter)::keys) run<decltype(shorter)>(args, a, s, inputs, y, narrow_y);
-    if (longest(a.kv_offsets, a.sequences) > decltype(shorter)::keys) run<decltype(longer)>(args, a, s, inputs, y, narrow_y);
-  };
-  if (a.head_dim <= 64) of(Long<64>(), Short<64>());
-  else of(Long<128>(), Short<128>());
+  if (a.head_dim <= 64) run<64>(args, a, s, inputs, y, narrow_y);
+  else run<128>(args, a, s, inputs, y, narrow_y);
 }
 
 }  // namespace conan::cuda

@@ -134,3 +134,13 @@ for (const [name, pooling] of [
         for (const [i, got] of (await curve(device, bytes)).entries())
           assert.ok(Math.abs(got - want[i]!) < 0.02 * want[i]! + 0.01, `number ${i} with ${bytes} bytes: ${got}, on the CPU ${want[i]}`)
     })
+
+test('device auto takes no emulated GPU', { skip: skip || (emulated ? false : 'there is a real one') }, async () => {
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'))
+  assert.deepEqual([model.info.device, model.info.fallback], ['cpu', undefined])
+})
+
+test('device auto takes the GPU there is', { skip: skip || (emulated ? 'only a real GPU is chosen' : false) }, async () => {
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'))
+  assert.deepEqual([model.info.device, model.info.fallback], ['cuda:0', undefined])
+})
