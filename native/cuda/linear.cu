@@ -101,37 +101,79 @@ std::unique_ptr<DeviceWeight> make(const Arguments& args, int64_t rows, int64_t 
 
 // ---- products
 
-/// float32 arithmetic: tiles of 64 x 64, 4 x 4 a thread.
-template <bool half_weight>
+/// Four neighbouring numbers of a row of a matrix, or of a packed weight; zeros where there are none.
+__device__ __forceinline__ float4 four_of(const View& m, bool aligned, int64_t row, int64_t k) {
+  if (row >= m.rows) return {0, 0, 0, 0};
+  const float* from = m.row(row) + k;
+  if (aligned && k + 4 <= m.cols) return *reinterpret_cast<const float4*>(from);
+  return {k < m.cols ? from[0] : 0, k + 1 < m.cols ? from[1] : 0, k + 2 < m.cols ? from[2] : 0, k + 3 < m.cols ? from[3] : 0};
+}
+template <bool half>
+__device__ __forceinline__ float4 four_of(const void* weight, int64_t at) {
+  if constexpr (!half) return *reinterpret_cast<const float4*>(static_cast<const float*>(weight) + at);
+  return {file_word(weight, Dtype::f16, at), file_word(weight, Dtype::f16, at + 1), file_word(weight, Dtype::f16, at + 2),
+          file_word(weight, Dtype::f16, at + 3)};
+}
+
+/// float32 arithmetic: tiles of 64 `fours` rows and columns, of which a thread has 4 `fours` each, by fours; the next 16 columns along K
+/// are read while the last are multiplied. Sums run over K in its order, whatever the tile.
+template <bool half_weight, int fours>
 __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int64_t N, int64_t stride, Epilogue epilogue) {
-  __shared__ float left[16][68], right[16][68];
-  const int64_t t0 = int64_t(blockIdx.y) * 64, n0 = int64_t(blockIdx.x) * 64, K = x.cols;
-  const int id = int(threadIdx.x), row = id / 16, column = id % 16;
-  float sums[4][4] = {};
-  for (int64_t k0 = 0; k0 < K; k0 += 16) {
-    for (int i = 0; i < 4; ++i) {
-      const int r = id / 16 + 16 * i, k = id % 16;
-      left[k][r] = t0 + r < x.rows && k0 + k < K ? x.row(t0 + r)[k0 + k] : 0;
-      right[k][r] = n0 + r < N ? file_word(weight, half_weight ? Dtype::f16 : Dtype::f32, (n0 + r) * stride + k0 + k) : 0;
+  constexpr int tile = 64 * fours, depth = 16;
+  alignas(16) __shared__ float left[2][depth][tile + 4];
+  alignas(16) __shared__ float right[2][depth][tile + 4];
+  const int64_t t0 = int64_t(blockIdx.y) * tile, n0 = int64_t(blockIdx.x) * tile, steps = (x.cols + depth - 1) / depth;
+  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
+  const int id = int(threadIdx.x), row = id / 16, column = id % 16, own_k = id % 4 * 4;
+  float sums[4 * fours][4 * fours] = {};
+  float4 a[fours], b[fours];
+  const auto read = [&](int64_t step) {
+#pragma unroll
+    for (int i = 0; i < fours; ++i) {
+      const int64_t r = id / 4 + 64 * i, k = step * depth + own_k;
+      a[i] = four_of(x, aligned, t0 + r, k);
+      b[i] = n0 + r < N ? four_of<half_weight>(weight, (n0 + r) * stride + k) : float4{0, 0, 0, 0};
     }
-    __syncthreads();
+  };
+  const auto write = [&](int half) {
 #pragma unroll
-    for (int k = 0; k < 16; ++k) {
-      float a[4], b[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = left[k][4 * row + i], b[i] = right[k][4 * column + i];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[i][j] += a[i] * b[j];
+    for (int i = 0; i < fours; ++i) {
+      const int r = id / 4 + 64 * i;
+      left[half][own_k][r] = a[i].x, left[half][own_k + 1][r] = a[i].y, left[half][own_k + 2][r] = a[i].z, left[half][own_k + 3][r] = a[i].w;
+      right[half][own_k][r] = b[i].x, right[half][own_k + 1][r] = b[i].y, right[half][own_k + 2][r] = b[i].z, right[half][own_k + 3][r] = b[i].w;
     }
+  };
+  read(0);
+  write(0);
+  __syncthreads();
+  for (int64_t step = 0; step < steps; ++step) {
+    const int half = int(step % 2);
+    if (step + 1 < steps) read(step + 1);
+#pragma unroll
+    for (int k = 0; k < depth; ++k) {
+      float l[4 * fours], r[4 * fours];
+#pragma unroll
+      for (int i = 0; i < fours; ++i) {
+        const float4 u = *reinterpret_cast<const float4*>(&left[half][k][64 * i + 4 * row]);
+        const float4 v = *reinterpret_cast<const float4*>(&right[half][k][64 * i + 4 * column]);
+        l[4 * i] = u.x, l[4 * i + 1] = u.y, l[4 * i + 2] = u.z, l[4 * i + 3] = u.w;
+        r[4 * i] = v.x, r[4 * i + 1] = v.y, r[4 * i + 2] = v.z, r[4 * i + 3] = v.w;
+      }
+#pragma unroll
+      for (int i = 0; i < 4 * fours; ++i)
+#pragma unroll
+        for (int j = 0; j < 4 * fours; ++j) sums[i][j] += l[i] * r[j];
+    }
+    if (step + 1 < steps) write(1 - half);
     __syncthreads();
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int64_t t = t0 + 4 * row + i;
+  for (int i = 0; i < 4 * fours; ++i) {
+    const int64_t t = t0 + i / 4 * 64 + 4 * row + i % 4;
     if (t >= x.rows) continue;
-    epilogue.four(t, n0 + 4 * column, {sums[i][0], sums[i][1], sums[i][2], sums[i][3]}, N);
+#pragma unroll
+    for (int j = 0; j < fours; ++j)
+      epilogue.four(t, n0 + 64 * j + 4 * column, {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]}, N);
   }
 }
 
@@ -366,8 +408,12 @@ void linear(Context& context, const LinearArgs& a) {
   } else if (weight.format == WeightFormat::i8) {
     multiply_whole(args, x, weight, epilogue);
   } else {
-    launch(args.device, weight.format == WeightFormat::f16 ? gemm_f32<true> : gemm_f32<false>, dim3(blocks(N, 64), blocks(T, 64)), dim3(256), x,
-           static_cast<const void*>(weight.values), N, weight.stride, epilogue);
+    // The larger tile reads less, where there are enough of it.
+    const bool large = int64_t(blocks(N, 128)) * blocks(T, 128) >= args.device.multiprocessors, half = weight.format == WeightFormat::f16;
+    const auto kernel = half ? large ? gemm_f32<true, 2> : gemm_f32<true, 1> : large ? gemm_f32<false, 2> : gemm_f32<false, 1>;
+    const int64_t tile = large ? 128 : 64;
+    launch(args.device, kernel, dim3(blocks(N, tile), blocks(T, tile)), dim3(256), x, static_cast<const void*>(weight.values), N, weight.stride,
+           epilogue);
   }
 }
 
