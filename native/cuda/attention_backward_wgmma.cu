@@ -285,7 +285,7 @@ void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
                    dy = narrowed(args, a.narrow_dy, a.dy);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
   Row* stats = args.scratch<Row>(f.heads * q.rows);
-  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, f.head_dim, heads, m.rows, f.head_dim, m.stride, box); };
+  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, 2, f.head_dim, heads, m.rows, f.head_dim, m.stride, box); };
   launch_shared(args.device, attention_backward_query_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
                 map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq, stats, s);

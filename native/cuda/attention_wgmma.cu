@@ -284,7 +284,7 @@ struct Inputs {
 
 template <int D>
 void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
-  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, a.head_dim, heads, m.rows, a.head_dim, m.stride, box); };
+  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, 2, a.head_dim, heads, m.rows, a.head_dim, m.stride, box); };
   int64_t shortest = INT64_MAX;
   for (int b = 0; b < a.sequences; ++b) shortest = std::min<int64_t>(shortest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
   const unsigned sequences = unsigned(a.sequences);

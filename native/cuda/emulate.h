@@ -32,6 +32,12 @@ struct dim3 {
 struct uint2 {
   uint32_t x, y;
 };
+struct int2 {
+  int x, y;
+};
+struct int4 {
+  int x, y, z, w;
+};
 struct float2 {
   float x, y;
 };

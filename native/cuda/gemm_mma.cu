@@ -56,10 +56,10 @@ __global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale)
   for (int64_t k = threadIdx.x; k < stride; k += 32) out[t * stride + k] = k < x.cols ? int8_t(nearbyintf(x.row(t)[k] * factor)) : int8_t(0);
 }
 
-/// `stride`: bytes of a row, on both sides. Scales of rows and of columns: int8 alone.
+/// `stride`: bytes of a row, on both sides.
 template <class Number, class Tile>
-__global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, const float* x_scale, int64_t T, const char* weight, const float* scale,
-                                                             int64_t N, int64_t stride, int tiles_m, int tiles_n, Epilogue epilogue) {
+__global__ void __launch_bounds__(threads_of<Tile>)
+    gemm_mma(const char* x, int64_t T, const char* weight, int64_t N, int64_t stride, int tiles_m, int tiles_n, Epilogue epilogue) {
   constexpr int threads = threads_of<Tile>, across = Tile::n / Tile::warp_n, rows = Tile::warp_m / 16, columns = Tile::warp_n / 8;
   constexpr int stage_bytes = (Tile::m + Tile::n) * row_bytes;
   CONAN_LAUNCH_MEMORY(memory);
@@ -126,13 +126,7 @@ __global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, cons
 #pragma unroll
       for (int j = 0; j < columns; ++j) {
         const int c = 8 * j + lane % 4 * 2;
-        float pair[2];
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          pair[e] = float(sums[i][j][2 * half + e]);
-          if (x_scale) pair[e] *= t + r < T && n0 + warp_n + c + e < N ? x_scale[t + r] * scale[n0 + warp_n + c + e] : 0;
-        }
-        *reinterpret_cast<float2*>(staged + Epilogue::staged_at<width>(r, c)) = {pair[0], pair[1]};
+        Epilogue::stage(staged + Epilogue::staged_at<width>(r, c), sums[i][j][2 * half], sums[i][j][2 * half + 1]);
       }
     }
     __syncwarp();
@@ -141,11 +135,10 @@ __global__ void __launch_bounds__(threads_of<Tile>) gemm_mma(const char* x, cons
 }
 
 template <class Number, class Tile>
-void run(Arguments& args, const void* x, const float* x_scale, int64_t T, const DeviceWeight& weight, int64_t stride, const Epilogue& epilogue) {
+void run(Arguments& args, const void* x, int64_t T, const DeviceWeight& weight, int64_t stride, const Epilogue& epilogue) {
   const unsigned tiles_m = blocks(T, Tile::m), tiles_n = blocks(weight.rows, Tile::n);
   launch_shared(args.device, gemm_mma<Number, Tile>, dim3(tiles_m * tiles_n), dim3(threads_of<Tile>), Tile::stages * (Tile::m + Tile::n) * row_bytes,
-                static_cast<const char*>(x), x_scale, T, static_cast<const char*>(weight.values), static_cast<const float*>(weight.scale),
-                weight.rows, stride, int(tiles_m), int(tiles_n), epilogue);
+                static_cast<const char*>(x), T, static_cast<const char*>(weight.values), weight.rows, stride, int(tiles_m), int(tiles_n), epilogue);
 }
 
 bool is_large(const Arguments& args, int64_t T, const DeviceWeight& weight) {
@@ -161,14 +154,17 @@ const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
 }
 
 void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  (is_large(args, x.rows, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x.data, nullptr, x.rows, weight, 2 * weight.stride, epilogue);
+  (is_large(args, x.rows, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x.data, x.rows, weight, 2 * weight.stride, epilogue);
 }
 
 void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue) {
   int8_t* whole = args.scratch<int8_t>(x.rows * weight.stride);
   float* scale = args.scratch<float>(x.rows);
   launch(args.device, quantise_rows, dim3(blocks(x.rows, 8)), dim3(32, 8), x, whole, weight.stride, scale);
-  (is_large(args, x.rows, weight) ? run<Int8, LargeTile> : run<Int8, SmallTile>)(args, whole, scale, x.rows, weight, weight.stride, epilogue);
+  Epilogue scaled = epilogue;
+  scaled.row_scale = scale, scaled.column_scale = weight.scale;
+  if (args.device.warpgroups) return multiply_by_warpgroups(args, whole, x.rows, weight, scaled);
+  (is_large(args, x.rows, weight) ? run<Int8, LargeTile> : run<Int8, SmallTile>)(args, whole, x.rows, weight, weight.stride, scaled);
 }
 
 }  // namespace conan::cuda

@@ -1,4 +1,4 @@
-// bf16 products of whole warpgroups, for sm_90a. One warpgroup has the copy engine bring tiles of both sides, some steps of 64 columns along
+// Products of whole warpgroups, bf16 and int8, for sm_90a. One warpgroup has the copy engine bring tiles of both sides, some steps of 128 bytes along
 // K ahead; the others, 64 rows each, multiply them. Blocks stay and take one tile of results after the other, so that the next tile's first
 // steps come while a tile is finished; two blocks of a cluster, one above the other, share what they read of the weight. A sum runs over K
 // in the same order whatever the tile, so that a result does not depend on the rows beside it.
@@ -27,10 +27,12 @@ using Medium = Size<2, 128, 5, 1>;
 using Small = Size<1, 64, 6, 1>;
 using Least = Size<1, 32, 8, 1>;
 
-template <class Tile>
+/// `Sum`: of numbers' products, float of bf16, int of int8.
+template <class Sum, class Tile>
 __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_CONSTANT TileMap x, const CONAN_GRID_CONSTANT TileMap weight,
                                                                int64_t T, int64_t N, int steps, int tiles_m, int tiles_n, Epilogue epilogue) {
 #if CONAN_WARPGROUPS
+  constexpr int step_columns = std::is_integral_v<Sum> ? 128 : 64;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barrier full[Tile::stages], empty[Tile::stages];
   const int id = int(threadIdx.x), warpgroup = id / 128, rank = Tile::cluster > 1 ? rank_in_cluster() : 0;
@@ -56,12 +58,12 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
           unsigned char *left = memory + stage * Tile::stage_bytes, *right = left + Tile::left_bytes;
           wait_for(empty[stage], parity ^ 1);
           arrive_expecting(full[stage], Tile::stage_bytes);
-          load_box(left, x, step * 64, 0, t0, full[stage]);
+          load_box(left, x, step * step_columns, 0, t0, full[stage]);
           if constexpr (Tile::cluster == 1) {
-            load_box(right, weight, step * 64, 0, n0, full[stage]);
+            load_box(right, weight, step * step_columns, 0, n0, full[stage]);
           } else {
             constexpr int part = Tile::tile_n / Tile::cluster;
-            load_box_everywhere(right + rank * part * 128, weight, step * 64, 0, n0 + rank * part, full[stage], Tile::cluster);
+            load_box_everywhere(right + rank * part * 128, weight, step * step_columns, 0, n0 + rank * part, full[stage], Tile::cluster);
           }
         }
       }
@@ -73,7 +75,7 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
     const auto release = [&](int of) {
       if (id % 128 < Tile::cluster) Tile::cluster > 1 ? arrive_at(empty[of], id % 128) : arrive(empty[of]);
     };
-    float sums[Tile::tile_n / 2];
+    Sum sums[Tile::tile_n / 2];
     for (int tile = first; tile < all; tile += clusters) {
       const TilePlace place = place_of(tile, tiles_of_clusters, tiles_n);
       for (int step = 0; step < steps; ++step, advance()) {
@@ -105,8 +107,8 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
           for (int j = 0; j < Tile::staged / 8; ++j)
 #pragma unroll
             for (int half = 0; half < 2; ++half)
-              *reinterpret_cast<float2*>(staged + Epilogue::staged_at<Tile::staged>(lane / 4 + 8 * half, 8 * j + lane % 4 * 2)) = {
-                  sums[part / 2 + 4 * j + 2 * half], sums[part / 2 + 4 * j + 2 * half + 1]};
+              Epilogue::stage(staged + Epilogue::staged_at<Tile::staged>(lane / 4 + 8 * half, 8 * j + lane % 4 * 2),
+                              sums[part / 2 + 4 * j + 2 * half], sums[part / 2 + 4 * j + 2 * half + 1]);
         }
         __syncwarp();
         epilogue.rows_of<Tile::staged>(staged, t, T, n0 + c0, N);
@@ -117,15 +119,22 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
 #endif
 }
 
-template <class Tile>
-void run(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+/// Rows of bf16 or of int8.
+struct Input {
+  const void* data;
+  int64_t rows, stride;
+};
+
+template <class Sum, class Tile>
+void run(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
   const unsigned tiles_m = blocks(x.rows, Tile::tile_m), tiles_n = blocks(weight.rows, Tile::tile_n);
   const unsigned all = blocks(tiles_m, Tile::cluster) * tiles_n * Tile::cluster,
                  most = unsigned(args.device.multiprocessors) / Tile::cluster * Tile::cluster;
-  launch_clusters(args.device, gemm_wgmma<Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
-                  tile_map(x.data, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
-                  tile_map(weight.values, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), x.rows,
-                  weight.rows, int(weight.stride / 64), int(tiles_m), int(tiles_n), epilogue);
+  const int word = std::is_integral_v<Sum> ? 1 : 2;
+  launch_clusters(args.device, gemm_wgmma<Sum, Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
+                  tile_map(x.data, word, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
+                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), x.rows,
+                  weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
 }
 
 /// Time of a product, in no unit: rounds of tiles by a tile's elements over the rate at which tiles of the size are multiplied.
@@ -136,18 +145,27 @@ double cost(const Arguments& args, int64_t T, int64_t N, double rate) {
   return double((tiles + at_once - 1) / at_once) * Tile::tile_m * Tile::tile_n / rate;
 }
 
+template <class Sum>
+void run_best(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  const int64_t T = x.rows;
+  if (T == 0) return;
+  using Run = void (*)(Arguments&, const Input&, const DeviceWeight&, const Epilogue&);
+  const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run<Sum, Large>},
+                                            {cost<Medium>(args, T, weight.rows, 0.8), run<Sum, Medium>},
+                                            {cost<Small>(args, T, weight.rows, 0.4), run<Sum, Small>},
+                                            {cost<Least>(args, T, weight.rows, 0.2), run<Sum, Least>}};
+  const auto best = std::min_element(std::begin(choices), std::end(choices), [](const auto& a, const auto& b) { return a.first < b.first; });
+  best->second(args, x, weight, epilogue);
+}
+
 }  // namespace
 
 void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  const int64_t T = x.rows;
-  if (T == 0) return;
-  using Run = void (*)(Arguments&, const NarrowView&, const DeviceWeight&, const Epilogue&);
-  const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run<Large>},
-                                            {cost<Medium>(args, T, weight.rows, 0.8), run<Medium>},
-                                            {cost<Small>(args, T, weight.rows, 0.4), run<Small>},
-                                            {cost<Least>(args, T, weight.rows, 0.2), run<Least>}};
-  const auto best = std::min_element(std::begin(choices), std::end(choices), [](const auto& a, const auto& b) { return a.first < b.first; });
-  best->second(args, x, weight, epilogue);
+  run_best<float>(args, {x.data, x.rows, x.stride}, weight, epilogue);
+}
+
+void multiply_by_warpgroups(Arguments& args, const int8_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
+  run_best<int>(args, {x, T, weight.stride}, weight, epilogue);
 }
 
 }  // namespace conan::cuda

@@ -1,6 +1,6 @@
 // What sm_90a has beyond warps (PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions", "Tensor copy", "mbarrier"): products of whole
 // warpgroups on tiles in shared memory, of which nobody knows more until he waits; tiles that the copy engine brings from device memory by
-// itself; and barriers that count arrivals and bytes. Tiles are rows of 64 bf16, 128 bytes, in groups of eight that begin at multiples of
+// itself; and barriers that count arrivals and bytes. Tiles are rows of 128 bytes, 64 bf16 or 128 int8, in groups of eight that begin at multiples of
 // 1024 bytes; within a row the 16-byte words are swizzled by the row's number, so that eight rows meet no bank twice. Under emulation
 // each thread computes what it gets, and copies arrive, as late as the waits allow.
 #pragma once
@@ -8,6 +8,7 @@
 #ifdef __CUDACC__
 #include <cuda.h>
 #endif
+#include <type_traits>
 
 namespace conan::cuda {
 
@@ -17,21 +18,21 @@ namespace conan::cuda {
 #define CONAN_WARPGROUPS 0
 #endif
 
-/// A matrix of bf16 that lies in device memory, in planes (heads; one, where it has none), by boxes of 64 columns and some rows of one plane.
-/// What lies outside is zeros.
+/// A matrix of bf16 or of int8 that lies in device memory, in planes (heads; one, where it has none), by boxes of 128 bytes of columns and
+/// some rows of one plane. What lies outside is zeros.
 #ifdef __CUDACC__
 using TileMap = CUtensorMap;
 #define CONAN_GRID_CONSTANT __grid_constant__
 #else
 struct TileMap {
-  const uint16_t* data;
-  int64_t columns, planes, rows, plane_stride, row_stride, box_rows;
+  const char* data;
+  int64_t columns, planes, rows, plane_stride, row_stride, box_rows, word;  // columns and strides in bytes; bytes of a number
 };
 #define CONAN_GRID_CONSTANT
 #endif
 
-/// Strides in numbers; those of rows and of planes are multiples of 8, and `data` begins at a multiple of 16 bytes.
-TileMap tile_map(const void* data, int64_t columns, int64_t planes, int64_t rows, int64_t plane_stride, int64_t row_stride, int box_rows);
+/// `word`: bytes of a number, 2 or 1. Strides in numbers; those of rows and of planes are multiples of 16 bytes, and `data` begins at one.
+TileMap tile_map(const void* data, int word, int64_t columns, int64_t planes, int64_t rows, int64_t plane_stride, int64_t row_stride, int box_rows);
 
 /// Counts arrivals and bytes; its phases are told apart by their parity.
 struct Barrier {
@@ -157,10 +158,10 @@ __device__ __forceinline__ void load_box(void* to, const TileMap& map, int colum
 #else
   barrier.loads->push_back([=, &barrier] {
     for (int64_t r = 0; r < map.box_rows; ++r)
-      for (int64_t c = 0; c < 64; ++c) {
-        const bool there = row + r < map.rows && column + c < map.columns && plane < map.planes;
-        const uint16_t word = there ? map.data[(row + r) * map.row_stride + plane * map.plane_stride + column + c] : uint16_t(0);
-        static_cast<uint16_t*>(to)[r * 64 + ((c / 8) ^ (r & 7)) * 8 + c % 8] = word;
+      for (int64_t c = 0, at = column * map.word; c < 128; ++c, ++at) {
+        const bool there = row + r < map.rows && at < map.columns && plane < map.planes;
+        static_cast<char*>(to)[r * 128 + ((c / 16) ^ (r & 7)) * 16 + c % 16] =
+            there ? map.data[(row + r) * map.row_stride + plane * map.plane_stride + at] : char(0);
       }
     barrier.bytes -= map.box_rows * 128;
   });
@@ -198,7 +199,7 @@ __device__ __forceinline__ void set_registers() {
 
 // ---- products
 
-/// A tile as products take it: rows of 64 columns along K. `next`: bytes to the next 64 columns, for tiles whose rows lie along K instead.
+/// A tile as products take it: rows of 128 bytes along K. `next`: bytes to the next 64 columns, for tiles whose rows lie along K instead.
 __device__ __forceinline__ uint64_t tile_of(const void* tile, int next = 16) {
 #ifdef __CUDACC__
   // Address / 16, bytes to the next 64 columns / 16, bytes between groups of eight rows / 16, swizzle of 128 bytes.
@@ -246,11 +247,13 @@ __device__ __forceinline__ void wait_for_products() {
 }
 
 /// Behind a wait: what the products have put into the sums is there, and nobody reads them earlier.
-template <int count>
-__device__ __forceinline__ void settled(float (&c)[count]) {
+template <class Sum, int count>
+__device__ __forceinline__ void settled(Sum (&c)[count]) {
 #ifdef __CUDACC__
 #pragma unroll
-  for (int i = 0; i < count; ++i) asm volatile("" : "+f"(c[i])::"memory");
+  for (int i = 0; i < count; ++i)
+    if constexpr (std::is_integral_v<Sum>) asm volatile("" : "+r"(c[i])::"memory");
+    else asm volatile("" : "+f"(c[i])::"memory");
 #else
   (void)c;
 #endif
@@ -264,17 +267,21 @@ inline float word_of(uint64_t tile, size_t row, size_t k, bool along_k = false) 
   const uint64_t at = along_k ? start + row / 64 * next + k * 128 + 2 * (row % 64) : start + row * 128 + 2 * k;
   return __bfloat162float({*reinterpret_cast<const uint16_t*>(at ^ ((at >> 7 & 7) << 4))});
 }
-template <int n, class Left, class Right>
-void add_products(float (&c)[n / 2], bool add, const Left& left, const Right& right) {
+inline int byte_of(uint64_t tile, size_t row, size_t k) {
+  const uint64_t at = (tile << 16 >> 16) + row * 128 + k;
+  return *reinterpret_cast<const int8_t*>(at ^ ((at >> 7 & 7) << 4));
+}
+template <int n, class Sum, class Left, class Right>
+void add_products(Sum (&c)[n / 2], bool add, size_t depth, const Left& left, const Right& right) {
   const size_t t = self() % 4;
   for (size_t column = 0; column < n / 4; ++column) {
-    float sums[2] = {};
-    for (size_t k = 0; k < 16; ++k) {
-      const float value = right(column / 2 * 8 + 2 * t + column % 2, k);
+    Sum sums[2] = {};
+    for (size_t k = 0; k < depth; ++k) {
+      const Sum value = right(column / 2 * 8 + 2 * t + column % 2, k);
       for (size_t half = 0; half < 2; ++half) sums[half] += left(half, k) * value;
     }
     for (size_t half = 0; half < 2; ++half) {
-      float& to = c[column / 2 * 4 + column % 2 + 2 * half];
+      Sum& to = c[column / 2 * 4 + column % 2 + 2 * half];
       to = (add ? to : 0) + sums[half];
     }
   }
@@ -294,6 +301,9 @@ void add_products(float (&c)[n / 2], bool add, const Left& left, const Right& ri
 #define CONAN_SUMS(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3]), "+f"(c[i + 4]), "+f"(c[i + 5]), "+f"(c[i + 6]), "+f"(c[i + 7])
 #define CONAN_SUMS_16(i) CONAN_SUMS(i), CONAN_SUMS(i + 8)
 #define CONAN_SUMS_64(i) CONAN_SUMS_16(i), CONAN_SUMS_16(i + 16), CONAN_SUMS_16(i + 32), CONAN_SUMS_16(i + 48)
+#define CONAN_WHOLE(i) "+r"(c[i]), "+r"(c[i + 1]), "+r"(c[i + 2]), "+r"(c[i + 3]), "+r"(c[i + 4]), "+r"(c[i + 5]), "+r"(c[i + 6]), "+r"(c[i + 7])
+#define CONAN_WHOLE_16(i) CONAN_WHOLE(i), CONAN_WHOLE(i + 8)
+#define CONAN_WHOLE_64(i) CONAN_WHOLE_16(i), CONAN_WHOLE_16(i + 16), CONAN_WHOLE_16(i + 32), CONAN_WHOLE_16(i + 48)
 #define CONAN_PRODUCT(n) "{\n.reg .pred add;\nsetp.ne.b32 add, %" n ", 0;\nwgmma.mma_async.sync.aligned.m64n"
 #endif
 
@@ -324,8 +334,40 @@ __device__ __forceinline__ void multiply(float (&c)[n / 2], uint64_t a, uint64_t
   const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
   emulated::block.fibers[emulated::self()].products.add([=, &c] {
     emulated::add_products<n>(
-        c, add, [=](size_t half, size_t k) { return emulated::word_of(a, first + 8 * half, k); },
+        c, add, 16, [=](size_t half, size_t k) { return emulated::word_of(a, first + 8 * half, k); },
         [=](size_t column, size_t k) { return emulated::word_of(b, column, k); });
+  });
+#endif
+}
+
+/// The same of int8, 32 columns along K at a time, with whole sums.
+template <int n>
+__device__ __forceinline__ void multiply(int (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
+#ifdef __CUDACC__
+  if constexpr (n == 256)
+    asm volatile(CONAN_PRODUCT("130") "256k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
+                                      "," CONAN_REGISTERS_64_127 "}, %128, %129, add;\n}\n"
+                 : CONAN_WHOLE_64(0), CONAN_WHOLE_64(64)
+                 : "l"(a), "l"(b), "r"(int(add)));
+  else if constexpr (n == 128)
+    asm volatile(CONAN_PRODUCT("66") "128k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
+                                     "}, %64, %65, add;\n}\n"
+                 : CONAN_WHOLE_64(0)
+                 : "l"(a), "l"(b), "r"(int(add)));
+  else if constexpr (n == 64)
+    asm volatile(CONAN_PRODUCT("34") "64k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "}, %32, %33, add;\n}\n"
+                 : CONAN_WHOLE_16(0), CONAN_WHOLE_16(16)
+                 : "l"(a), "l"(b), "r"(int(add)));
+  else
+    asm volatile(CONAN_PRODUCT("18") "32k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "}, %16, %17, add;\n}\n"
+                 : CONAN_WHOLE_16(0)
+                 : "l"(a), "l"(b), "r"(int(add)));
+#else
+  const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
+  emulated::block.fibers[emulated::self()].products.add([=, &c] {
+    emulated::add_products<n>(
+        c, add, 32, [=](size_t half, size_t k) { return emulated::byte_of(a, first + 8 * half, k); },
+        [=](size_t column, size_t k) { return emulated::byte_of(b, column, k); });
   });
 #endif
 }
@@ -358,7 +400,8 @@ __device__ __forceinline__ void multiply_held(float (&c)[n / 2], const uint32_t 
   emulated::wait_for_warp();
   emulated::block.fibers[self].products.add([=, &c] {
     emulated::add_products<n>(
-        c, add, [&](size_t half, size_t k) { return rows[half][k]; }, [=](size_t column, size_t k) { return emulated::word_of(b, column, k, true); });
+        c, add, 16, [&](size_t half, size_t k) { return rows[half][k]; },
+        [=](size_t column, size_t k) { return emulated::word_of(b, column, k, true); });
   });
 #endif
 }
@@ -371,6 +414,9 @@ __device__ __forceinline__ void multiply_held(float (&c)[n / 2], const uint32_t 
 #undef CONAN_SUMS
 #undef CONAN_SUMS_16
 #undef CONAN_SUMS_64
+#undef CONAN_WHOLE
+#undef CONAN_WHOLE_16
+#undef CONAN_WHOLE_64
 #undef CONAN_PRODUCT
 #endif
 

@@ -404,7 +404,7 @@ void linear(Context& context, const LinearArgs& a) {
   if (weight.format == WeightFormat::bf16) {
     NarrowView words = args.in(a.narrow_x);
     if (!words.data) words = {const_cast<uint16_t*>(rounded(args, x, weight.stride)), T, weight.stride, weight.stride};
-    (args.device.warpgroups ? multiply_by_warpgroups : multiply_by_warps)(args, words, weight, epilogue);
+    args.device.warpgroups ? multiply_by_warpgroups(args, words, weight, epilogue) : multiply_by_warps(args, words, weight, epilogue);
   } else if (weight.format == WeightFormat::i8) {
     multiply_whole(args, x, weight, epilogue);
   } else {

@@ -30,6 +30,7 @@ struct Epilogue {
   bool by_four;                  // four neighbouring columns lie so that they can be read and written together
   uint16_t* narrow_y = nullptr;  // bf16 instead of y
   int64_t narrow_stride = 0;
+  const float *row_scale = nullptr, *column_scale = nullptr;  // of whole sums, in packed order
 
   /// Sums of the packed columns n (a multiple of four) to n + 3; `rows` of the weight.
   __device__ __forceinline__ void four(int64_t t, int64_t n, const float4& sums, int64_t rows) const {
@@ -37,6 +38,11 @@ struct Epilogue {
     const int count = n + 4 <= rows ? 4 : int(rows - n), outputs = gated ? count / 2 : count;
     if (count <= 0) return;
     const int64_t column = gated ? n / 2 : n;
+    if (row_scale) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        if (i < count) v[i] *= row_scale[t] * column_scale[n + i];
+    }
     if (bias) {
 #pragma unroll
       for (int i = 0; i < 4; ++i)
@@ -75,6 +81,15 @@ struct Epilogue {
       if (i < outputs) to[i] = v[i] + (from ? from[i] : 0);
   }
 
+  /// Two sums into shared memory, whole ones as they are: what follows is the same code for all, and these are many.
+  static __device__ __forceinline__ void stage(float* to, float first, float second) { *reinterpret_cast<float2*>(to) = {first, second}; }
+  static __device__ __forceinline__ void stage(float* to, int first, int second) { *reinterpret_cast<int2*>(to) = {first, second}; }
+  __device__ __forceinline__ float4 staged_four(const float* from) const {
+    if (!row_scale) return *reinterpret_cast<const float4*>(from);
+    const int4 v = *reinterpret_cast<const int4*>(from);
+    return {float(v.x), float(v.y), float(v.z), float(v.w)};
+  }
+
   /// The sums of 16 rows by `columns`, which a warp has put into shared memory: numbers of row r begin at r * columns, by eights that are
   /// swizzled by the row. For products of few bits: functions need not be exact.
   template <int columns>
@@ -84,7 +99,7 @@ struct Epilogue {
 #pragma unroll 1
       for (int i = lane; i < 4 * columns; i += 32) {
         const int r = i / (columns / 4), c = i % (columns / 4) * 4;
-        if (t + r < T) four(t + r, n + c, *reinterpret_cast<const float4*>(staged + staged_at<columns>(r, c)), rows);
+        if (t + r < T) four(t + r, n + c, staged_four(staged + staged_at<columns>(r, c)), rows);
       }
       return;
     }
@@ -124,7 +139,11 @@ struct Epilogue {
     constexpr int step = 128 / columns, passes = 16 / step, some = passes < 4 ? passes : 4;
     const int lane = int(threadIdx.x) % 32, r0 = lane / (columns / 4), c = lane % (columns / 4) * 4;
     const int64_t column = gated ? (n + c) / 2 : n + c;
-    float b[4] = {0, 0, 0, 0};
+    float b[4] = {0, 0, 0, 0}, scale[4] = {1, 1, 1, 1};
+    if (row_scale) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) scale[i] = column_scale[n + c + i];
+    }
     if (bias) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) b[i] = gated ? bias[column + i / 2 + i % 2 * rows / 2] : bias[column + i];
@@ -135,7 +154,11 @@ struct Epilogue {
 #pragma unroll
       for (int i = 0; i < some; ++i) {
         const int r = first + i * step;
-        v[i] = *reinterpret_cast<const float4*>(staged + staged_at<columns>(r, c));
+        v[i] = staged_four(staged + staged_at<columns>(r, c));
+        if (row_scale) {
+          const float own = t + r < T ? row_scale[t + r] : 0;
+          v[i] = {v[i].x * (own * scale[0]), v[i].y * (own * scale[1]), v[i].z * (own * scale[2]), v[i].w * (own * scale[3])};
+        }
         added[i] = residual.data && t + r < T ? *reinterpret_cast<const float4*>(residual.row(t + r) + column) : float4{0, 0, 0, 0};
       }
 #pragma unroll
@@ -173,6 +196,8 @@ __device__ __forceinline__ TilePlace place_of(int tile, int tiles_m, int tiles_n
 /// columns up to its stride.
 void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
 void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
+/// The same with int8 weights, of T rows of whole numbers.
+void multiply_by_warpgroups(Arguments& args, const int8_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
 /// Products with int8 weights on tensor cores.
 void multiply_whole(Arguments& args, const View& x, const DeviceWeight& weight, const Epilogue& epilogue);
 
