@@ -1,12 +1,12 @@
-"""Whole forward passes on a GPU: random models of Qwen3's shapes, ours (forward_bench) and PyTorch's (SDPA, bf16, eager and compiled) in
-turn on the same weights and tokens. Short texts are as good as padded here: all of one length.
+"""Whole forward passes on a GPU: random models of Qwen3's shapes, ours (forward_bench, packed) and PyTorch's (SDPA, bf16, padded; eager, and
+compiled layer by layer) in one run on the same weights and tokens.
 
-    python bench/gpu_forward.py FORWARD_BENCH [--models 0.6B,2B] [--device cuda] [--ceiling 790] [--directory DIR] [--no-compile]
+    python bench/gpu_forward.py FORWARD_BENCH [--models 0.6B,2B] [--device cuda] [--ceiling 790] [--directory DIR] [--inputs 8-56x4096,512x64]
+                                [--compiled 512x64]
 """
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import tempfile
@@ -18,7 +18,6 @@ import transformers
 
 # hidden, layers, heads, key heads, head size, MLP; the language models of Qwen3-0.6B, Qwen3-VL-2B, Qwen3-8B.
 shapes = {"pico": (64, 2, 4, 2, 16, 128), "0.6B": (1024, 28, 16, 8, 128, 3072), "2B": (2048, 28, 16, 8, 128, 6144), "8B": (4096, 36, 32, 8, 128, 12288)}
-inputs = ["32x4096", "512x64", "4096x8"]
 
 
 def make(name, directory, device):
@@ -33,15 +32,24 @@ def make(name, directory, device):
     return model, weights
 
 
-def flops(name, weights, length, sequences):
+def lengths_of(shape):
+    """Tokens of each text, as forward_bench has them."""
+    length, texts = shape.split("x")
+    low, high = map(int, (length.split("-") * 2)[:2])
+    return [low + i * 7919 % (high - low + 1) for i in range(int(texts))]
+
+
+def flops(name, weights, lengths):
     _, layers, heads, _, head, _ = shapes[name]
     # Causal attention: half of two products of length x length.
-    return sequences * length * (2 * weights + layers * 2 * length * heads * head)
+    return sum(n * (2 * weights + layers * 2 * n * heads * head) for n in lengths)
 
 
 def timed(run, device):
-    times = []
+    times, first = [], time.perf_counter()
     for i in range(7):
+        if i >= 4 and time.perf_counter() - first > 2:
+            break
         start = time.perf_counter()
         out = run()
         if device.startswith("cuda"):
@@ -51,17 +59,31 @@ def timed(run, device):
     return statistics.median(times), out
 
 
-def tokens(length, texts, device):
-    return ((torch.arange(length * texts) * 7919 + 5) % 32000).reshape(texts, length).to(device)
+def tokens(lengths, device):
+    """Ids and mask, padded at the end."""
+    ids, mask = (torch.zeros(len(lengths), max(lengths), dtype=torch.long) for _ in range(2))
+    at = 0
+    for i, n in enumerate(lengths):
+        ids[i, :n] = (torch.arange(at, at + n) * 7919 + 5) % 32000
+        mask[i, :n] = 1
+        at += n
+    return ids.to(device), mask.to(device) if min(lengths) < max(lengths) else None
 
 
-def ours(bench, directory, device, shape):
-    """What a native bench answers for a shape, or its error, by each kind of product; for a table's column `who`."""
-    torch.cuda.empty_cache()
-    for gemm in ["wgmma"] if device.startswith("cuda") else [""]:
-        done = subprocess.run([bench, directory, device, "bfloat16", shape], capture_output=True, text=True, env={**os.environ, "CONAN_CUDA_GEMM": gemm})
-        answer = {"error": done.stderr.strip()} if done.returncode else json.loads(done.stdout)
-        yield f"ours {gemm}".strip(), answer
+def compile_layers(model):
+    """One graph for all layers, which are alike: compiling takes seconds and not minutes."""
+    for layer in model.layers:
+        layer.compile()
+    return model
+
+
+def ours(bench, directory, device, inputs):
+    """What a native bench answers, by shape; its error for those it did not come to."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    done = subprocess.run([bench, directory, device, "bfloat16", *inputs], capture_output=True, text=True)
+    answers = {answer["shape"]: answer for answer in map(json.loads, done.stdout.splitlines())}
+    return {shape: answers.get(shape, {"error": done.stderr.strip()}) for shape in inputs}
 
 
 def main():
@@ -71,34 +93,43 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ceiling", type=float, default=790, help="TFLOP/s")
     parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--inputs", default=",".join(inputs))
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--inputs", default="8-56x4096,512x64,4096x8")
+    parser.add_argument("--compiled", default="512x64")
     options = parser.parse_args()
     print(f"{'model':6} {'input':10} {'who':18} {'ms':>9} {'tokens/s':>10} {'TFLOP/s':>8} {'share':>6}")
     for name in options.models.split(","):
         directory = Path(options.directory) / f"conan-forward-{name}"
         model, weights = make(name, directory, options.device)
-        contenders = {"PyTorch": model}
-        if not options.no_compile:
-            contenders["PyTorch compiled"] = torch.compile(model)
-        for shape in options.inputs.split(","):
-            length, sequences = map(int, shape.split("x"))
-            ids = tokens(length, sequences, options.device)
-            rows, want = [], None
-            for who, contender in contenders.items():
-                with torch.inference_mode():
-                    seconds, states = timed(lambda: contender(input_ids=ids, use_cache=False).last_hidden_state[:, -1], options.device)
-                rows.append((who, seconds, ""))
-                want = torch.nn.functional.normalize(states[0].float(), dim=0)[:4].cpu()
-            for who, answer in ours(options.forward_bench, directory, options.device, shape):
-                if "error" in answer:
-                    rows.append((who, float("nan"), answer["error"]))
-                    continue
-                worst = max(abs(a - b) for a, b in zip(answer["vector"], want.tolist()))
-                rows.append((who, answer["seconds"], f"first components differ by {worst:.4f}"))
-            for who, seconds, note in rows:
-                rate = flops(name, weights, length, sequences) / seconds / 1e12
-                print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {length * sequences / seconds:10.0f} {rate:8.1f} {100 * rate / options.ceiling:5.1f}%  {note}", flush=True)
+        inputs = options.inputs.split(",")
+        answers = ours(options.forward_bench, directory, options.device, inputs)
+
+        def line(shape, who, seconds, note=""):
+            lengths = lengths_of(shape)
+            rate = flops(name, weights, lengths) / seconds / 1e12
+            print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {sum(lengths) / seconds:10.0f} {rate:8.1f} {100 * rate / options.ceiling:5.1f}%  {note}",
+                  flush=True)
+
+        def peer(shape, who):
+            lengths = lengths_of(shape)
+            ids, mask = tokens(lengths, options.device)
+            rows, last = torch.arange(len(lengths), device=options.device), torch.tensor(lengths, device=options.device) - 1
+            with torch.inference_mode():
+                seconds, states = timed(lambda: model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state[rows, last], options.device)
+            line(shape, who, seconds)
+            return torch.nn.functional.normalize(states[0].float(), dim=0)[:4].tolist()
+
+        for shape in inputs:
+            want, answer = peer(shape, "PyTorch"), answers[shape]
+            if "error" in answer:
+                print(f"{name:6} {shape:10} ours: {answer['error']}", flush=True)
+                continue
+            worst = max(abs(a - b) for a, b in zip(answer["vector"], want))
+            line(shape, "ours", answer["seconds"], f"first components differ by {worst:.4f}")
+        if options.compiled:
+            compile_layers(model)
+            for shape in options.compiled.split(","):
+                peer(shape, "PyTorch compiled")
+        del model
 
 
 if __name__ == "__main__":

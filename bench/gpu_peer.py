@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 products = [(16, 4096, 4096), (512, 1024, 3072), (8192, 1024, 3072), (8192, 4096, 4096), (16384, 4096, 12288)]
-lengths = [(128, 64), (512, 16), (8192, 1)]
+lengths = [(32, 1024), (128, 64), (512, 16), (2048, 4), (8192, 1)]
 heads, kv_heads, D = 16, 8, 128
 
 
@@ -29,7 +29,7 @@ def median(run):
 
 
 def line(name, work, seconds, unit="TFLOP/s"):
-    print(f"{name:28} {1e3 * seconds:10.3f} {work / seconds / 1e12:10.2f} {unit}", flush=True)
+    print(f"{name:34} {1e3 * seconds:10.3f} {work / seconds / 1e12:10.2f} {unit}", flush=True)
 
 
 def main():
@@ -41,14 +41,14 @@ def main():
     del big, other
     for rows, inner, out in products:
         x, w = (torch.randn(n, inner, device="cuda", dtype=torch.bfloat16) for n in (rows, out))
-        line(f"linear bfloat16 {rows}x{inner}x{out}", 2 * rows * inner * out, median(lambda: F.linear(x, w)))
+        line(f"linear bf16 rows {rows}x{inner}x{out}", 2 * rows * inner * out, median(lambda: F.linear(x, w)))
     for length, sequences in lengths:
         q = torch.randn(sequences, heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         k, v = (torch.randn(sequences, kv_heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
         attend = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         work = 2 * sequences * length * length * heads * D
         with torch.no_grad():
-            line(f"attention bf16 {length} x {sequences}", work, median(attend))
+            line(f"attention bf16 rows {length} x {sequences}", work, median(attend))
         y = attend()
         dy = torch.randn_like(y)
         line(f"attention back {length} x {sequences}", 2.5 * work, median(lambda: y.backward(dy, retain_graph=True)))

@@ -1,7 +1,8 @@
-"""Steps of LoRA training on a GPU: random models of Qwen3's shapes, ours (train_bench) and PyTorch's (SDPA, bf16 weights, eager and compiled)
-in turn on the same weights and tokens: rank 16 on all linear layers, InfoNCE between the first and the second half of the texts.
+"""Steps of LoRA training on a GPU: random models of Qwen3's shapes, ours (train_bench) and PyTorch's (SDPA, bf16 weights; eager, and
+compiled layer by layer) in one run on the same weights and tokens: rank 16 on all linear layers, InfoNCE between the first and the second
+half of the texts.
 
-    python bench/gpu_train.py TRAIN_BENCH [--models 0.6B,2B] [--device cuda] [--directory DIR] [--inputs 64x256,512x32] [--no-compile]
+    python bench/gpu_train.py TRAIN_BENCH [--models 0.6B,2B] [--device cuda] [--directory DIR] [--inputs 64x256,512x32] [--compiled 64x256]
 """
 
 import argparse
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from gpu_forward import make, ours, timed, tokens
+from gpu_forward import compile_layers, lengths_of, make, ours, timed, tokens
 
 
 class LowRank(torch.nn.Module):
@@ -42,7 +43,7 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--directory", default=tempfile.gettempdir())
     parser.add_argument("--inputs", default="64x256,512x32")
-    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--compiled", default="64x256,512x32")
     options = parser.parse_args()
     print(f"{'model':6} {'input':10} {'who':18} {'ms':>9} {'tokens/s':>10} {'loss':>8}")
     for name in options.models.split(","):
@@ -50,41 +51,50 @@ def main():
         model, _ = make(name, directory, options.device)
         wrapped(model)
         trained = [p for p in model.parameters() if p.requires_grad]
-        contenders = {"PyTorch": model}
-        if not options.no_compile:
-            contenders["PyTorch compiled"] = torch.compile(model)
-        for shape in options.inputs.split(","):
+        inputs = options.inputs.split(",")
+
+        def line(shape, who, seconds, loss):
             length, texts = map(int, shape.split("x"))
-            ids = tokens(length, texts, options.device)
-            target = torch.arange(texts // 2, device=options.device)
-            rows = []
-            for who, contender in contenders.items():
-                optimizer = torch.optim.AdamW(trained, lr=1e-4)
-                first = []
+            print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {length * texts / seconds:10.0f} {loss:8.4f}", flush=True)
 
-                def step():
-                    vectors = contender(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
-                    unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
-                    loss = torch.nn.functional.cross_entropy(unit[: texts // 2] @ unit[texts // 2 :].T / 0.05, target)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    torch.nn.utils.clip_grad_norm_(trained, 1.0)
-                    optimizer.step()
-                    first.append(loss.detach())
+        for shape in inputs:  # each from the beginning
+            answer = ours(options.train_bench, directory, options.device, [shape])[shape]
+            if "error" in answer:
+                print(f"{name:6} {shape:10} ours: {answer['error']}", flush=True)
+            else:
+                line(shape, "ours", answer["seconds"], answer["loss"])
 
-                seconds, _ = timed(step, options.device)
-                rows.append((who, seconds, float(first[0])))
-                with torch.no_grad():
-                    for module in model.modules():  # for the next contender's first loss
-                        if isinstance(module, LowRank):
-                            module.b.zero_()
-            for who, answer in ours(options.train_bench, directory, options.device, shape):
-                if "error" in answer:
-                    print(f"{name:6} {shape:10} {who:18} {answer['error']}")
-                    continue
-                rows.append((who, answer["seconds"], answer["loss"]))
-            for who, seconds, loss in rows:
-                print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {length * texts / seconds:10.0f} {loss:8.4f}", flush=True)
+        def peer(shape, who):
+            lengths = lengths_of(shape)
+            ids, _ = tokens(lengths, options.device)
+            half = len(lengths) // 2
+            target = torch.arange(half, device=options.device)
+            optimizer = torch.optim.AdamW(trained, lr=1e-4)
+            first = []
+
+            def step():
+                vectors = model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
+                unit = torch.nn.functional.normalize(vectors.float(), dim=-1)
+                loss = torch.nn.functional.cross_entropy(unit[:half] @ unit[half:].T / 0.05, target)
+                optimizer.zero_grad()
+                loss.backward()
+                torch.nn.utils.clip_grad_norm_(trained, 1.0)
+                optimizer.step()
+                first.append(loss.detach())
+
+            seconds, _ = timed(step, options.device)
+            line(shape, who, seconds, float(first[0]))
+            with torch.no_grad():
+                for module in model.modules():  # for the next one's first loss
+                    if isinstance(module, LowRank):
+                        module.b.zero_()
+
+        for shape in inputs:
+            peer(shape, "PyTorch")
+        if options.compiled:
+            compile_layers(model)
+            for shape in options.compiled.split(","):
+                peer(shape, "PyTorch compiled")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and no network: builds the CUDA library and the native tests, runs the operation table and whole models on
-# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmark; a short table last. Needs nvcc, CMake
-# and a C++20 compiler. Output also goes into the directory $OUT, where that is set.
+# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmarks beside PyTorch; a short table last. Needs nvcc, CMake
+# and a C++20 compiler. Output goes into the directory $OUT, or build/gpu-check. Arguments: the steps wanted, by name; default: all.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-build/gpu-check}
@@ -27,7 +27,7 @@ step build-cuda scripts/build-cuda.sh "$capability-real"
 step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
 export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
 step ops timeout 60 build/native-tests/ops_test
-step ops-wgmma env CONAN_CUDA_GEMM=wgmma timeout 60 build/native-tests/ops_test
+step ops-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/ops_test
 step models timeout 60 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
   step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
@@ -36,7 +36,7 @@ else
   report+=("memcheck, racecheck skipped: no compute-sanitizer on PATH")
 fi
 step bench timeout 60 build/native-tests/cuda_bench
-step bench-wgmma env CONAN_CUDA_GEMM=wgmma timeout 60 build/native-tests/cuda_bench
+step bench-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/cuda_bench
 if python3 -c 'import torch, transformers' 2> /dev/null; then
   step peer timeout 60 python3 bench/gpu_peer.py
   step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
@@ -44,5 +44,5 @@ if python3 -c 'import torch, transformers' 2> /dev/null; then
 else
   report+=("peer, forward, train skipped: no Python with torch and transformers")
 fi
-show bench bench-wgmma peer forward train
+show bench bench-mma peer forward train
 printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"

@@ -14,15 +14,15 @@ using namespace conan;
 
 static double seconds() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
-/// Median seconds of a run, after two to warm up.
+/// Median seconds of a run, in fives so that waiting for the last counts little, after two fives to warm up.
 static double median(Context& context, const std::function<void()>& run) {
   std::vector<double> times;
-  for (int i = 0; i < 9; ++i) {
+  for (int i = 0; i < 7; ++i) {
     finish(context);
     const double start = seconds();
-    run();
+    for (int k = 0; k < 5; ++k) run();
     finish(context);
-    if (i >= 2) times.push_back(seconds() - start);
+    if (i >= 2) times.push_back((seconds() - start) / 5);
   }
   std::sort(times.begin(), times.end());
   return times[times.size() / 2];
@@ -36,6 +36,12 @@ static Matrix filled(Context& context, int64_t rows, int64_t cols) {
   return m;
 }
 
+static Bf16Matrix narrowed(Context& context, const Matrix& m) {
+  const Bf16Matrix out = context.scratch.bf16_matrix(m.rows, m.cols);
+  context.ops.narrow(context, {m, out});
+  return out;
+}
+
 int main(int count, char** arguments) {
   const std::string device = count > 1 ? arguments[1] : "cuda";
   const double ceiling = (count > 2 ? std::atof(arguments[2]) : 790) * 1e12;
@@ -43,11 +49,11 @@ int main(int count, char** arguments) {
   try {
     const OperationTable& table = backend(device);
     Context context(table, 1);
-    std::printf("%s\n%-28s %10s %10s %8s\n", gpu_reports()[0].name.c_str(), "", "ms", "TFLOP/s", "share");
+    std::printf("%s\n%-34s %10s %10s %8s\n", gpu_reports()[0].name.c_str(), "", "ms", "TFLOP/s", "share");
     const auto line = [&](const std::string& name, double flops, const std::function<void()>& run) {
       if (name.find(wanted) == std::string::npos) return;
       const double time = median(context, run);
-      std::printf("%-28s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
+      std::printf("%-34s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
       std::fflush(stdout);
     };
     for (const auto& [rows, in, out] :
@@ -65,11 +71,15 @@ int main(int count, char** arguments) {
         LinearArgs args;
         args.x = x, args.weight = weight.get(), args.y = y;
         line(text("linear ", weight_format_name(format), " ", shape), flops, [&] { table.linear(context, args); });
+        if (format != WeightFormat::bf16) continue;
+        args.narrow_x = narrowed(context, x), args.narrow_y = context.scratch.bf16_matrix(rows, out);
+        args.x = args.y = {};
+        line(text("linear bf16 rows ", shape), flops, [&] { table.linear(context, args); });
       }
       const Matrix dw = filled(context, out, in);
       line(text("dy^T x bfloat16 ", shape), flops, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
     }
-    for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{128, 64}, {512, 16}, {8192, 1}}) {
+    for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{32, 1024}, {128, 64}, {512, 16}, {2048, 4}, {8192, 1}}) {
       Arena::Scope scope(context.scratch);
       constexpr int heads = 16, kv_heads = 8, D = 128;
       const int64_t T = length * sequences;
@@ -87,6 +97,13 @@ int main(int count, char** arguments) {
         line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), flops, [&] { table.attention(context, args); });
       }
       args.reduced = true;
+      if (table.narrow_rows) {
+        AttentionArgs narrow = args;
+        narrow.narrow_q = narrowed(context, args.q), narrow.narrow_k = narrowed(context, args.k), narrow.narrow_v = narrowed(context, args.v);
+        narrow.narrow_y = context.scratch.bf16_matrix(T, heads * D);
+        narrow.q = narrow.k = narrow.v = narrow.y = {};
+        line(text("attention bf16 rows ", length, " x ", sequences), flops, [&] { table.attention(context, narrow); });
+      }
       AttentionBackwardArgs back;
       back.forward = args, back.dy = filled(context, T, heads * D), back.dq = context.scratch.contiguous(T, heads * D);
       back.dk = context.scratch.contiguous(T, kv_heads * D), back.dv = context.scratch.contiguous(T, kv_heads * D);
