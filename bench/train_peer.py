@@ -1,6 +1,6 @@
 """The peer of bench/train.ts: one step for each line read, answered with its seconds and the process's memory.
 
-    python train_peer.py MODEL projector|projector-whole|lora DTYPE THREADS eager|compiled
+    python train_peer.py MODEL projector|projector-whole|lora DTYPE THREADS eager|compiled DEVICE HALF WIDTH
 """
 
 import json
@@ -12,13 +12,15 @@ import torch
 import transformers as T
 
 directory, mode, dtype, threads, form = sys.argv[1], sys.argv[2], getattr(torch, sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+device, half, width = sys.argv[6], int(sys.argv[7]), int(sys.argv[8])
+torch.set_default_device(device)
 torch.set_num_threads(threads)
 torch.manual_seed(0)
-model = T.AutoModel.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").train()
+model = T.AutoModel.from_pretrained(directory, dtype=dtype, attn_implementation="sdpa").to(device).train()
 model.requires_grad_(False)
-ids = (300 + torch.arange(32 * 64) * 37 % 1500).reshape(32, 64)
-features = torch.sin(torch.arange(16 * 62 * 512) * 0.37).reshape(16, 62, 512)
-projector = torch.nn.Sequential(torch.nn.Linear(512, 768), torch.nn.GELU(), torch.nn.Linear(768, 1024))
+ids = (300 + torch.arange(2 * half * 64) * 37 % 1500).reshape(2 * half, 64)
+features = torch.sin(torch.arange(half * 62 * width) * 0.37).reshape(half, 62, width)
+projector = torch.nn.Sequential(torch.nn.Linear(width, 768), torch.nn.GELU(), torch.nn.Linear(768, model.config.hidden_size))
 if mode == "lora":
     from peft import LoraConfig, get_peft_model
 
@@ -35,13 +37,13 @@ def vectors():
         return model(input_ids=ids, use_cache=False).last_hidden_state[:, -1]
     if mode == "projector-whole":  # sounds and texts as one batch
         embeddings = table(ids).clone()
-        embeddings[:16, 1:63] = projector(features).to(dtype)
+        embeddings[:half, 1:63] = projector(features).to(dtype)
         return model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
     # Sounds and texts apart, as sentence-transformers runs its columns: autograd then keeps nothing of the texts, which nothing trained touches.
-    embeddings = table(ids[:16]).clone()
+    embeddings = table(ids[:half]).clone()
     embeddings[:, 1:63] = projector(features).to(dtype)
     sounds = model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, -1]
-    return torch.cat([sounds, model(input_ids=ids[16:], use_cache=False).last_hidden_state[:, -1]])
+    return torch.cat([sounds, model(input_ids=ids[half:], use_cache=False).last_hidden_state[:, -1]])
 
 
 if form == "compiled":
@@ -55,12 +57,14 @@ def memory():
 for _ in sys.stdin:
     start = time.perf_counter()
     unit = torch.nn.functional.normalize(vectors().float(), dim=-1)
-    scores = unit[:16] @ unit[16:].T / 0.05
-    target = torch.arange(16)
+    scores = unit[:half] @ unit[half:].T / 0.05
+    target = torch.arange(half)
     loss = (torch.nn.functional.cross_entropy(scores, target) + torch.nn.functional.cross_entropy(scores.T, target)) / 2
     held = memory()
     optimizer.zero_grad()
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, 1.0)
     optimizer.step()
+    if device != "cpu":
+        torch.cuda.synchronize()
     print(json.dumps(dict(seconds=time.perf_counter() - start, memory=max(held, memory()), loss=float(loss.detach()))), flush=True)
