@@ -18,6 +18,17 @@ void* allocate(size_t bytes) {
   void* memory = nullptr;
   size_t left = 0, all = 0;
   check(cudaMemGetInfo(&left, &all), "memory");
+#ifdef __CUDACC__
+  if (bytes > left) {  // operations' own memory may be in the way, of which most is free again
+    int device = 0;
+    cudaMemPool_t pool;
+    check(cudaGetDevice(&device), "device");
+    check(cudaDeviceSynchronize(), "computing");
+    check(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
+    check(cudaMemPoolTrimTo(pool, 0), "memory pool");
+    check(cudaMemGetInfo(&left, &all), "memory");
+  }
+#endif
   check_memory(bytes > left ? cudaErrorMemoryAllocation : cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), bytes);
 #ifdef __CUDACC__
   // Its pages come into being on the GPU, all at once: otherwise kernels would ask for them one fault at a time. No more than a hint.
@@ -117,6 +128,8 @@ std::string unusable(int device, cudaDeviceProp* properties) {
   if (asked != cudaSuccess) return cudaGetErrorString(asked);
   if (properties->major < 8)
     return text(properties->name, ": expected compute capability 8.0 or later, got ", properties->major, ".", properties->minor);
+  if (!properties->concurrentManagedAccess)
+    return text(properties->name, ": expected memory that host and GPU may use at the same time (WSL has none)");
   return "";
 }
 #endif
