@@ -232,14 +232,32 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
     for (int d = 2 * turned + lane(); d < head_dim; d += 32) put(d, normed(d));
 }
 
+/// Rows in either of their forms, two neighbouring numbers at a time.
+struct PairRows {
+  View wide;
+  NarrowView narrow;
+  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
+    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
+    const uint32_t both = *reinterpret_cast<const uint32_t*>(narrow.row(t) + c), words[2] = {both << 16, both & 0xffff0000u};
+    float2 out;
+    memcpy(&out, words, sizeof out);
+    return out;
+  }
+  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
+    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
+    else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
+  }
+};
+
 /// The same by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
 constexpr int heads_at_once = 4, most_pairs = 2;  // pairs of channels that a lane turns
 
-__global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
-                                                         const float* sin, int half, const int32_t* positions, bool inverse, NarrowView narrow_y) {
+__global__ void __launch_bounds__(32 * warps)
+    rope_pairs(PairRows x, PairRows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos, const float* sin,
+               int half, const int32_t* positions, bool inverse) {
   const int groups = (heads + heads_at_once - 1) / heads_at_once;
   const int64_t at = own_row(), t = at / groups;
-  if (t >= x.rows) return;
+  if (t >= rows) return;
   const int first = int(at % groups) * heads_at_once, own = heads - first < heads_at_once ? heads - first : heads_at_once;
   float2 low[heads_at_once][most_pairs], high[heads_at_once][most_pairs];
 #pragma unroll
@@ -247,14 +265,14 @@ __global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int 
 #pragma unroll
     for (int i = 0; i < most_pairs; ++i) {
       const int d = 2 * lane() + 64 * i;
-      const float* from = x.row(t) + int64_t(first + h) * head_dim + d;
+      const int64_t from = int64_t(first + h) * head_dim + d;
       const bool there = h < own && d < half;
-      low[h][i] = there ? *reinterpret_cast<const float2*>(from) : float2{0, 0};
-      high[h][i] = there ? *reinterpret_cast<const float2*>(from + half) : float2{0, 0};
+      low[h][i] = there ? x.at(t, from) : float2{0, 0};
+      high[h][i] = there ? x.at(t, from + half) : float2{0, 0};
     }
   float2 c[most_pairs], s[most_pairs];
   const float2 one = {1, 1};
-  const int64_t angle = int64_t(positions[t]) * half;
+  const int64_t angle = half > 0 ? int64_t(positions[t]) * half : 0;
 #pragma unroll
   for (int i = 0; i < most_pairs; ++i) {
     const int d = 2 * lane() + 64 * i;
@@ -272,13 +290,13 @@ __global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int 
 #pragma unroll
       for (int i = 0; i < most_pairs; ++i)
         squares += (low[h][i].x * low[h][i].x + low[h][i].y * low[h][i].y) + (high[h][i].x * high[h][i].x + high[h][i].y * high[h][i].y);
-      for (int d = 2 * half + lane(); d < head_dim; d += 32) squares += x.row(t)[column + d] * x.row(t)[column + d];
+      for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) {
+        const float2 v = x.at(t, column + d);
+        squares += v.x * v.x + v.y * v.y;
+      }
       factor = 1 / sqrtf(warp_sum(squares) / float(head_dim) + eps);
     }
-    auto put = [&](int d, const float2& value) {
-      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(t) + column + d) = pack_bf16(value.x, value.y);
-      else *reinterpret_cast<float2*>(x.row(t) + column + d) = value;
-    };
+    auto put = [&](int d, const float2& value) { y.put(t, column + d, value); };
     auto normed = [&](const float2& value, int d) {
       if (!norm_weight) return value;
       const float2 w = *reinterpret_cast<const float2*>(norm_weight + d);
@@ -292,8 +310,7 @@ __global__ void __launch_bounds__(32 * warps) rope_pairs(View x, int heads, int 
       put(d, {a.x * c[i].x - b.x * s[i].x, a.y * c[i].y - b.y * s[i].y});
       put(half + d, {a.x * s[i].x + b.x * c[i].x, a.y * s[i].y + b.y * c[i].y});
     }
-    if (norm_weight || narrow_y.data)
-      for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) put(d, normed(*reinterpret_cast<const float2*>(x.row(t) + column + d), d));
+    for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) put(d, normed(x.at(t, column + d), d));
   }
 }
 
@@ -408,23 +425,6 @@ __global__ void normalize_backward_f32(View x, View dy) {
   along = length < 1e-12f ? 0 : warp_sum(along);  // below that the divisor does not move
   for (int64_t c = lane(); c < x.cols; c += 32) dy.row(b)[c] = factor * (dy.row(b)[c] - x.row(b)[c] * factor * along);
 }
-
-/// Rows in either of their forms, two neighbouring numbers at a time.
-struct PairRows {
-  View wide;
-  NarrowView narrow;
-  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
-    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
-    const uint32_t both = *reinterpret_cast<const uint32_t*>(narrow.row(t) + c), words[2] = {both << 16, both & 0xffff0000u};
-    float2 out;
-    memcpy(&out, words, sizeof out);
-    return out;
-  }
-  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
-    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
-    else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
-  }
-};
 
 __global__ void activate_pairs(Activation activation, bool gated, PairRows x, PairRows y, int64_t rows, int64_t cols) {
   const auto [t, first] = own_part(cols / 2);
@@ -598,18 +598,23 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
 
 void rope(Context& context, const RopeArgs& a) {
   Arguments args(context);
+  const int64_t rows = a.narrow_x.data ? a.narrow_x.rows : a.x.rows;
   int64_t angles = a.cos ? a.half : 0;
-  if (a.cos && a.x.rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + a.x.rows) + int64_t(1);
+  if (a.cos && rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + rows) + int64_t(1);
   const View x = args.inout(a.x);
   const float *weight = args.in(a.norm_weight, a.head_dim), *cos = args.in(a.cos, angles), *sin = args.in(a.sin, angles);
-  const int32_t* positions = args.in(a.positions, a.x.rows);
-  const NarrowView narrow_y = args.inout(a.narrow_y);
-  bool by_pairs = cos && a.half % 2 == 0 && a.half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2) && narrow_y.stride % 2 == 0;
-  for (const void* each : {static_cast<const void*>(weight), static_cast<const void*>(cos), static_cast<const void*>(sin)})
-    by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
-  by_pairs &= reinterpret_cast<uintptr_t>(narrow_y.data) % 4 == 0;
-  launch_rows(args, by_pairs ? rope_pairs : rope_f32, a.x.rows * (by_pairs ? (a.heads + heads_at_once - 1) / heads_at_once : a.heads), x, a.heads,
-              a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
+  const int32_t* positions = args.in(a.positions, rows);
+  const NarrowView narrow_x = args.in(a.narrow_x), narrow_y = args.inout(a.narrow_y);
+  const int half = a.cos ? a.half : 0;
+  bool by_pairs = half % 2 == 0 && half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2);
+  for (const float* each : {weight, cos, sin}) by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
+  if (!by_pairs && !narrow_x.data) {
+    launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
+    return;
+  }
+  const PairRows from = {x, narrow_x}, to = {x, narrow_y};
+  launch_rows(args, rope_pairs, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin,
+              half, positions, a.inverse);
 }
 
 void embed(Context& context, const EmbedArgs& a) {

@@ -228,7 +228,7 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
                          const int32_t* positions, const Bf16Matrix& narrow_y) const {
   const int rope = config_.layer[size_t(index)].rope;
   if (rope < 0 && layer.q_norm.empty()) {
-    if (narrow_y.data) context.ops.narrow(context, {x, narrow_y});
+    if (x.data && narrow_y.data) context.ops.narrow(context, {x, narrow_y});
     return;
   }
   RopeArgs args;
@@ -242,6 +242,7 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
     args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
     args.positions = positions;
   }
+  if (!x.data) args.narrow_x = narrow_y;
   args.narrow_y = narrow_y;
   context.ops.rope(context, args);
 }
@@ -261,28 +262,25 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     else args.x = context.scratch.matrix(count, config_.hidden);
     normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x);
   }
+  // Queries, keys and values are bf16 from the beginning where nobody wants them otherwise.
+  const int rope = config_.layer[size_t(index)].rope;
+  const bool narrow_only = narrow.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 &&
+                           (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
+  const Matrix wide = narrow_only ? Matrix{} : qkv;
+  const int64_t own = layer.qkv ? 0 : Q;  // queries come later where few are wanted
+  args.weight = &weight;
+  args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + own;
+  if (narrow_only) args.narrow_y = narrow.columns(own, weight.rows);
+  else args.y = wide.columns(own, weight.rows);
+  context.ops.linear(context, args);
+  const auto part = [&](int64_t column, int64_t count) { return wide.data ? wide.columns(column, count) : Matrix{}; };
   if (layer.qkv) {
-    args.weight = layer.qkv.get();
-    args.bias = layer.qkv_bias.data();
-    args.y = qkv;
-    if (narrow.data && !pass.kept(index) && config_.layer[size_t(index)].rope < 0 && layer.q_norm.empty() && weight.format == WeightFormat::bf16 &&
-        weight.rows % 64 == 0) {
-      args.narrow_y = narrow;
-      context.ops.linear(context, args);
-      return;
-    }
-    context.ops.linear(context, args);
     if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty() && !narrow.data)
       put(context, qkv, kept->qkv.slice(first, count), false);
-    rotate(context, layer, index, pass, qkv.columns(0, Q), true, pass.positions.data() + first, narrow.columns(0, Q));
-  } else {
-    args.weight = layer.kv.get();
-    args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q;
-    args.y = qkv.columns(Q, 2 * KV);
-    context.ops.linear(context, args);
+    rotate(context, layer, index, pass, part(0, Q), true, pass.positions.data() + first, narrow.columns(0, Q));
   }
-  rotate(context, layer, index, pass, qkv.columns(Q, KV), false, pass.positions.data() + first, narrow.columns(Q, KV));
-  if (narrow.data) context.ops.narrow(context, {qkv.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
+  rotate(context, layer, index, pass, part(Q, KV), false, pass.positions.data() + first, narrow.columns(Q, KV));
+  if (narrow.data && wide.data) context.ops.narrow(context, {wide.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
 }
 
 AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch,

@@ -159,7 +159,7 @@ class Transformer {
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {},
                  const Bf16Matrix& narrow_y = {}) const;
-  /// Into `narrow_y` where it is there, else in place.
+  /// Into `narrow_y` where it is there, else in place; of what `narrow_y` holds where x is not there.
   void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions,
               const Bf16Matrix& narrow_y = {}) const;
   bool narrow_into(Context& context, const Weight& weight) const;

@@ -107,7 +107,8 @@ struct RopeArgs {
   int half = 0;
   const int32_t* positions = nullptr;  // [T]
   bool inverse = false;                // by the negative angles: the gradient of a rotation
-  Bf16Matrix narrow_y = {};            // receives the result instead of x, where OperationTable::narrow_rows
+  /// x as bf16 and in the place of the result, where OperationTable::narrow_rows and head_dim and half are even; they may be the same.
+  Bf16Matrix narrow_x = {}, narrow_y = {};
 };
 
 /// Attention within each sequence of a packed batch. Queries of sequence b are rows q_offsets[b] .. q_offsets[b+1] of q

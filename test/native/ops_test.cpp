@@ -207,19 +207,34 @@ void narrow_row_cases(const OperationTable& table) {
     norm.narrow_y = {}, norm.y = wide.m;
     table.norm(context, norm);
     same(got, wide.m, "norm");
-    // Queries turn with a norm, keys without; values are rounded.
-    RopeArgs rope{qkv.m.columns(0, Q), heads, D, weight.data(), 1e-6f, cos.data(), sin.data(), D / 2 - 4, positions.data(), false,
-                  narrow.columns(0, Q)};
-    table.rope(context, rope);
-    rope.narrow_y = {};
-    table.rope(context, rope);
-    rope = {qkv.m.columns(Q, KV), kv_heads, D, nullptr, 1e-6f, cos.data(), sin.data(), D / 2 - 4, positions.data(), false, narrow.columns(Q, KV)};
-    table.rope(context, rope);
-    rope.narrow_y = {};
-    table.rope(context, rope);
+    // Queries turn with a norm, keys without; values are rounded. And what is bf16 already turns in its place.
+    const Bf16Matrix turned = context.scratch.bf16_matrix(T, Q + 2 * KV);
+    Owned rounded(T, Q + 2 * KV, 7);
+    table.narrow(context, {qkv.m, turned});
+    table.widen(context, {turned, rounded.m});
+    for (const bool queries : {true, false}) {
+      const int64_t first = queries ? 0 : Q, width = queries ? Q : KV;
+      RopeArgs rope{qkv.m.columns(first, width),
+                    queries ? heads : kv_heads,
+                    D,
+                    queries ? weight.data() : nullptr,
+                    1e-6f,
+                    cos.data(),
+                    sin.data(),
+                    D / 2 - 4,
+                    positions.data()};
+      rope.narrow_y = narrow.columns(first, width);
+      table.rope(context, rope);
+      rope.narrow_y = {};
+      table.rope(context, rope);
+      same(narrow.columns(first, width), qkv.m.columns(first, width), queries ? "rope with norm" : "rope");
+      rope.x = rounded.m.columns(first, width);
+      table.rope(context, rope);
+      rope.x = {}, rope.narrow_x = rope.narrow_y = turned.columns(first, width);
+      table.rope(context, rope);
+      same(turned.columns(first, width), rounded.m.columns(first, width), queries ? "rope in place with norm" : "rope in place");
+    }
     table.narrow(context, {qkv.m.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
-    same(narrow.columns(0, Q), qkv.m.columns(0, Q), "rope with norm");
-    same(narrow.columns(Q, KV), qkv.m.columns(Q, KV), "rope");
     AttentionArgs args;
     args.q = qkv.m.columns(0, Q), args.k = qkv.m.columns(Q, KV), args.v = qkv.m.columns(Q + KV, KV), args.y = y.m;
     args.q_offsets = args.kv_offsets = offsets, args.q_starts = starts;
