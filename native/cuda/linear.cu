@@ -3,6 +3,7 @@
 // number of rows: a result does not depend on the rows beside it.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cuda/linear.h"
 
@@ -236,61 +237,49 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView 
   float sums[4][4][4] = {};
   const Part part = own_rows(narrow_left ? narrow_dy.rows : dy.rows, dw);
 
-  // A warp a row, four numbers a lane.
-  auto read = [&](const auto& m, int64_t t0, int64_t c0, uint2(&held)[4]) {
+  // A warp a row, four numbers a lane; they stay as they come until they are written, so that nobody waits for them before.
+  auto read = [&](const auto& m, int64_t t0, int64_t c0, auto(&held)[4]) {
     constexpr bool narrow = sizeof(*m.data) == 2;
     const bool aligned = reinterpret_cast<uintptr_t>(m.data) % (4 * sizeof(*m.data)) == 0 && m.stride % 4 == 0;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int64_t t = t0 + warp + 8 * i, c = c0 + 4 * lane;
-      held[i] = {0, 0};
+      held[i] = {};
       if (t >= part.end) continue;
       const auto* from = m.row(t) + c;
-      if constexpr (narrow) {
-        if (aligned && c + 4 <= m.cols) {
-          held[i] = *reinterpret_cast<const uint2*>(from);
-        } else {
-          const auto word = [&](int e) { return c + e < m.cols ? uint32_t(from[e]) : 0; };
-          held[i] = {word(0) | word(1) << 16, word(2) | word(3) << 16};
-        }
+      if (aligned && c + 4 <= m.cols) {
+        held[i] = *reinterpret_cast<const std::remove_reference_t<decltype(held[i])>*>(from);
+      } else if constexpr (narrow) {
+        const auto word = [&](int e) { return c + e < m.cols ? uint32_t(from[e]) : 0; };
+        held[i] = {word(0) | word(1) << 16, word(2) | word(3) << 16};
       } else {
-        float4 v = {0, 0, 0, 0};
-        if (aligned && c + 4 <= m.cols) {
-          v = *reinterpret_cast<const float4*>(from);
-        } else {
-          if (c < m.cols) v.x = from[0];
-          if (c + 1 < m.cols) v.y = from[1];
-          if (c + 2 < m.cols) v.z = from[2];
-          if (c + 3 < m.cols) v.w = from[3];
-        }
-        held[i] = {pack_bf16(v.x, v.y), pack_bf16(v.z, v.w)};
+        held[i] = {c < m.cols ? from[0] : 0, c + 1 < m.cols ? from[1] : 0, c + 2 < m.cols ? from[2] : 0, c + 3 < m.cols ? from[3] : 0};
       }
     }
   };
-  auto write = [&](uint16_t* tile, const uint2(&held)[4]) {
+  auto write = [&](uint16_t* tile, const auto(&held)[4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *reinterpret_cast<uint2*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]) = held[i];
+    for (int i = 0; i < 4; ++i) {
+      uint2& to = *reinterpret_cast<uint2*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]);
+      if constexpr (sizeof held[i] == sizeof(uint2)) to = held[i];
+      else to = {pack_bf16(held[i].x, held[i].y), pack_bf16(held[i].z, held[i].w)};
+    }
   };
-  auto read_left = [&](int64_t t0, uint2(&held)[4]) {
-    if constexpr (narrow_left) read(narrow_dy, t0, n0, held);
-    else read(dy, t0, n0, held);
-  };
-  auto read_right = [&](int64_t t0, uint2(&held)[4]) {
-    if constexpr (narrow_right) read(narrow_x, t0, k0, held);
-    else read(x, t0, k0, held);
+  std::conditional_t<narrow_left, uint2, float4> slopes[4];
+  std::conditional_t<narrow_right, uint2, float4> inputs[4];
+  auto read_both = [&](int64_t t0) {
+    if constexpr (narrow_left) read(narrow_dy, t0, n0, slopes);
+    else read(dy, t0, n0, slopes);
+    if constexpr (narrow_right) read(narrow_x, t0, k0, inputs);
+    else read(x, t0, k0, inputs);
   };
 
-  uint2 slopes[4], inputs[4];
-  read_left(part.first, slopes);
-  read_right(part.first, inputs);
+  read_both(part.first);
   for (int64_t t0 = part.first; t0 < part.end; t0 += tile_k) {
     write(left, slopes);
     write(right, inputs);
     __syncthreads();
-    if (t0 + tile_k < part.end) {
-      read_left(t0 + tile_k, slopes);
-      read_right(t0 + tile_k, inputs);
-    }
+    if (t0 + tile_k < part.end) read_both(t0 + tile_k);
 #pragma unroll
     for (int t = 0; t < tile_k; t += 16) {
       uint32_t a[4][4], b[2][4];
