@@ -14,17 +14,17 @@ heads, kv_heads, D = 16, 8, 128
 
 
 def median(run):
-    """Seconds, by the device's clock, after warming up."""
-    for _ in range(3):
-        run()
+    """Seconds of a run, as cuda_bench takes them: in fives, after two fives to warm up."""
     times = []
-    for _ in range(7):
+    for i in range(7):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
-        run()
+        for _ in range(5):
+            run()
         end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3)
+        if i >= 2:
+            times.append(start.elapsed_time(end) / 5e3)
     return statistics.median(times)
 
 

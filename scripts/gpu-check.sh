@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU and no network: builds the CUDA library and the native tests, runs the operation table and whole models on
-# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmarks beside PyTorch; a short table last. Needs nvcc, CMake
-# and a C++20 compiler. Output goes into the directory $OUT, or build/gpu-check. Arguments: the steps wanted, by name; default: all.
+# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmarks beside PyTorch; a short table last. Needs
+# nvcc, CMake and a C++20 compiler. Output goes into the directory $OUT, or build/gpu-check. Arguments: the steps wanted; default: all.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-build/gpu-check}
@@ -13,12 +13,12 @@ step() { # name command...
   local name=$1 began=$SECONDS
   [ "$wanted" = "  " ] || [[ "$wanted" == *" $name "* ]] || return 0
   shift
-  if "$@" > "$out/$name.log" 2>&1; then report+=("$(printf '%-14s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")"); else
+  # What is measured is shown at once: a run may be cut off.
+  if "$@" 2>&1 | tee "$out/$name.log" > "$([[ $name =~ ^(bench|peer|forward|train) ]] && echo /dev/stdout || echo /dev/null)"; then
+    report+=("$(printf '%-14s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")")
+  else
     report+=("$(printf '%-14s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
   fi
-}
-show() { # names of steps
-  for name in "$@"; do [ ! -f "$out/$name.log" ] || cat "$out/$name.log"; done
 }
 
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
@@ -44,5 +44,4 @@ if python3 -c 'import torch, transformers' 2> /dev/null; then
 else
   report+=("peer, forward, train skipped: no Python with torch and transformers")
 fi
-show bench bench-mma peer forward train
 printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"

@@ -65,6 +65,10 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
             constexpr int part = Tile::tile_n / Tile::cluster;
             load_box_everywhere(right + rank * part * 128, weight, step * step_columns, 0, n0 + rank * part, full[stage], Tile::cluster);
           }
+          // What the sums will be added to comes nearer meanwhile, some rows a step.
+          if (!epilogue.residual.data || !epilogue.by_four || n0 + Tile::tile_n > N) continue;
+          for (int r = Tile::tile_m * step / steps; r < Tile::tile_m * (step + 1) / steps && t0 + r < T; ++r)
+            prefetch(epilogue.residual.row(t0 + r) + n0, Tile::tile_n * int(sizeof(float)));
         }
       }
     }

@@ -180,11 +180,12 @@ __device__ __forceinline__ void load_box_everywhere(void* to, const TileMap& map
   load_box(to, map, column, plane, row, barrier);
 #endif
 }
-__device__ __forceinline__ void prefetch(const TileMap& map) {
+/// Into the second-level cache: a multiple of 16 bytes from a multiple of 16 bytes on.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
 #ifdef __CUDACC__
-  asm volatile("prefetch.tensormap [%0];\n" ::"l"(&map) : "memory");
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
 #else
-  (void)map;
+  (void)from, (void)bytes;
 #endif
 }
 
