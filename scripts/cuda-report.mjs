@@ -14,7 +14,9 @@ for (const name of readdirSync(logs).filter((file) => file.endsWith('.log'))) {
   for (const entry of entries) {
     const [, mangled, architecture] = /^([^']+)' for '([^']+)'/.exec(entry)
     const full = execFileSync('c++filt', [mangled], { encoding: 'utf8' })
-    const kernel = /(\w+(?:<[^>]*>)?)\(/.exec(full.replace(/conan::cuda::|\(anonymous namespace\)::/g, ''))?.[1] ?? mangled
+    // Up to the parameters; templates may stand in templates.
+    const kernel = /(\w+(?:<.*?>)?)\((?!anonymous)/.exec(full.replace(/conan::cuda::|\(anonymous namespace\)::|\(int\)|\(bool\)| (?=>)/g, ''))?.[1] ?? mangled
+    if (/_wgmma/.test(kernel) && !architecture.endsWith('a')) continue // empty there
     const number = (pattern) => Number(pattern.exec(entry)?.[1] ?? 0)
     rows.push([
       kernel,
