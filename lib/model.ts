@@ -15,7 +15,7 @@ export interface LoadOptions {
   /**
    * 'cpu', 'cuda' (the first GPU) or 'cuda:N'; what cannot be used is an error with the reason. Several, 'cuda:0,cuda:1', hold the model
    * once each and share the batches of every call. 'auto', the default, is the first GPU that can be used and takes the model, else the CPU;
-   * where a GPU refuses it, a warning and `info.fallback` say why.
+   * where a GPU refuses it, a warning and `info.fallback` say why. The environment's CONAN_DEVICE is another default.
    */
   device?: string
   /**
@@ -168,7 +168,7 @@ function chosenDevice(): string {
 /** @internal a model whose weights can be trained: in float32 where they train */
 export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
   if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
-  const device = options.device ?? 'auto'
+  const device = options.device ?? (process.env.CONAN_DEVICE || 'auto')
   if (!/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
     throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda, cuda:N or several with commas, got ${shown(device)}`)
   const devices = device === 'auto' ? [chosenDevice()] : device.split(',')

@@ -15,4 +15,5 @@ const all = readdirSync(path.join(root, 'test'), { recursive: true })
   .map((file) => path.join('test', file))
   .sort()
 const files = process.argv.length > 2 ? process.argv.slice(2) : all
+process.env.CONAN_DEVICE = 'cpu' // what tests on a GPU, says so
 run(process.execPath, ['--import', 'tsx', '--test', '--test-reporter', 'spec', ...files])

@@ -545,13 +545,7 @@ void each_columns(Context& context, int64_t cols, const Body& body) {
 
 void norm_backward(Context& context, const NormBackwardArgs& args) {
   if (args.groups > 1) {
-    for (int64_t g = 0, C = args.x.cols / args.groups; g < args.groups; ++g) {
-      NormBackwardArgs part = args;
-      part.groups = 1;
-      for (Matrix* m : {&part.x, &part.dy, &part.dx})
-        if (m->data) *m = m->columns(g * C, C);
-      norm_backward(context, part);
-    }
+    for (int g = 0; g < args.groups; ++g) norm_backward(context, args.group(g));
     return;
   }
   Arena::Scope scope(context.scratch);

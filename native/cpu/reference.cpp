@@ -257,13 +257,7 @@ void normalize(Context&, const NormalizeArgs& a) {
 
 void norm_backward(Context& context, const NormBackwardArgs& a) {
   if (a.groups > 1) {
-    for (int64_t g = 0, C = a.x.cols / a.groups; g < a.groups; ++g) {
-      NormBackwardArgs part = a;
-      part.groups = 1;
-      for (Matrix* m : {&part.x, &part.dy, &part.dx})
-        if (m->data) *m = m->columns(g * C, C);
-      norm_backward(context, part);
-    }
+    for (int g = 0; g < a.groups; ++g) norm_backward(context, a.group(g));
     return;
   }
   const int64_t C = a.x.cols;

@@ -1,7 +1,7 @@
-// Products of whole warpgroups, bf16 and int8, for sm_90a. One warpgroup has the copy engine bring tiles of both sides, some steps of 128 bytes along
-// K ahead; the others, 64 rows each, multiply them. Blocks stay and take one tile of results after the other, so that the next tile's first
-// steps come while a tile is finished; two blocks of a cluster, one above the other, share what they read of the weight. A sum runs over K
-// in the same order whatever the tile, so that a result does not depend on the rows beside it.
+// Products of whole warpgroups, bf16 and int8, for sm_90a. One warpgroup has the copy engine bring tiles of both sides, some steps of 128 bytes
+// along K ahead; the others, 64 rows each, multiply them. Blocks stay and take one tile of results after the other, so that the next tile's
+// first steps come while a tile is finished; two blocks of a cluster, one above the other, share what they read of the weight. A sum runs
+// over K in the same order whatever the tile, so that a result does not depend on the rows beside it.
 #include "cuda/hopper.h"
 #include "cuda/linear.h"
 

@@ -184,6 +184,15 @@ struct NormBackwardArgs {
   bool add = false;               // dx += instead of =
   float *dweight = nullptr, *dbias = nullptr;
   int groups = 1;  // of C / groups neighbouring channels, each normed by itself and with the same weight [C / groups]: heads
+
+  /// One of them alone.
+  NormBackwardArgs group(int g) const {
+    NormBackwardArgs out = *this;
+    out.groups = 1;
+    for (Matrix* m : {&out.x, &out.dy, &out.dx})
+      if (m->data) *m = m->columns(g * (x.cols / groups), x.cols / groups);
+    return out;
+  }
 };
 
 /// y = act(x), or gated act(x[:, :N]) * x[:, N:]: what linear does behind its product, as an operation of its own.

@@ -27,7 +27,7 @@ for (const [name, inputs] of models)
   for (const dtype of ['float32', 'bfloat16', 'int8'] as const)
     test(`${name} in ${dtype} on cuda`, { skip }, async () => {
       const directory = path.join(fixtures, name)
-      await using cpu = await loadModel(directory, { dtype })
+      await using cpu = await loadModel(directory, { dtype, device: 'cpu' })
       await using gpu = await loadModel(directory, { dtype, device })
       assert.match(gpu.info.backend, /^cuda:0/)
       const [want, got] = [await cpu.embed(inputs), await gpu.embed(inputs)]
@@ -136,11 +136,11 @@ for (const [name, pooling] of [
     })
 
 test('device auto takes no emulated GPU', { skip: skip || (emulated ? false : 'there is a real one') }, async () => {
-  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'))
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device: 'auto' })
   assert.deepEqual([model.info.device, model.info.fallback], ['cpu', undefined])
 })
 
 test('device auto takes the GPU there is', { skip: skip || (emulated ? 'only a real GPU is chosen' : false) }, async () => {
-  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'))
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device: 'auto' })
   assert.deepEqual([model.info.device, model.info.fallback], ['cuda:0', undefined])
 })
