@@ -66,12 +66,6 @@ Resident reside(Context& context, const void* host, size_t bytes) {
           }};
 }
 
-void finish(Context& context) {
-  Device& device = device_of(context);
-  if (!device.filled.empty()) check_filled(device);
-  else check(cudaStreamSynchronize(device.stream), "computing");
-}
-
 void for_rows(Context& context, int64_t rows, int64_t, const RowsBody& body) { body(context, 0, rows); }
 
 struct Backend {
@@ -186,10 +180,6 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
 #else
     made->device.warpgroups = wanted && std::string(wanted) == "wgmma";
 #endif
-    void* broken = nullptr;
-    check_memory(cudaMalloc(&broken, sizeof(int)), sizeof(int));
-    made->device.broken = static_cast<int*>(broken);
-    check(cudaMemsetAsync(broken, 0, sizeof(int), made->device.stream), "memset");
     fill(*made);
     made->table.narrow_rows = made->device.warpgroups;
     backend = std::move(made);

@@ -162,9 +162,14 @@ struct Device {
   Ranges resident;          // copies that reside() made
   Staging staging;
   Ring ring;
-  // Weights that were filled without waiting since finish() was called, and where kernels say which of them (from 1 on) holds no number.
-  std::vector<std::string> filled;
-  int* broken = nullptr;
+  /// Weights that a context has filled without waiting since it called finish(), and where kernels say which of them (from 1 on) holds no
+  /// number. Models on one device may run at the same time.
+  struct Filled {
+    std::vector<std::string> names;
+    int* broken = nullptr;
+  };
+  std::map<const Context*, Filled> filled;
+  std::mutex filled_lock;
 
   /// `from` may change when this returns.
   void upload(void* to, const void* from, size_t bytes) {
@@ -172,9 +177,6 @@ struct Device {
     else ring.upload(stream, to, from, bytes);
   }
 };
-
-/// Error WEIGHT_NOT_FINITE where one of `filled` is not; waits for the stream.
-void check_filled(Device& device);
 
 inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
 
@@ -242,7 +244,7 @@ struct NarrowView {
 /// The arguments of one operation, on the device. Results that lie in host memory are there when it is destroyed.
 class Arguments {
  public:
-  explicit Arguments(const Context& context) : device(device_of(context)) { check(cudaSetDevice(device.index), "device"); }
+  explicit Arguments(const Context& context) : device(device_of(context)), context(context) { check(cudaSetDevice(device.index), "device"); }
   ~Arguments() {
     for (const Back& b : back_)
       cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.device_pitch, b.width, b.height, cudaMemcpyDefault, device.stream);
@@ -291,6 +293,7 @@ class Arguments {
   View inout(const Matrix& m) { return matrix(m, true, true); }
 
   Device& device;
+  const Context& context;
 
  private:
   struct Back {
@@ -376,6 +379,9 @@ const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
 inline int parts_of(int64_t rows) { return int(std::clamp<int64_t>(rows / 64, 1, 256)); }
 /// to += the parts, in their order; `apart` numbers lie between their beginnings, and their rows one behind the other.
 void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to);
+
+/// Waits for the stream. Error WEIGHT_NOT_FINITE where a weight that this context has filled is not.
+void finish(Context& context);
 
 std::unique_ptr<Weight> pack(Context&, const WeightSource&, WeightFormat);
 void repack(Context&, const WeightSource&, Weight&);

@@ -69,16 +69,29 @@ __global__ void unpack_transposed(const void* values, const float* scale, int64_
   if (k < cols) out[k * rows + n] = static_cast<const int8_t*>(values)[n * stride + k] * scale[n];
 }
 
-/// `there`: the parts lie on the device. check_filled() says whether they were numbers.
+/// `there`: the parts lie on the device. finish() says whether they were numbers.
 void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, bool there = false) {
-  args.device.filled.push_back(source.name);
+  Device& device = args.device;
+  int name = 0, *broken = nullptr;
+  {
+    std::lock_guard guard(device.filled_lock);
+    Device::Filled& filled = device.filled[&args.context];
+    if (!filled.broken) {
+      void* memory = nullptr;
+      check_memory(cudaMalloc(&memory, sizeof(int)), sizeof(int));
+      check(cudaMemsetAsync(memory, 0, sizeof(int), device.stream), "memset");
+      filled.broken = static_cast<int*>(memory);
+    }
+    filled.names.push_back(source.name);
+    name = int(filled.names.size()), broken = filled.broken;
+  }
   int64_t first = 0;
   for (const TensorView& part : source.parts) {
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
     launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
-           weight.gated, weight.format, weight.values, weight.stride, weight.scale, int(args.device.filled.size()), args.device.broken);
+           weight.gated, weight.format, weight.values, weight.stride, weight.scale, name, broken);
     first += part.shape[0];
   }
 }
@@ -327,15 +340,20 @@ __global__ void column_sums(View dy, NarrowView narrow, int64_t rows, int64_t co
 
 }  // namespace
 
-void check_filled(Device& device) {
+void finish(Context& context) {
+  Device& device = device_of(context);
+  std::vector<std::string> names;
   int name = 0;
-  check(cudaMemcpyAsync(&name, device.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
+  {
+    std::lock_guard guard(device.filled_lock);
+    if (const auto found = device.filled.find(&context); found != device.filled.end() && !found->second.names.empty()) {
+      names.swap(found->second.names);
+      check(cudaMemcpyAsync(&name, found->second.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
+      check(cudaMemsetAsync(found->second.broken, 0, sizeof(int), device.stream), "memset");
+    }
+  }
   check(cudaStreamSynchronize(device.stream), "computing");
-  const std::vector<std::string> filled = std::move(device.filled);
-  device.filled.clear();
-  if (name == 0) return;
-  check(cudaMemsetAsync(device.broken, 0, sizeof(int), device.stream), "memset");
-  fail("WEIGHT_NOT_FINITE", "tensor \"", filled[size_t(name) - 1], "\" holds a NaN or an infinity");
+  if (name > 0) fail("WEIGHT_NOT_FINITE", "tensor \"", names[size_t(name) - 1], "\" holds a NaN or an infinity");
 }
 
 std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
@@ -344,7 +362,7 @@ std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, Weigh
   for (const TensorView& part : source.parts) rows += part.shape[0];
   auto weight = make(args, rows, source.parts[0].shape[1], source.gated, format);
   fill(args, source, *weight);
-  check_filled(args.device);
+  cuda::finish(context);
   return weight;
 }
 
