@@ -110,6 +110,31 @@ int main(int count, char** arguments) {
       // Five products where forward has two, counted as everybody counts them; this one computes nine.
       line(text("attention back ", length, " x ", sequences), 2.5 * flops, [&] { table.attention_backward(context, back); });
     }
+    if (std::string("merge").find(wanted.substr(0, 5)) != std::string::npos) {
+      // Four parents of a base that lie on the device: what the bus is not asked for.
+      Arena::Scope scope(context.scratch);
+      constexpr int64_t count = int64_t(1) << 28;
+      Matrix all[6];  // two numbers a float
+      for (Matrix& m : all) m = context.scratch.contiguous(1, count / 2);
+      const Matrix seed = filled(context, 1, 1 << 20);
+      for (Matrix& m : all)
+        for (int64_t at = 0; at < m.cols; at += seed.cols) table.scatter(context, {seed, m.columns(at, seed.cols), nullptr, false});
+      const auto words = [](const Matrix& m) { return reinterpret_cast<uint16_t*>(m.data); };
+      const uint16_t* x[] = {words(all[1]), words(all[2]), words(all[3]), words(all[4])};
+      const double weights[] = {0.3, -0.2, 0.6, 0.1};
+      const uint32_t from[] = {1, 2, 3, 4}, to[] = {0x7f000000, 0x7f000000, 0x7f000000, 0x7f000000};
+      MergeArgs args;
+      args.parents = 4, args.base = words(all[0]), args.x = x, args.coefficients = args.weights = weights, args.out = words(all[5]);
+      args.sums = static_cast<double*>(context.scratch.take(5 * sizeof(double))), args.count = count;
+      for (const bool elect : {false, true}) {
+        args.elect = args.normalize = elect;
+        args.from = elect ? from : nullptr, args.to = elect ? to : nullptr;
+        const std::string name = elect ? "merge of 4, TIES" : "merge of 4, task arithmetic";
+        if (name.find(wanted) == std::string::npos) continue;
+        const double time = median(context, [&] { table.merge(context, args); });
+        std::printf("%-34s %10.3f %10.2f TB/s\n", name.c_str(), time * 1e3, 6.0 * 2 * double(count) / time / 1e12);
+      }
+    }
   } catch (const Error& error) {
     std::printf("%s: %s\n", error.code().c_str(), error.what());
     return 1;

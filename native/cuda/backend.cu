@@ -109,6 +109,7 @@ void fill(Backend& backend) {
   t.normalize_backward = normalize_backward;
   t.adamw = adamw;
   t.squares = squares;
+  t.merge = merge;
 }
 
 #ifdef __CUDACC__

@@ -280,6 +280,15 @@ class Arguments {
     return out;
   }
 
+  /// Written only.
+  template <class T>
+  T* out(T* values, int64_t count) {
+    if (allocated.find(values, 1)) return values;
+    T* there = scratch<T>(count);
+    back_.push_back({values, there, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
+    return there;
+  }
+
   /// Where the device finds what lies there; null: nowhere.
   const void* find(const void* pointer, size_t bytes) const {
     const void* there = allocated.find(pointer, bytes);
@@ -407,5 +416,6 @@ void activate(Context&, const ActivateArgs&);
 void activate_backward(Context&, const ActivateBackwardArgs&);
 void adamw(Context&, const AdamWArgs&);
 void squares(Context&, const SquaresArgs&);
+void merge(Context&, const MergeArgs&);
 
 }  // namespace conan::cuda

@@ -17,6 +17,7 @@
 #include "base/thread_pool.h"
 #include "merge/inputs.h"
 #include "merge/methods.h"
+#include "ops/backend.h"
 
 namespace conan::merge {
 
@@ -149,6 +150,11 @@ class Fusion {
     threads_ = int(plan_["threads"].integer());
     if (threads_ <= 0) threads_ = ThreadPool::default_threads();
     workspaces_.resize(size_t(threads_));
+    if (const std::string device = plan_.has("device") ? plan_["device"].string() : "cpu"; device != "cpu") {
+      const OperationTable& table = backend(device);
+      if (!table.merge) fail("BACKEND_UNSUPPORTED", table.name, " cannot merge");
+      device_ = std::make_unique<Context>(table, 1);
+    }
     check_ = [&cancelled] {
       if (cancelled.load(std::memory_order_relaxed)) fail("ABORTED", "fusing was stopped");
     };
@@ -284,6 +290,7 @@ class Fusion {
     job.workspaces = &workspaces_;
     job.sink = &sink;
     job.check = &check_;
+    job.device = device_.get();
     merge(job, tensor["algorithm"].string());
     inputs_.release(inputs_of(index));
 
@@ -300,6 +307,7 @@ class Fusion {
   int threads_ = 1;
   std::vector<Workspace> workspaces_;
   std::function<void()> check_;
+  std::unique_ptr<Context> device_;
   std::vector<File> files_;
   std::vector<std::string> lines_;  // of the journal, by tensor; empty: to do
   int64_t done_ = 0, total_ = 0, resumed_ = 0;

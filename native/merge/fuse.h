@@ -4,7 +4,7 @@
 //
 //   output       directory for the files, which exists
 //   identity     what the inputs were; a journal of another identity is not resumed
-//   threads, seed
+//   threads, seed, device
 //   checkpoints  [{directory, adapters: [directory]}]
 //   files        [{name, tensors: [index]}]
 //   tensors      [{name, shape, dtype, algorithm, options, base: ref, parents: [ref + {weight, density, gamma, epsilon}],

@@ -115,6 +115,21 @@ const uint16_t* Job::stored_bf16(const Source* source) {
   return stored && stored->dtype == Dtype::bf16 ? static_cast<const uint16_t*>(stored->data) : nullptr;
 }
 
+/// The same as kernels().stream_bf16, on the device.
+void Job::merge_there(const Stream& stream, int64_t first, int64_t count, uint16_t* out, double* sums) const {
+  const uint16_t* x[Stream::kMaxParents];
+  for (size_t p = 0; p < parents.size(); ++p) x[p] = stored_bf16(parents[p].source) + first;
+  MergeArgs args;
+  args.parents = int(parents.size());
+  args.base = base ? stored_bf16(base) + first : nullptr;
+  args.x = x;
+  args.coefficients = stream.coefficients, args.weights = stream.weights;
+  args.from = stream.from, args.to = stream.to;
+  args.elect = stream.elect, args.normalize = stream.normalize, args.scale = stream.scale;
+  args.out = out, args.sums = sums, args.count = count;
+  device->ops.merge(*device, args);
+}
+
 bool Job::produce_stream(const Stream& stream, const std::function<bool(Stream&, const Block&, Workspace&)>& open,
                          const std::function<void(Block&, Workspace&)>& body) {
   if (dtype != Dtype::bf16 || !patches.empty() || parents.size() > size_t(Stream::kMaxParents) || (base && !stored_bf16(base))) return false;
@@ -133,12 +148,26 @@ bool Job::produce_stream(const Stream& stream, const std::function<bool(Stream&,
     s.squares = sums;
     Block block;
     block.chunk = chunk;
+    // Blocks whose ranges are the same go to a device together.
+    std::vector<uint32_t> ranges, own;
+    int64_t begin = 0, end = 0;
+    const auto hand_over = [&] {
+      Stream together = stream;
+      if (!ranges.empty()) together.from = ranges.data(), together.to = ranges.data() + parents.size();
+      if (end > begin) merge_there(together, first + begin, end - begin, out + begin, sums);
+      begin = end;
+    };
     for (int64_t done = 0; done < elements; done += kBlock) {
       block.first = first + done;
       block.n = std::min(kBlock, elements - done);
       // Whole vectors only; the end of a tensor that is none, and blocks that are not a range, go the long way.
       const int64_t whole = open(s, block, workspace) ? block.n / 32 * 32 : 0;
-      if (whole) {
+      if (whole && device) {
+        own.clear();
+        if (s.from) own.assign(s.from, s.from + parents.size()), own.insert(own.end(), s.to, s.to + parents.size());
+        if (end < done || own != ranges) hand_over(), begin = done, ranges = own;
+        end = done + whole;
+      } else if (whole) {
         s.base = base ? stored_bf16(base) + block.first : nullptr;
         for (size_t p = 0; p < parents.size(); ++p) x[p] = stored_bf16(parents[p].source) + block.first;
         s.out = out + done;
@@ -149,6 +178,7 @@ bool Job::produce_stream(const Stream& stream, const std::function<bool(Stream&,
       block.n -= whole;
       produce_block(block, workspace, sums, out + done + whole, body);
     }
+    hand_over();
     sums[parents.size()] += double(s.conflicts);
     sink->write(first * 2, workspace.bytes.data(), int64_t(workspace.bytes.size()));
   });

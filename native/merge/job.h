@@ -10,6 +10,7 @@
 #include "base/json.h"
 #include "merge/kernels.h"
 #include "merge/source.h"
+#include "ops/ops.h"
 
 namespace conan::merge {
 
@@ -73,6 +74,7 @@ class Job {
   std::vector<Workspace>* workspaces = nullptr;  // one a thread
   Sink* sink = nullptr;
   const std::function<void()>* check = nullptr;  // throws where the caller wants to stop
+  Context* device = nullptr;                     // where the last pass of bf16 runs, if not here
   Statistics statistics;
 
   /// The stored bf16 of a source, or null.
@@ -106,6 +108,7 @@ class Job {
 
  private:
   void load(Block& block, Workspace& workspace) const;
+  void merge_there(const Stream& stream, int64_t first, int64_t count, uint16_t* out, double* sums) const;
   void produce_block(Block& block, Workspace& workspace, double* sums, void* out, const std::function<void(Block&, Workspace&)>& body);
   void finish(const std::vector<double>& partial);
   void patch(int64_t first, int64_t count, double* values) const;

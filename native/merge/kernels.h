@@ -3,7 +3,7 @@
 #pragma once
 #include <cstdint>
 
-#include "base/tensor.h"
+#include "ops/ops.h"
 
 namespace conan::merge {
 
@@ -25,7 +25,7 @@ struct Combination {
 /// The whole last pass of task arithmetic or TIES from stored bf16 to stored bf16, without leaving the registers, summed in
 /// single precision.
 struct Stream {
-  static constexpr int kMaxParents = 16;
+  static constexpr int kMaxParents = MergeArgs::kMaxParents;
   int parents = 0;
   const uint16_t* base = nullptr;      // null: no task vectors, the parents themselves
   const uint16_t* const* x = nullptr;  // [parents]

@@ -264,6 +264,23 @@ struct SquaresArgs {
   double* sum = nullptr;
 };
 
+/// out = base + scale * consensus of the parents' coefficient * (x - base), bf16 as it is stored, in single precision and in the order of the
+/// parents. Where `from` is given, differences whose magnitude's bits lie outside [from, to] count as zero; with `elect` only those that
+/// agree with the sign of their sum do, and with `normalize` these are divided by their weights.
+struct MergeArgs {
+  static constexpr int kMaxParents = 16;
+  int parents = 0;
+  const uint16_t* base = nullptr;      // [count]; null: the parents themselves
+  const uint16_t* const* x = nullptr;  // [parents][count]
+  const double *coefficients = nullptr, *weights = nullptr;
+  const uint32_t *from = nullptr, *to = nullptr;
+  bool elect = false, normalize = false;
+  double scale = 1;
+  uint16_t* out = nullptr;
+  double* sums = nullptr;  // [parents + 1], added to: squares of the differences, and entries where they point both ways
+  int64_t count = 0;
+};
+
 /// Runs on rows [first, first + count).
 using RowsBody = std::function<void(Context& context, int64_t first, int64_t count)>;
 
@@ -318,6 +335,8 @@ struct OperationTable {
   void (*normalize_backward)(Context&, const NormalizeBackwardArgs&) = nullptr;
   void (*adamw)(Context&, const AdamWArgs&) = nullptr;
   void (*squares)(Context&, const SquaresArgs&) = nullptr;
+  /// Null on the CPU, where merging has loops of its own. From any thread; the result is there when it returns.
+  void (*merge)(Context&, const MergeArgs&) = nullptr;
 };
 
 inline void finish(Context& context);

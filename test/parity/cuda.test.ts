@@ -1,12 +1,13 @@
 // Whole models on the CUDA backend against the CPU.
 import assert from 'node:assert/strict'
+import { cpSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { devices, type EmbedInput, loadModel, recoverProjector, trainSpecialist } from '../../lib'
+import { devices, type EmbedInput, fuse, loadModel, recoverProjector, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
 import { openParent } from '../../lib/fuse/parents'
 import { chooseTrainable } from '../../lib/train/trainable'
-import { cuda, fixtures, temporary, worstCosine } from '../support'
+import { cuda, fixtures, type Tensor, temporary, worstCosine, writeSafetensors } from '../support'
 
 const { device, skip, emulated } = cuda()
 
@@ -143,4 +144,56 @@ test('device auto takes no emulated GPU', { skip: skip || (emulated ? false : 't
 test('device auto takes the GPU there is', { skip: skip || (emulated ? 'only a real GPU is chosen' : false) }, async () => {
   await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device: 'auto' })
   assert.deepEqual([model.info.device, model.info.fallback], ['cuda:0', undefined])
+})
+
+test('fuse on cuda writes the bytes that the CPU writes', { skip }, async () => {
+  const place = temporary()
+  const shapes: [string, number[]][] = [
+    ['layers.0.proj.weight', [600, 1001]],
+    ['layers.0.norm.weight', [12]],
+    ['one.weight', [1]],
+  ]
+  for (const [m, name] of ['base', 'a', 'b', 'c'].entries()) {
+    const directory = path.join(place, name)
+    cpSync(path.join(fixtures, 'merge', 'base', 'config.json'), path.join(directory, 'config.json'))
+    const tensors = shapes.map(([tensor, shape]): [string, Tensor] => {
+      const count = shape.reduce((a, b) => a * b)
+      // Some alike in all, so that magnitudes meet at a threshold; all of one sign or of both.
+      const values = Float32Array.from({ length: count }, (_, i) => Math.fround(Math.sin(i * 0.37) + (m === 0 || i % 5 === 0 ? 0 : Math.sin(i * m + m) / 8)))
+      const words = new Uint16Array(new Uint32Array(values.buffer).map((bits) => bits >>> 16))
+      return [tensor, { dtype: 'BF16', shape, data: Buffer.from(words.buffer) }]
+    })
+    writeSafetensors(path.join(directory, 'model.safetensors'), new Map(tensors))
+  }
+  const weights = (parameters: object[]) => ['a', 'b', 'c'].map((model, i) => ({ model, parameters: parameters[i] }))
+  const even = [{ weight: 0.3 }, { weight: -0.2 }, { weight: 0.6 }]
+  const sparse = [
+    { weight: 0.3, density: 0.5 },
+    { weight: -0.2, density: 0.31 },
+    { weight: 0.6, density: 0.83 },
+  ]
+  for (const recipe of [
+    { merge_method: 'linear', models: weights(even) },
+    { merge_method: 'task_arithmetic', base_model: 'base', models: weights(even) },
+    { merge_method: 'ties', base_model: 'base', models: weights(sparse) },
+    { merge_method: 'breadcrumbs', base_model: 'base', models: weights(sparse.map((parameters) => ({ ...parameters, gamma: 0.05 }))) },
+    { merge_method: 'ties', base_model: 'base', models: weights(sparse).slice(0, 1) },
+  ]) {
+    const files: Buffer[] = []
+    const reports = []
+    for (const where of ['cpu', device]) {
+      const out = path.join(place, `${recipe.merge_method}-${recipe.models.length}-${where}`)
+      reports.push(await fuse(recipe, { directory: place, out, device: where }))
+      files.push(readFileSync(path.join(out, 'model.safetensors')))
+    }
+    assert.ok(files[0]!.equals(files[1]!), recipe.merge_method)
+    const [want, got] = reports.map(({ manifest }) =>
+      manifest.tensors.flatMap(({ parents, signConflicts }) => [...parents.map(({ norm }) => norm ?? 0), signConflicts ?? 0]),
+    )
+    for (const [i, value] of want!.entries())
+      assert.ok(Math.abs(got![i]! - value) <= 1e-5 * Math.abs(value), `${recipe.merge_method}: ${got![i]}, on the CPU ${value}`)
+  }
+  await assert.rejects(fuse({ merge_method: 'linear', models: weights(even) }, { directory: place, out: path.join(place, 'no'), device: 'gpu' }), {
+    code: 'INVALID_OPTION',
+  })
 })
