@@ -210,6 +210,15 @@ bool Transformer::narrow_attention(Context& context) const {
   return context.ops.narrow_rows && reduced_ && relative_bias_.empty() && AttentionArgs::narrow_heads(config_.head_dim);
 }
 
+/// Whether a layer's queries, keys and values are bf16 from the product on, because nobody wants them otherwise.
+bool Transformer::narrow_only(const Pass& pass, int64_t index) const {
+  const Layer& layer = layers_[size_t(index)];
+  const Weight& weight = *(layer.qkv ? layer.qkv : layer.kv);
+  const int rope = config_.layer[size_t(index)].rope;
+  return pass.narrow_qkv.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 &&
+         (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
+}
+
 void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual,
                             const Bf16Matrix& narrow_y) const {
   NormArgs args;
@@ -262,16 +271,12 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     else args.x = context.scratch.matrix(count, config_.hidden);
     normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x);
   }
-  // Queries, keys and values are bf16 from the beginning where nobody wants them otherwise.
-  const int rope = config_.layer[size_t(index)].rope;
-  const bool narrow_only = narrow.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 &&
-                           (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
-  const Matrix wide = narrow_only ? Matrix{} : qkv;
+  const Matrix wide = narrow_only(pass, index) ? Matrix{} : qkv;
   const int64_t own = layer.qkv ? 0 : Q;  // queries come later where few are wanted
   args.weight = &weight;
   args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + own;
-  if (narrow_only) args.narrow_y = narrow.columns(own, weight.rows);
-  else args.y = wide.columns(own, weight.rows);
+  if (wide.data) args.y = wide.columns(own, weight.rows);
+  else args.narrow_y = narrow.columns(own, weight.rows);
   context.ops.linear(context, args);
   const auto part = [&](int64_t column, int64_t count) { return wide.data ? wide.columns(column, count) : Matrix{}; };
   if (layer.qkv) {
@@ -304,7 +309,9 @@ void Transformer::attend(Context& context, int64_t index, const Pass& pass, cons
                          const Bf16Matrix& narrow_y, const int32_t* q_offsets, const int32_t* q_starts) const {
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   const Matrix& qkv = qkv_of(pass, index);
-  AttentionArgs args = attention_of(index, q, qkv.columns(Q, KV), qkv.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
+  const bool narrow = pass.narrow_qkv.data;
+  AttentionArgs args =
+      attention_of(index, q, narrow ? Matrix{} : qkv.columns(Q, KV), narrow ? Matrix{} : qkv.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
   args.y = y;
   args.narrow_q = narrow_q, args.narrow_k = pass.narrow_qkv.columns(Q, KV), args.narrow_v = pass.narrow_qkv.columns(Q + KV, KV);
   args.narrow_y = narrow_y;
@@ -486,8 +493,10 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   pass.tape = tape;
   if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
-  pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   if (narrow_attention(context)) pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
+  bool wide = false;
+  for (int64_t i = 0; i < c.layers; ++i) wide |= !narrow_only(pass, i);
+  if (wide) pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
   if (pass.narrow_qkv.data && layers_[0].output->format == WeightFormat::bf16 && Q % 64 == 0)
     pass.narrow_attended = context.scratch.bf16_matrix(T, Q);
   else pass.attended = context.scratch.matrix(T, Q);
@@ -535,8 +544,8 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       });
       pass.x = x;
     } else {
-      attend(context, i, pass, qkv_of(pass, i).columns(0, Q), pass.narrow_qkv.columns(0, Q), pass.attended, pass.narrow_attended, batch.offsets,
-             pass.zeros.data());
+      attend(context, i, pass, pass.narrow_qkv.data ? Matrix{} : qkv_of(pass, i).columns(0, Q), pass.narrow_qkv.columns(0, Q), pass.attended,
+             pass.narrow_attended, batch.offsets, pass.zeros.data());
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
         finish_layer(own, layer, pass.attended.slice(first, count), pass.narrow_attended.slice(first, count), x, pass.kept(i), first);
