@@ -94,14 +94,14 @@ __global__ void __launch_bounds__(threads, 1)
                                    const CONAN_GRID_CONSTANT TileMap dy, View dq, Row* stats, Shape s) {
 #if CONAN_WARPGROUPS
   const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, own_rows, gridDim.z - 1 - blockIdx.z);
-  if (count <= 0) return;
+  const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
+  const int tiles = (end - first + tile_rows - 1) / tile_rows;
+  if (count <= 0 || tiles <= 0) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
   const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
   if (id == 0) begin_all(barriers, rows);
   __syncthreads();
-  const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
-  const int tiles = (end - first + tile_rows - 1) / tile_rows;
   const Tiles<D> tile{memory};
   if (warpgroup == consumers) {
     set_registers<24, false>();

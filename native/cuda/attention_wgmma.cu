@@ -152,7 +152,9 @@ __global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRI
   constexpr int D = P::D;
   // Later queries see more keys where they see what is before them: they begin first.
   const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, P::queries, gridDim.z - 1 - blockIdx.z);
-  if (count <= 0 || keys <= few_keys) return;
+  const int first = int(s.first_key(start)) / P::keys * P::keys, end = int(s.end_key(start + count - 1, keys));
+  const int tiles = (end - first + P::keys - 1) / P::keys;
+  if (count <= 0 || keys <= few_keys || tiles <= 0) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barrier full_queries, full_keys[P::stages], full_values[P::stages], empty_keys[P::stages], empty_values[P::stages];
   const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
@@ -165,8 +167,6 @@ __global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRI
   }
   __syncthreads();
 
-  const int first = int(s.first_key(start)) / P::keys * P::keys, end = int(s.end_key(start + count - 1, keys));
-  const int tiles = (end - first + P::keys - 1) / P::keys;
   unsigned char* const key_tiles = memory + P::query_bytes;
   unsigned char* const value_tiles = key_tiles + P::stages * P::tile_bytes;
   const auto produce = [&] {
