@@ -276,7 +276,7 @@ test('attach-audio: what is wrong is named, and nothing is left behind', async (
 })
 
 test("attach-audio: transformers loads the omni checkpoint's backbone", async (t) => {
-  const python = process.env.CONAN_TEST_PYTHON ?? 'python3'
+  const python = process.env.CONAN_TEST_PYTHON || 'python3'
   if (spawnSync(python, ['-c', 'import transformers, torch']).status !== 0) return t.skip(`no transformers for ${python} (set CONAN_TEST_PYTHON)`)
   const { status, stdout, stderr } = spawnSync(python, [path.join(fixtures, 'load_backbone.py'), audio('omni'), 'only words'], { encoding: 'utf8' })
   assert.equal(status, 0, stderr)
