@@ -1,8 +1,7 @@
 // Gradients of attention by whole warpgroups, for sm_90a. Scores are computed again, in one kernel for the gradient by the queries and in one
 // for those by keys and values, so that every sum has one place and one order. The copy engine brings the tiles that are looked at, two
 // matrices at a time; warpgroups have 64 rows each. Rows behind a sequence's end are multiplied by zero, as in attention_wgmma.cu.
-#include "cuda/attention.h"
-#include "cuda/hopper.h"
+#include "cuda/attention_tiles.h"
 
 namespace conan::cuda {
 
@@ -32,48 +31,9 @@ struct Tiles {
 
   /// c [64, 64] = rows of a warpgroup of the one's own matrix, times the tile's rows.
   __device__ __forceinline__ void multiply_rows(float (&c)[32], int which, int stage, int warpgroup) const {
-#pragma unroll
-    for (int d = 0; d < D / 16; ++d)
-      multiply<64>(c, further(tile_of(own(which) + d / 4 * own_rows * 128 + warpgroup * 64 * 128), d % 4 * 32),
-                   further(tile_of(at(stage, which) + d / 4 * tile_rows * 128), d % 4 * 32), d > 0);
-  }
-  /// sums [64, D] += shares [64, 64] times a tile.
-  __device__ __forceinline__ void add_shares(float (&sums)[D / 2], const uint32_t (&shares)[4][4], int stage, int which) const {
-#pragma unroll
-    for (int n = 0; n < 4; ++n) multiply_held<D>(sums, shares[n], further(tile_of(at(stage, which), tile_rows * 128), n * 2048), true);
+    multiply_tiles<tile_rows, D>(c, own(which), own_rows, warpgroup * 64 * 128, at(stage, which));
   }
 };
-
-template <int D>
-__device__ __forceinline__ void load_rows(void* to, const TileMap& map, int rows, int head, int first, Barrier& barrier) {
-#pragma unroll
-  for (int d = 0; d < D; d += 64) load_box(static_cast<unsigned char*>(to) + d / 64 * rows * 128, map, d, head, first, barrier);
-}
-
-__device__ __forceinline__ void hold(uint32_t (&shares)[4][4], const float (&c)[32]) {
-#pragma unroll
-  for (int n = 0; n < 4; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) shares[n][i] = pack_bf16(c[8 * n + 2 * i], c[8 * n + 2 * i + 1]);
-}
-
-/// Sums of a warp's 16 rows, of which `own` is this lane's first, to where those rows lie.
-template <int D>
-__device__ __forceinline__ void store(const View& m, int64_t first, int own, int rows, int column, int head_dim, const float (&sums)[D / 2]) {
-  const bool in_pairs = reinterpret_cast<uintptr_t>(m.data) % 8 == 0 && m.stride % 2 == 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    if (own + 8 * half >= rows) continue;
-    float* to = m.row(first + own + 8 * half) + column;
-#pragma unroll
-    for (int c = 0; c < D / 8; ++c) {
-      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
-      if (d >= head_dim) continue;
-      if (in_pairs) *reinterpret_cast<float2*>(to + d) = {sums[4 * c + 2 * half], sums[4 * c + 2 * half + 1]};
-      else to[d] = sums[4 * c + 2 * half], to[d + 1] = sums[4 * c + 2 * half + 1];
-    }
-  }
-}
 
 struct Barriers {
   Barrier own, full[stages], empty[stages];
@@ -83,6 +43,29 @@ __device__ __forceinline__ void begin_all(Barriers& barriers, int rows) {
   begin(barriers.own, 1);
   for (int i = 0; i < stages; ++i) begin(barriers.full[i], 1), begin(barriers.empty[i], rows > 64 ? consumers : 1);
   show_barriers();
+}
+
+/// What one thread of the last warpgroup asks for: the block's own rows of two matrices, and so many tiles of two others, from a head and a
+/// row each.
+struct Place {
+  int head, row;
+};
+template <int D, class PlaceOf>
+__device__ __forceinline__ void produce(const Tiles<D>& tile, Barriers& barriers, const TileMap& own_first, const TileMap& own_second, Place own,
+                                        const TileMap& first, const TileMap& second, int count, const PlaceOf& place_of) {
+  set_registers<24, false>();
+  if (int(threadIdx.x) != consumers * 128) return;
+  arrive_expecting(barriers.own, 2 * own_bytes<D>);
+  load_tile<D>(tile.own(0), own_first, own_rows, own.head, own.row, barriers.own);
+  load_tile<D>(tile.own(1), own_second, own_rows, own.head, own.row, barriers.own);
+  for (int i = 0; i < count; ++i) {
+    const int stage = i % stages;
+    const Place place = place_of(i);
+    wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
+    arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
+    load_tile<D>(tile.at(stage, 0), first, tile_rows, place.head, place.row, barriers.full[stage]);
+    load_tile<D>(tile.at(stage, 1), second, tile_rows, place.head, place.row, barriers.full[stage]);
+  }
 }
 
 #endif
@@ -104,18 +87,9 @@ __global__ void __launch_bounds__(threads, 1)
   __syncthreads();
   const Tiles<D> tile{memory};
   if (warpgroup == consumers) {
-    set_registers<24, false>();
-    if (id != consumers * 128) return;
-    arrive_expecting(barriers.own, 2 * own_bytes<D>);
-    load_rows<D>(tile.own(0), q, own_rows, head, int(q0), barriers.own);
-    load_rows<D>(tile.own(1), dy, own_rows, head, int(q0), barriers.own);
-    for (int i = 0; i < 2 * tiles; ++i) {
-      const int stage = i % stages, row = int(kv0) + first + i % tiles * tile_rows;
-      wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
-      arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
-      load_rows<D>(tile.at(stage, 0), k, tile_rows, head / s.group, row, barriers.full[stage]);
-      load_rows<D>(tile.at(stage, 1), v, tile_rows, head / s.group, row, barriers.full[stage]);
-    }
+    produce<D>(tile, barriers, q, dy, {head, int(q0)}, k, v, 2 * tiles, [&](int i) -> Place {
+      return {head / s.group, int(kv0) + first + i % tiles * tile_rows};
+    });
     return;
   }
   set_registers<240, true>();
@@ -178,15 +152,15 @@ __global__ void __launch_bounds__(threads, 1)
       scores[e] = power_of_two(scores[e] * factor - base[half]) * (gradients[e] - mean[half]) * s.scale;
     }
     uint32_t shares[4][4];
-    hold(shares, scores);
+    hold<tile_rows>(shares, scores);
     begin_products();
-    tile.add_shares(sums, shares, stage, 0);
+    multiply_shares<tile_rows, D>(sums, shares, tile.at(stage, 0), true);
     commit_products();
     wait_for_products<0>();
     settled(sums);
     if (id % 128 == 0) arrive(barriers.empty[stage]);
   }
-  store<D>(dq, q0, own, rows, column, s.head_dim, sums);
+  store<D>(sums, {1, 1}, q0, own, rows, column, s.head_dim, dq);
 #endif
 }
 
@@ -211,18 +185,9 @@ __global__ void __launch_bounds__(threads, 1)
   const int tiles = end > first ? (end - first + tile_rows - 1) / tile_rows : 0, all = tiles * s.group;
   const Tiles<D> tile{memory};
   if (warpgroup == consumers) {
-    set_registers<24, false>();
-    if (id != consumers * 128) return;
-    arrive_expecting(barriers.own, 2 * own_bytes<D>);
-    load_rows<D>(tile.own(0), k, own_rows, kv_head, int(kv0) + j0, barriers.own);
-    load_rows<D>(tile.own(1), v, own_rows, kv_head, int(kv0) + j0, barriers.own);
-    for (int i = 0; i < all; ++i) {
-      const int stage = i % stages, row = int(q0) + first + i % tiles * tile_rows, head = kv_head * s.group + i / tiles;
-      wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
-      arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
-      load_rows<D>(tile.at(stage, 0), q, tile_rows, head, row, barriers.full[stage]);
-      load_rows<D>(tile.at(stage, 1), dy, tile_rows, head, row, barriers.full[stage]);
-    }
+    produce<D>(tile, barriers, k, v, {kv_head, int(kv0) + j0}, q, dy, all, [&](int i) -> Place {
+      return {kv_head * s.group + i / tiles, int(q0) + first + i % tiles * tile_rows};
+    });
     return;
   }
   set_registers<240, true>();
@@ -263,18 +228,18 @@ __global__ void __launch_bounds__(threads, 1)
         }
       }
     uint32_t held[2][4][4];
-    hold(held[0], slopes);
-    hold(held[1], shares);
+    hold<tile_rows>(held[0], slopes);
+    hold<tile_rows>(held[1], shares);
     begin_products();
-    tile.add_shares(key_sums, held[0], stage, 0);
-    tile.add_shares(value_sums, held[1], stage, 1);
+    multiply_shares<tile_rows, D>(key_sums, held[0], tile.at(stage, 0), true);
+    multiply_shares<tile_rows, D>(value_sums, held[1], tile.at(stage, 1), true);
     commit_products();
     wait_for_products<0>();
     settled(key_sums), settled(value_sums);
     if (id % 128 == 0) arrive(barriers.empty[stage]);
   }
-  store<D>(dk, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, key_sums);
-  store<D>(dv, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, value_sums);
+  store<D>(key_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dk);
+  store<D>(value_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dv);
 #endif
 }
 
@@ -285,7 +250,7 @@ void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
                    dy = narrowed(args, a.narrow_dy, a.dy);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
   Row* stats = args.scratch<Row>(f.heads * q.rows);
-  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, 2, f.head_dim, heads, m.rows, f.head_dim, m.stride, box); };
+  const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, f.head_dim, rows); };
   launch_shared(args.device, attention_backward_query_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
                 map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq, stats, s);

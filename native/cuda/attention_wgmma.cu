@@ -2,8 +2,7 @@
 // by tile, ahead of the warpgroups of 64 queries each that multiply them; a warpgroup begins the products of the next keys before it weighs
 // the last ones, so that exponentials are computed beside products (FlashAttention-3, arXiv 2407.08608). Which kernel a sequence gets
 // depends on its own length alone. Rows behind a sequence's end are multiplied by zero: they belong to its neighbours and are numbers.
-#include "cuda/attention.h"
-#include "cuda/hopper.h"
+#include "cuda/attention_tiles.h"
 
 namespace conan::cuda {
 
@@ -16,55 +15,6 @@ struct Plan {
   static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = query_bytes + 2 * stages * tile_bytes;
 };
 constexpr int few_keys = 64;  // sequences of no more have a kernel of their own
-
-#if CONAN_WARPGROUPS
-/// Products of a tile's rows, by 64 columns each, into c [64, n] of a warpgroup, whose rows begin `left_first` bytes into a left tile.
-template <int n, int D>
-__device__ __forceinline__ void multiply_tiles(float (&c)[n / 2], const unsigned char* left, int left_rows, int left_first,
-                                               const unsigned char* right) {
-#pragma unroll
-  for (int d = 0; d < D / 16; ++d)
-    multiply<n>(c, further(tile_of(left + d / 4 * left_rows * 128 + left_first), d % 4 * 32), further(tile_of(right + d / 4 * n * 128), d % 4 * 32),
-                d > 0);
-}
-
-template <int D>
-__device__ __forceinline__ void load_tile(unsigned char* to, const TileMap& map, int rows, int head, int first, Barrier& barrier) {
-#pragma unroll
-  for (int d = 0; d < D; d += 64) load_box(to + d * rows * 2, map, d, head, first, barrier);
-}
-
-/// Scores as the left side of the next product.
-template <int keys>
-__device__ __forceinline__ void hold(uint32_t (&held)[keys / 16][4], const float (&scores)[keys / 2]) {
-#pragma unroll
-  for (int n = 0; n < keys / 16; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) held[n][i] = pack_bf16(scores[8 * n + 2 * i], scores[8 * n + 2 * i + 1]);
-}
-
-/// Two rows' sums, over what their shares add up to, to where they belong.
-template <int D>
-__device__ __forceinline__ void store(const float (&sums)[D / 2], const float (&total)[2], int64_t q0, int own, int rows, int column, int head_dim,
-                                      const View& y, const NarrowView& narrow_y) {
-  const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const float share = 1 / row_sum(total[half]);
-    if (own + 8 * half >= rows) continue;
-    const int64_t row = q0 + own + 8 * half;
-#pragma unroll
-    for (int c = 0; c < D / 8; ++c) {
-      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
-      const float2 two = {sums[4 * c + 2 * half] * share, sums[4 * c + 2 * half + 1] * share};
-      if (d >= head_dim) continue;
-      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
-      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
-      else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
-    }
-  }
-}
-#endif
 
 /// Short sequences: a block has 64 queries, and takes some heads one after the other; what the next one needs comes beside it.
 template <int D>
@@ -135,12 +85,11 @@ __global__ void __launch_bounds__(128, 2)
     uint32_t held[few_keys / 16][4];
     hold<few_keys>(held, scores);
     begin_products();
-#pragma unroll
-    for (int n = 0; n < few_keys / 16; ++n) multiply_held<D>(sums, held[n], further(tile_of(at + 2 * tile_bytes, few_keys * 128), n * 2048), n > 0);
+    multiply_shares<few_keys, D>(sums, held, at + 2 * tile_bytes, false);
     commit_products();
     wait_for_products<0>();
     settled(sums);
-    store<D>(sums, total, q0, own, rows, (first_head + i) * s.head_dim, s.head_dim, y, narrow_y);
+    store<D>(sums, {1 / row_sum(total[0]), 1 / row_sum(total[1])}, q0, own, rows, (first_head + i) * s.head_dim, s.head_dim, y, narrow_y);
   }
 #endif
 }
@@ -206,9 +155,7 @@ __global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRI
     const int stage = tile % P::stages;
     wait_for(full_values[stage], tile / P::stages % 2);
     begin_products();
-#pragma unroll
-    for (int n = 0; n < P::keys / 16; ++n)
-      multiply_held<D>(sums, held[n], further(tile_of(value_tiles + stage * P::tile_bytes, P::keys * 128), n * 2048), tile > 0 || n > 0);
+    multiply_shares<P::keys, D>(sums, held, value_tiles + stage * P::tile_bytes, tile > 0);
     commit_products();
   };
   const auto release = [&](Barrier(&barriers)[P::stages], int tile) {
@@ -274,7 +221,7 @@ __global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRI
   multiply_values(tiles - 1);
   wait_for_products<0>();
   settled(sums);
-  store<D>(sums, total, q0, own, rows, column, s.head_dim, y, narrow_y);
+  store<D>(sums, {1 / row_sum(total[0]), 1 / row_sum(total[1])}, q0, own, rows, column, s.head_dim, y, narrow_y);
 #endif
 }
 
@@ -284,14 +231,12 @@ struct Inputs {
 
 template <int D>
 void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
-  const auto map = [&](const NarrowView& m, int heads, int box) { return tile_map(m.data, 2, a.head_dim, heads, m.rows, a.head_dim, m.stride, box); };
-  int64_t shortest = INT64_MAX;
-  for (int b = 0; b < a.sequences; ++b) shortest = std::min<int64_t>(shortest, a.kv_offsets[b + 1] - a.kv_offsets[b]);
+  const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, a.head_dim, rows); };
   const unsigned sequences = unsigned(a.sequences);
-  if (shortest <= few_keys) {
-    int64_t most = 0;  // queries of such a sequence
-    for (int b = 0; b < a.sequences; ++b)
-      if (a.kv_offsets[b + 1] - a.kv_offsets[b] <= few_keys) most = std::max<int64_t>(most, a.q_offsets[b + 1] - a.q_offsets[b]);
+  int64_t most = 0;  // queries of a short sequence
+  for (int b = 0; b < a.sequences; ++b)
+    if (a.kv_offsets[b + 1] - a.kv_offsets[b] <= few_keys) most = std::max<int64_t>(most, a.q_offsets[b + 1] - a.q_offsets[b]);
+  if (most > 0) {
     const unsigned parts = blocks(most, 64);
     const int each = int(std::clamp<int64_t>(int64_t(sequences) * parts * a.heads / (4 * args.device.multiprocessors), 1, 8));
     launch_shared(args.device, attention_short_wgmma<D>, dim3(sequences, blocks(a.heads, each), parts), dim3(128), 6 * few_keys * D * 2,

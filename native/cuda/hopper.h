@@ -308,67 +308,49 @@ void add_products(Sum (&c)[n / 2], bool add, size_t depth, const Left& left, con
 #define CONAN_PRODUCT(n) "{\n.reg .pred add;\nsetp.ne.b32 add, %" n ", 0;\nwgmma.mma_async.sync.aligned.m64n"
 #endif
 
-/// c [64, n] = a [64, 16] b [n, 16]^T, or += it. Of warp w: rows 16 w + g and + 8; c[4 j], c[4 j + 1]: row g, columns 8 j + 2 t and + 1;
-/// c[4 j + 2], c[4 j + 3]: row g + 8.
-template <int n>
-__device__ __forceinline__ void multiply(float (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
 #ifdef __CUDACC__
-  if constexpr (n == 256)
-    asm volatile(CONAN_PRODUCT("130") "256k16.f32.bf16.bf16 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
-                                      "," CONAN_REGISTERS_64_127 "}, %128, %129, add, 1, 1, 0, 0;\n}\n"
-                 : CONAN_SUMS_64(0), CONAN_SUMS_64(64)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else if constexpr (n == 128)
-    asm volatile(CONAN_PRODUCT("66") "128k16.f32.bf16.bf16 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
-                                     "}, %64, %65, add, 1, 1, 0, 0;\n}\n"
-                 : CONAN_SUMS_64(0)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else if constexpr (n == 64)
-    asm volatile(CONAN_PRODUCT("34") "64k16.f32.bf16.bf16 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "}, %32, %33, add, 1, 1, 0, 0;\n}\n"
-                 : CONAN_SUMS_16(0), CONAN_SUMS_16(16)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else
-    asm volatile(CONAN_PRODUCT("18") "32k16.f32.bf16.bf16 {" CONAN_REGISTERS_0_15 "}, %16, %17, add, 1, 1, 0, 0;\n}\n"
-                 : CONAN_SUMS_16(0)
-                 : "l"(a), "l"(b), "r"(int(add)));
-#else
-  const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
-  emulated::block.fibers[emulated::self()].products.add([=, &c] {
-    emulated::add_products<n>(
-        c, add, 16, [=](size_t half, size_t k) { return emulated::word_of(a, first + 8 * half, k); },
-        [=](size_t column, size_t k) { return emulated::word_of(b, column, k); });
-  });
+#define CONAN_MULTIPLY(kind, tail, SUMS_16, SUMS_64)                                                                                \
+  if constexpr (n == 256)                                                                                                           \
+    asm volatile(CONAN_PRODUCT("130") "256" kind " {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63      \
+                                      "," CONAN_REGISTERS_64_127 "}, %128, %129, add" tail ";\n}\n"                                 \
+                 : SUMS_64(0), SUMS_64(64)                                                                                          \
+                 : "l"(a), "l"(b), "r"(int(add)));                                                                                  \
+  else if constexpr (n == 128)                                                                                                      \
+    asm volatile(CONAN_PRODUCT("66") "128" kind " {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63       \
+                                     "}, %64, %65, add" tail ";\n}\n"                                                               \
+                 : SUMS_64(0)                                                                                                       \
+                 : "l"(a), "l"(b), "r"(int(add)));                                                                                  \
+  else if constexpr (n == 64)                                                                                                       \
+    asm volatile(CONAN_PRODUCT("34") "64" kind " {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "}, %32, %33, add" tail ";\n}\n" \
+                 : SUMS_16(0), SUMS_16(16)                                                                                          \
+                 : "l"(a), "l"(b), "r"(int(add)));                                                                                  \
+  else                                                                                                                              \
+    asm volatile(CONAN_PRODUCT("18") "32" kind " {" CONAN_REGISTERS_0_15 "}, %16, %17, add" tail ";\n}\n"                           \
+                 : SUMS_16(0)                                                                                                       \
+                 : "l"(a), "l"(b), "r"(int(add)))
 #endif
-}
 
-/// The same of int8, 32 columns along K at a time, with whole sums.
-template <int n>
-__device__ __forceinline__ void multiply(int (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
+/// c [64, n] = a [64, 32 bytes] b [n, 32 bytes]^T, or += it: 16 bf16 along K with sums of float, 32 int8 with whole ones. Of warp w: rows
+/// 16 w + g and + 8; c[4 j], c[4 j + 1]: row g, columns 8 j + 2 t and + 1; c[4 j + 2], c[4 j + 3]: row g + 8.
+template <int n, class Sum>
+__device__ __forceinline__ void multiply(Sum (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
+  constexpr bool whole = std::is_integral_v<Sum>;
 #ifdef __CUDACC__
-  if constexpr (n == 256)
-    asm volatile(CONAN_PRODUCT("130") "256k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
-                                      "," CONAN_REGISTERS_64_127 "}, %128, %129, add;\n}\n"
-                 : CONAN_WHOLE_64(0), CONAN_WHOLE_64(64)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else if constexpr (n == 128)
-    asm volatile(CONAN_PRODUCT("66") "128k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "," CONAN_REGISTERS_32_63
-                                     "}, %64, %65, add;\n}\n"
-                 : CONAN_WHOLE_64(0)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else if constexpr (n == 64)
-    asm volatile(CONAN_PRODUCT("34") "64k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "," CONAN_REGISTERS_16_31 "}, %32, %33, add;\n}\n"
-                 : CONAN_WHOLE_16(0), CONAN_WHOLE_16(16)
-                 : "l"(a), "l"(b), "r"(int(add)));
-  else
-    asm volatile(CONAN_PRODUCT("18") "32k32.s32.s8.s8 {" CONAN_REGISTERS_0_15 "}, %16, %17, add;\n}\n"
-                 : CONAN_WHOLE_16(0)
-                 : "l"(a), "l"(b), "r"(int(add)));
+  if constexpr (whole) {
+    CONAN_MULTIPLY("k32.s32.s8.s8", "", CONAN_WHOLE_16, CONAN_WHOLE_64);
+  } else {
+    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 0, 0", CONAN_SUMS_16, CONAN_SUMS_64);
+  }
 #else
   const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
   emulated::block.fibers[emulated::self()].products.add([=, &c] {
+    const auto word = [](uint64_t tile, size_t row, size_t k) -> Sum {
+      if constexpr (whole) return emulated::byte_of(tile, row, k);
+      else return emulated::word_of(tile, row, k);
+    };
     emulated::add_products<n>(
-        c, add, 32, [=](size_t half, size_t k) { return emulated::byte_of(a, first + 8 * half, k); },
-        [=](size_t column, size_t k) { return emulated::byte_of(b, column, k); });
+        c, add, whole ? 32 : 16, [=](size_t half, size_t k) { return word(a, first + 8 * half, k); },
+        [=](size_t column, size_t k) { return word(b, column, k); });
   });
 #endif
 }
@@ -419,6 +401,7 @@ __device__ __forceinline__ void multiply_held(float (&c)[n / 2], const uint32_t 
 #undef CONAN_WHOLE_16
 #undef CONAN_WHOLE_64
 #undef CONAN_PRODUCT
+#undef CONAN_MULTIPLY
 #endif
 
 #endif

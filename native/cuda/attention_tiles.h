@@ -1,0 +1,70 @@
+// What the kernels of attention by whole warpgroups share, forward and back: heads of matrices as tiles of 128-byte rows, by 64 channels each.
+#pragma once
+#include "cuda/attention.h"
+#include "cuda/hopper.h"
+
+namespace conan::cuda {
+
+/// A matrix of heads, by boxes of some rows of one of them.
+inline TileMap heads_map(const NarrowView& m, int heads, int head_dim, int rows) {
+  return tile_map(m.data, 2, head_dim, heads, m.rows, head_dim, m.stride, rows);
+}
+
+#if CONAN_WARPGROUPS
+
+template <int D>
+__device__ __forceinline__ void load_tile(unsigned char* to, const TileMap& map, int rows, int head, int first, Barrier& barrier) {
+#pragma unroll
+  for (int d = 0; d < D; d += 64) load_box(to + d * rows * 2, map, d, head, first, barrier);
+}
+
+/// c [64, n] = rows of a warpgroup, which begin `left_first` bytes into a tile of `left_rows`, times the n rows of another tile.
+template <int n, int D>
+__device__ __forceinline__ void multiply_tiles(float (&c)[n / 2], const unsigned char* left, int left_rows, int left_first,
+                                               const unsigned char* right) {
+#pragma unroll
+  for (int d = 0; d < D / 16; ++d)
+    multiply<n>(c, further(tile_of(left + d / 4 * left_rows * 128 + left_first), d % 4 * 32), further(tile_of(right + d / 4 * n * 128), d % 4 * 32),
+                d > 0);
+}
+
+/// Scores as the left side of the next product.
+template <int n>
+__device__ __forceinline__ void hold(uint32_t (&held)[n / 16][4], const float (&scores)[n / 2]) {
+#pragma unroll
+  for (int k = 0; k < n / 16; ++k)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) held[k][i] = pack_bf16(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
+}
+
+/// sums [64, D] = shares [64, n] times the n rows of a tile, or += it.
+template <int n, int D>
+__device__ __forceinline__ void multiply_shares(float (&sums)[D / 2], const uint32_t (&shares)[n / 16][4], const unsigned char* tile, bool add) {
+#pragma unroll
+  for (int k = 0; k < n / 16; ++k) multiply_held<D>(sums, shares[k], further(tile_of(tile, n * 128), k * 2048), add || k > 0);
+}
+
+/// Sums of a lane's two rows, of which `own` is the first, times a factor each, to where they belong.
+template <int D>
+__device__ __forceinline__ void store(const float (&sums)[D / 2], const float (&factor)[2], int64_t first, int own, int rows, int column,
+                                      int head_dim, const View& y, const NarrowView& narrow_y = {}) {
+  const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    if (own + 8 * half >= rows) continue;
+    const int64_t row = first + own + 8 * half;
+#pragma unroll
+    for (int c = 0; c < D / 8; ++c) {
+      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
+      const float2 two = {sums[4 * c + 2 * half] * factor[half], sums[4 * c + 2 * half + 1] * factor[half]};
+      if (d >= head_dim) continue;
+      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
+      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
+      else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
+    }
+  }
+}
+
+#endif
+
+}  // namespace conan::cuda
