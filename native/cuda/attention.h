@@ -57,9 +57,6 @@ __device__ __forceinline__ float power_of_two(float x) {
 }
 constexpr float log2_e = 1.4426950408889634f;
 
-/// What is given as bf16, or is rounded here.
-NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& m);
-
 /// By whole warpgroups (sm_90a), from bf16: AttentionArgs::narrow_heads and no bias.
 void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s);
 void attention_backward_by_warpgroups(Arguments& args, const AttentionBackwardArgs& a, const Shape& s);

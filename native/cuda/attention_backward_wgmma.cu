@@ -246,8 +246,8 @@ __global__ void __launch_bounds__(threads, 1)
 template <int D>
 void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
   const AttentionArgs& f = a.forward;
-  const NarrowView q = narrowed(args, f.narrow_q, f.q), k = narrowed(args, f.narrow_k, f.k), v = narrowed(args, f.narrow_v, f.v),
-                   dy = narrowed(args, a.narrow_dy, a.dy);
+  const NarrowView q = narrowed(args, f.narrow_q, f.q, f.q.cols), k = narrowed(args, f.narrow_k, f.k, f.k.cols),
+                   v = narrowed(args, f.narrow_v, f.v, f.v.cols), dy = narrowed(args, a.narrow_dy, a.dy, a.dy.cols);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
   Row* stats = args.scratch<Row>(f.heads * q.rows);
   const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, f.head_dim, rows); };

@@ -251,15 +251,10 @@ void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& 
 
 }  // namespace
 
-NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& m) {
-  if (narrow.data) return args.in(narrow);
-  const View x = args.in(m);
-  return {const_cast<uint16_t*>(rounded(args, x, x.cols)), x.rows, x.cols, x.cols};
-}
-
 void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s) {
   if (a.sequences == 0) return;
-  const Inputs inputs = {narrowed(args, a.narrow_q, a.q), narrowed(args, a.narrow_k, a.k), narrowed(args, a.narrow_v, a.v)};
+  const Inputs inputs = {narrowed(args, a.narrow_q, a.q, a.q.cols), narrowed(args, a.narrow_k, a.k, a.k.cols),
+                         narrowed(args, a.narrow_v, a.v, a.v.cols)};
   const View y = args.inout(a.y);
   const NarrowView narrow_y = args.inout(a.narrow_y);
   if (a.head_dim <= 64) run<64>(args, a, s, inputs, y, narrow_y);

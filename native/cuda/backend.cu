@@ -131,6 +131,22 @@ std::string unusable(int device, cudaDeviceProp* properties) {
 
 }  // namespace
 
+void finish(Context& context) {
+  Device& device = device_of(context);
+  std::vector<std::string> names;
+  int name = 0;
+  {
+    std::lock_guard guard(device.filled_lock);
+    if (const auto found = device.filled.find(&context); found != device.filled.end() && !found->second.names.empty()) {
+      names.swap(found->second.names);
+      check(cudaMemcpyAsync(&name, found->second.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
+      check(cudaMemsetAsync(found->second.broken, 0, sizeof(int), device.stream), "memset");
+    }
+  }
+  check(cudaStreamSynchronize(device.stream), "computing");
+  if (name > 0) fail("WEIGHT_NOT_FINITE", "tensor \"", names[size_t(name) - 1], "\" holds a NaN or an infinity");
+}
+
 }  // namespace conan::cuda
 
 extern "C" {

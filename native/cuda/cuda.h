@@ -68,7 +68,7 @@ inline void check_memory(cudaError_t status, size_t bytes) {
 class Staging {
  public:
 #ifdef __CUDACC__
-  static constexpr size_t kWorthwhile = size_t(1) << 20, kPart = size_t(32) << 20;  // bytes; what is less goes by an ordinary copy
+  static constexpr size_t kWorthwhile = size_t(1) << 20, kPart = size_t(32) << 20;  // bytes; what is less goes through the ring
 #else
   static constexpr size_t kWorthwhile = size_t(1) << 10, kPart = size_t(1) << 12;  // so that tests come to the end of a part
 #endif
@@ -158,7 +158,7 @@ struct Device {
   int index = 0;
   cudaStream_t stream = nullptr;
   int multiprocessors = 4;
-  bool warpgroups = false;  // bf16 products by whole warpgroups (sm_90a)
+  bool warpgroups = false;  // products and attention by whole warpgroups (sm_90a)
   Ranges resident;          // copies that reside() made
   Staging staging;
   Ring ring;
@@ -381,8 +381,13 @@ __device__ __forceinline__ float activated_derivative(Activation activation, flo
   return 1;
 }
 
-/// x as bf16, `stride` words a row, zeros behind the last column.
-const uint16_t* rounded(Arguments& args, const View& x, int64_t stride);
+/// What is given as bf16, or x rounded here: `stride` words a row, zeros behind the last column.
+NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& x, int64_t stride);
+/// Whether so many neighbouring numbers can be read together, of every row.
+template <class Rows>
+bool in_steps(const Rows& m, int numbers) {
+  return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(*m.data)) == 0 && m.stride % numbers == 0;
+}
 
 /// Into how many parts sums over so many rows are divided.
 inline int parts_of(int64_t rows) { return int(std::clamp<int64_t>(rows / 64, 1, 256)); }

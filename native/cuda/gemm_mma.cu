@@ -28,22 +28,6 @@ struct Int8 {
   static __device__ __forceinline__ void multiply(int (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_i8(c, a, b0, b1); }
 };
 
-/// A warp 512 columns of a row: bf16 words up to the stride, zeros behind the last column.
-__global__ void round_rows(View x, uint16_t* out, int64_t stride) {
-  const int64_t at = int64_t(blockIdx.x) * 8 + threadIdx.y, parts = (stride + 511) / 512, t = at / parts, first = at % parts * 512 + 2 * threadIdx.x;
-  if (t >= x.rows) return;
-  float2 held[8];
-#pragma unroll
-  for (int i = 0; i < 8; ++i) {
-    const int64_t k = first + 64 * i;
-    const float* from = x.row(t) + k;
-    held[i] = {k < x.cols ? from[0] : 0, k + 1 < x.cols ? from[1] : 0};
-  }
-#pragma unroll
-  for (int i = 0; i < 8; ++i)
-    if (first + 64 * i < stride) *reinterpret_cast<uint32_t*>(out + t * stride + first + 64 * i) = pack_bf16(held[i].x, held[i].y);
-}
-
 /// A warp a row: x becomes whole numbers of -127 to 127 and a scale.
 __global__ void quantise_rows(View x, int8_t* out, int64_t stride, float* scale) {
   const int64_t t = int64_t(blockIdx.x) * 8 + threadIdx.y;
@@ -158,12 +142,6 @@ bool is_large(const Arguments& args, int64_t T, const DeviceWeight& weight) {
 }
 
 }  // namespace
-
-const uint16_t* rounded(Arguments& args, const View& x, int64_t stride) {
-  uint16_t* out = args.scratch<uint16_t>(x.rows * stride);
-  launch(args.device, round_rows, dim3(blocks(x.rows * ((stride + 511) / 512), 8)), dim3(32, 8), x, out, stride);
-  return out;
-}
 
 void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
   (is_large(args, x.rows, weight) ? run<Bf16, LargeTile> : run<Bf16, SmallTile>)(args, x.data, x.rows, weight, 2 * weight.stride, epilogue);

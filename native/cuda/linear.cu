@@ -340,22 +340,6 @@ __global__ void column_sums(View dy, NarrowView narrow, int64_t rows, int64_t co
 
 }  // namespace
 
-void finish(Context& context) {
-  Device& device = device_of(context);
-  std::vector<std::string> names;
-  int name = 0;
-  {
-    std::lock_guard guard(device.filled_lock);
-    if (const auto found = device.filled.find(&context); found != device.filled.end() && !found->second.names.empty()) {
-      names.swap(found->second.names);
-      check(cudaMemcpyAsync(&name, found->second.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
-      check(cudaMemsetAsync(found->second.broken, 0, sizeof(int), device.stream), "memset");
-    }
-  }
-  check(cudaStreamSynchronize(device.stream), "computing");
-  if (name > 0) fail("WEIGHT_NOT_FINITE", "tensor \"", names[size_t(name) - 1], "\" holds a NaN or an infinity");
-}
-
 std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, WeightFormat format) {
   Arguments args(context);
   int64_t rows = 0;
@@ -393,34 +377,25 @@ void linear(Context& context, const LinearArgs& a) {
   Arguments args(context);
   const auto& weight = static_cast<const DeviceWeight&>(*a.weight);
   const int64_t T = a.narrow_x.data ? a.narrow_x.rows : a.x.rows, N = weight.rows;
-  const View x = args.in(a.x);
   // A residual that is y itself is read where it is written.
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const View residual = in_place ? y : args.in(a.residual);
-  const auto by_four = [](const View& m) { return reinterpret_cast<uintptr_t>(m.data) % sizeof(float4) == 0 && m.stride % 4 == 0; };
   const Epilogue epilogue{
-      args.in(a.bias, N),
-      a.activation,
-      weight.gated,
-      residual,
-      y,
-      a.narrow_y.data ? reinterpret_cast<uintptr_t>(a.narrow_y.data) % 8 == 0 && a.narrow_y.stride % 4 == 0 : by_four(y) && by_four(residual),
-      args.inout(a.narrow_y).data,
-      a.narrow_y.stride};
+      args.in(a.bias, N),          a.activation,     weight.gated, residual, y, in_steps(y, 4) && in_steps(residual, 4) && in_steps(a.narrow_y, 4),
+      args.inout(a.narrow_y).data, a.narrow_y.stride};
   if (weight.format == WeightFormat::bf16) {
-    NarrowView words = args.in(a.narrow_x);
-    if (!words.data) words = {const_cast<uint16_t*>(rounded(args, x, weight.stride)), T, weight.stride, weight.stride};
+    const NarrowView words = narrowed(args, a.narrow_x, a.x, weight.stride);
     args.device.warpgroups ? multiply_by_warpgroups(args, words, weight, epilogue) : multiply_by_warps(args, words, weight, epilogue);
   } else if (weight.format == WeightFormat::i8) {
-    multiply_whole(args, x, weight, epilogue);
+    multiply_whole(args, args.in(a.x), weight, epilogue);
   } else {
     // The larger tile reads less, where there are enough of it.
     const bool large = int64_t(blocks(N, 128)) * blocks(T, 128) >= args.device.multiprocessors, half = weight.format == WeightFormat::f16;
     const auto kernel = half ? large ? gemm_f32<true, 2> : gemm_f32<true, 1> : large ? gemm_f32<false, 2> : gemm_f32<false, 1>;
     const int64_t tile = large ? 128 : 64;
-    launch(args.device, kernel, dim3(blocks(N, tile), blocks(T, tile)), dim3(256), x, static_cast<const void*>(weight.values), N, weight.stride,
-           epilogue);
+    launch(args.device, kernel, dim3(blocks(N, tile), blocks(T, tile)), dim3(256), args.in(a.x), static_cast<const void*>(weight.values), N,
+           weight.stride, epilogue);
   }
 }
 

@@ -249,7 +249,7 @@ struct PairRows {
   }
 };
 
-/// The same by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
+/// rope_f32 by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
 constexpr int heads_at_once = 4, most_pairs = 2;  // pairs of channels that a lane turns
 
 __global__ void __launch_bounds__(32 * warps)
@@ -490,11 +490,12 @@ __global__ void activate_backward_f32(Activation activation, bool gated, View x,
       });
 }
 
+/// Zeros behind the last column of x.
 __global__ void narrow_f32(View x, NarrowView y) {
-  const auto [t, first] = own_part(x.cols);
+  const auto [t, first] = own_part(y.cols);
   if (t >= x.rows) return;
   each_of(
-      first, x.cols, [&](int64_t c) { return x.row(t)[c]; }, [&](int64_t c, float v) { y.row(t)[c] = uint16_t(pack_bf16(v, 0)); });
+      first, y.cols, [&](int64_t c) { return c < x.cols ? x.row(t)[c] : 0; }, [&](int64_t c, float v) { y.row(t)[c] = uint16_t(pack_bf16(v, 0)); });
 }
 
 __global__ void widen_f32(NarrowView x, View y) {
@@ -540,11 +541,6 @@ __global__ void sum_f64(const double* values, int64_t count, double* sum) {
   *sum = total;
 }
 
-/// Whether so many neighbouring numbers can be read together.
-bool in_steps(const View& m, int numbers) {
-  return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(float)) == 0 && m.stride % numbers == 0;
-}
-
 /// Its rows are picked by the host where the device does not have it.
 Table table_of(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
   if (const void* there = args.find(table.data, table.bytes())) return {there, table.dtype, args.in(ids, count)};
@@ -554,6 +550,13 @@ Table table_of(Arguments& args, const TensorView& table, const int32_t* ids, int
 }
 
 }  // namespace
+
+NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& x, int64_t stride) {
+  if (narrow.data) return args.in(narrow);
+  const NarrowView out = {args.scratch<uint16_t>(x.rows * stride), x.rows, stride, stride};
+  launch_parts(args, narrow_f32, x.rows, stride, args.in(x), out);
+  return out;
+}
 
 void norm(Context& context, const NormArgs& a) {
   Arguments args(context);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/error.h"
 
@@ -61,9 +60,7 @@ void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x,
   norm.bias = merger.norm_bias.data();
   const Matrix joined{together.data, rows, wide, wide};
   if (merger.norm_after) {
-    std::vector<int32_t> all(static_cast<size_t>(x.rows));
-    std::iota(all.begin(), all.end(), 0);
-    context.ops.gather(context, {x, together, all.data()});
+    context.ops.scatter(context, {x, together, nullptr, false});
     norm.x = norm.y = joined;
   } else {
     norm.x = x;
@@ -187,12 +184,10 @@ void VisionTower::merge_backward(Context& context, const Merger& merger, const M
                                  Gradients& gradients) const {
   const int64_t unit = config_.merge * config_.merge, wide = x.cols * unit, rows = x.rows / unit;
   Arena::Scope scope(context.scratch);
-  std::vector<int32_t> all(static_cast<size_t>(x.rows));
-  std::iota(all.begin(), all.end(), 0);
   const Matrix together = context.scratch.contiguous(x.rows, x.cols), normed = context.scratch.contiguous(x.rows, x.cols),
                back = context.scratch.contiguous(x.rows, x.cols);
   const auto joined = [&](const Matrix& m) { return Matrix{m.data, rows, wide, wide}; };
-  context.ops.gather(context, {x, together, all.data()});
+  context.ops.scatter(context, {x, together, nullptr, false});
   const auto as_normed = [&](const Matrix& m) { return merger.norm_after ? joined(m) : m; };
   NormArgs norm;
   norm.eps = config_.tower.norm_eps;
@@ -222,7 +217,7 @@ void VisionTower::merge_backward(Context& context, const Merger& merger, const M
   norm_backward.dweight = gradients.values(merger.norm_weight);
   norm_backward.dbias = gradients.values(merger.norm_bias);
   context.ops.norm_backward(context, norm_backward);
-  context.ops.scatter(context, {back, dx, all.data(), true});
+  context.ops.scatter(context, {back, dx, nullptr, true});
 }
 
 void VisionTower::backward(Context& context, const Pictures& pictures, const Tape& tape, const Features& d, Gradients& gradients) const {
