@@ -210,6 +210,12 @@ bool Transformer::narrow_attention(Context& context) const {
   return context.ops.narrow_rows && reduced_ && relative_bias_.empty() && AttentionArgs::narrow_heads(config_.head_dim);
 }
 
+/// Whether rows between an MLP's products are bf16.
+bool Transformer::narrow_inner(Context& context, const Layer& layer) const {
+  return (apart_ ? context.ops.narrow_rows : context.ops.narrow_linear) && layer.mlp_in->format == WeightFormat::bf16 &&
+         layer.mlp_out->format == WeightFormat::bf16 && config_.intermediate % 64 == 0;
+}
+
 /// Whether a layer's queries, keys and values are bf16 from the product on, because nobody wants them otherwise.
 bool Transformer::narrow_only(const Pass& pass, int64_t index) const {
   const Layer& layer = layers_[size_t(index)];
@@ -350,8 +356,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
     else args.x = side;
     normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x);
   }
-  const bool narrow = (apart_ ? context.ops.narrow_rows : context.ops.narrow_linear) && layer.mlp_in->format == WeightFormat::bf16 &&
-                      layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
+  const bool narrow = narrow_inner(context, layer);
   const Bf16Matrix narrow_inner = narrow ? context.scratch.bf16_matrix(x.rows, c.intermediate) : Bf16Matrix{};
   const Matrix inner = narrow ? Matrix{} : context.scratch.matrix(x.rows, c.intermediate);
   args.weight = layer.mlp_in.get();

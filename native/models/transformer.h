@@ -164,6 +164,7 @@ class Transformer {
               const Bf16Matrix& narrow_y = {}) const;
   bool narrow_into(Context& context, const Weight& weight) const;
   bool narrow_attention(Context& context) const;
+  bool narrow_inner(Context& context, const Layer& layer) const;
   bool narrow_only(const Pass& pass, int64_t index) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
   AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,

@@ -158,10 +158,9 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       const Matrix qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
       s.q = qkv.columns(0, Q), kv = qkv.columns(Q, 2 * KV);
     }
-    const bool narrow_inner =
-        ops.narrow_rows && layer.mlp_in->format == WeightFormat::bf16 && layer.mlp_out->format == WeightFormat::bf16 && c.intermediate % 64 == 0;
+    const bool narrow_mlp = narrow_inner(context, layer);
     if (kept) s.middle = kept->middle, s.u = kept->inner;
-    if (kept && kept->narrow_inner.data && narrow_inner) {
+    if (kept && kept->narrow_inner.data && narrow_mlp) {
       s.u = kept->narrow_inner;
     } else if (kept && kept->narrow_inner.data) {
       s.u = context.scratch.matrix(T, kept->narrow_inner.cols);
@@ -207,11 +206,11 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     }
     if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? Rows(s.middle) : normed_for(*layer.mlp_in, layer.mlp_norm, s.middle);
     if (!kept) {
-      s.u = made_for(narrow_inner, R, layer.mlp_in->rows);
+      s.u = made_for(narrow_mlp, R, layer.mlp_in->rows);
       project_into(s.m, *layer.mlp_in, layer.mlp_in_bias.data(), s.u);
     }
     if (post || sandwich || gradients.wants(*layer.mlp_out)) {
-      s.g = made_for(narrow_inner, R, c.intermediate);
+      s.g = made_for(narrow_mlp, R, c.intermediate);
       ops.activate(context, {c.activation, c.gated, s.u.wide, s.g.wide, s.u.narrow, s.g.narrow});
     }
     if (post || sandwich) s.d = project(s.g, *layer.mlp_out, layer.mlp_out_bias.data());
@@ -220,10 +219,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     Matrix dd = dy;
     if (post) norm_gradient(layer.mlp_norm, sum(s.middle, s.d), dy, dy, false);
     if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(R, C), false);
-    const Rows ddr = gradient_for(*layer.mlp_out, dd), dg = made_for(narrow_inner, R, c.intermediate);
+    const Rows ddr = gradient_for(*layer.mlp_out, dd), dg = made_for(narrow_mlp, R, c.intermediate);
     gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, ddr, s.g);
     linear_input(context, gradients, *layer.mlp_out, ddr, dg);
-    const Rows du = narrow_inner ? made_for(true, R, layer.mlp_in->rows) : s.u;  // what was kept stays
+    const Rows du = narrow_mlp ? made_for(true, R, layer.mlp_in->rows) : s.u;  // what was kept stays
     ops.activate_backward(context, {c.activation, c.gated, s.u.wide, dg.wide, du.wide, s.u.narrow, dg.narrow, du.narrow});
     gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, du, s.m);
     if (post) {

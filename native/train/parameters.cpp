@@ -296,13 +296,15 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
     const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
     if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels, reduced);
     Parameter* parameter = dense(name);
-    if (!parameter) {
-    } else if (channels > 0) {
-      add_reordered(context, {own.wide, x.wide, {}, nullptr, reduced, own.narrow, x.narrow}, channels, nullptr, *parameter);
-    } else {
-      context.ops.linear_backward(context, {own.wide, x.wide, matrix_of(parameter->gradient, rows, cols), nullptr, reduced, own.narrow, x.narrow});
-    }
     first += rows;
+    if (!parameter) continue;
+    LinearBackwardArgs args{own.wide, x.wide, {}, nullptr, reduced, own.narrow, x.narrow};
+    if (channels > 0) {
+      add_reordered(context, args, channels, nullptr, *parameter);
+    } else {
+      args.dw = matrix_of(parameter->gradient, rows, cols);
+      context.ops.linear_backward(context, args);
+    }
   }
 }
 
