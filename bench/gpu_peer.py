@@ -42,6 +42,14 @@ def main():
     for rows, inner, out in products:
         x, w = (torch.randn(n, inner, device="cuda", dtype=torch.bfloat16) for n in (rows, out))
         line(f"linear bf16 rows {rows}x{inner}x{out}", 2 * rows * inner * out, median(lambda: F.linear(x, w)))
+    rows, hidden, inner = 32768, 2048, 6144
+    x = torch.randn(rows, inner, device="cuda", dtype=torch.bfloat16)
+    y = torch.randn(rows, hidden, device="cuda", dtype=torch.bfloat16)
+    for name, into, out, added in [("queries, keys, values", hidden, 2 * hidden, False), ("x += heads", hidden, hidden, True),
+                                   ("gate and up", hidden, 2 * inner, False), ("x += down", inner, hidden, True)]:  # fmt: skip
+        w, a = torch.randn(out, into, device="cuda", dtype=torch.bfloat16) * 0.02, x[:, :into].contiguous()
+        line(f"layer: {name}", 2 * rows * into * out, median((lambda: y.addmm_(a, w.T)) if added else (lambda: F.linear(a, w))))
+    del x, y, w, a
     for length, sequences in lengths:
         q = torch.randn(sequences, heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True)
         k, v = (torch.randn(sequences, kv_heads, length, D, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(2))

@@ -59,7 +59,7 @@ int main(int count, char** arguments) {
     for (const auto& [rows, in, out] :
          std::vector<std::array<int64_t, 3>>{{16, 4096, 4096}, {512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
       const std::string shape = text(rows, "x", in, "x", out);
-      if (wanted.find("attention") == 0 || (wanted.find('x') != std::string::npos && wanted.find(text(rows, "x", in)) == std::string::npos))
+      if (wanted.find("attention") == 0 || wanted.find("layer") == 0 || (wanted.find('x') != std::string::npos && wanted.find(text(rows, "x", in)) == std::string::npos))
         continue;  // weights take time to make
       Arena::Scope scope(context.scratch);
       const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
@@ -78,6 +78,30 @@ int main(int count, char** arguments) {
       }
       const Matrix dw = filled(context, out, in);
       line(text("dy^T x bfloat16 ", shape), flops, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
+    }
+    if (table.narrow_rows && std::string("layer").find(wanted.substr(0, 5)) != std::string::npos) {
+      // Products of one layer of Qwen3-VL-2B's shape, with what follows them.
+      Arena::Scope scope(context.scratch);
+      constexpr int64_t rows = 32768, hidden = 2048, inner = 6144;
+      const Bf16Matrix x = narrowed(context, filled(context, rows, inner)), y = context.scratch.bf16_matrix(rows, inner);
+      const Matrix sum = filled(context, rows, hidden);
+      const auto product = [&](const char* name, int64_t in, int64_t out, bool gated, bool added) {
+        if (std::string(name).find(wanted) == std::string::npos) return;
+        const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
+        std::vector<TensorView> parts;
+        for (int64_t i = 0, half = gated ? out / 2 : out; i < out; i += half) parts.push_back({values.data() + i * in, Dtype::f32, {half, in}});
+        const auto weight = table.pack(context, {name, parts, gated}, WeightFormat::bf16);
+        LinearArgs args;
+        args.narrow_x = x.columns(0, in), args.weight = weight.get();
+        if (gated) args.activation = Activation::silu;
+        if (added) args.residual = args.y = sum;
+        else args.narrow_y = y.columns(0, gated ? out / 2 : out);
+        line(name, 2.0 * double(rows * in * out), [&] { table.linear(context, args); });
+      };
+      product("layer: queries, keys, values", hidden, 2 * hidden, false, false);
+      product("layer: x += heads", hidden, hidden, false, true);
+      product("layer: gate and up", hidden, 2 * inner, true, false);
+      product("layer: x += down", inner, hidden, false, true);
     }
     for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{32, 1024}, {128, 64}, {512, 16}, {2048, 4}, {8192, 1}}) {
       Arena::Scope scope(context.scratch);

@@ -70,7 +70,7 @@ struct Pending {
 
 /// A context begins a fiber; from then on jumps switch, which, unlike swapcontext, ask nothing of the kernel.
 struct Fiber {
-  Pending copies, products;
+  Pending copies, products, stores;
   ucontext_t context;
   jmp_buf place;
   bool begun;
@@ -128,7 +128,7 @@ inline void run_block(size_t threads) {
     makecontext(&fiber.context, entry, 0);
     fiber.state = State::running;
     fiber.begun = false;
-    fiber.copies = fiber.products = {};
+    fiber.copies = fiber.products = fiber.stores = {};
     fiber.thread = dim3(unsigned(i % blockDim.x), unsigned(i / blockDim.x));
   }
   for (;;) {

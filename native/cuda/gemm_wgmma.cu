@@ -9,13 +9,16 @@ namespace conan::cuda {
 
 namespace {
 
+constexpr int part_columns = 64;  // of a tile's columns those that a warp finishes at a time
+
 /// `consumers`: warpgroups that multiply.
 template <int consumers_, int tile_n_, int stages_, int cluster_>
 struct Size {
   static constexpr int consumers = consumers_, tile_m = 64 * consumers, tile_n = tile_n_, stages = stages_, cluster = cluster_;
   static constexpr int left_bytes = tile_m * 128, stage_bytes = left_bytes + tile_n * 128, threads = 128 * (consumers + 1);
-  static constexpr int staged = tile_n < 64 ? tile_n : 64;  // columns that a warp finishes at a time
-  static constexpr int memory = stages * stage_bytes + consumers * 4 * 16 * staged * int(sizeof(float));
+  static constexpr int part = tile_n < part_columns ? tile_n : part_columns;
+  static constexpr bool by_copies = tile_n >= 128;
+  static constexpr int memory = stages * stage_bytes + consumers * 4 * 16 * part * int(sizeof(float));
 };
 #ifdef __CUDACC__
 constexpr int pair_of_blocks = 2;
@@ -27,10 +30,91 @@ using Medium = Size<2, 128, 5, 1>;
 using Small = Size<1, 64, 6, 1>;
 using Least = Size<1, 32, 8, 1>;
 
-/// `Sum`: of numbers' products, float of bf16, int of int8.
+/// How results leave a tile: by copies of boxes of 16 rows, which go on beside the next tile, and may be added to what is there; or by the
+/// warps' own stores, where there are few or where they do not lie in steps of 16 bytes.
+enum class Leave { by_stores, by_copies, by_sums };
+
+#if CONAN_WARPGROUPS
+
+/// What the epilogue makes of a warp's sums, 16 rows by a part's columns, where they are; of a gated weight's pairs the first is the result.
+__device__ __forceinline__ void finish(const Epilogue& epilogue, float (&v)[part_columns / 2], int64_t t, int64_t T, int64_t n0, int64_t N) {
+  const int lane = int(threadIdx.x) % 32;
+  const int64_t first = n0 + lane % 4 * 2;  // of columns first + 8 j and + 1
+  if (epilogue.row_scale) {
+    const float own[2] = {t + lane / 4 < T ? epilogue.row_scale[t + lane / 4] : 0, t + lane / 4 + 8 < T ? epilogue.row_scale[t + lane / 4 + 8] : 0};
+#pragma unroll
+    for (int j = 0; j < part_columns / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float scale = first + 8 * j + e < N ? epilogue.column_scale[first + 8 * j + e] : 0;
+        v[4 * j + e] *= own[0] * scale, v[4 * j + 2 + e] *= own[1] * scale;
+      }
+  }
+  if (epilogue.bias) {
+#pragma unroll
+    for (int j = 0; j < part_columns / 8; ++j)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int64_t column = first + 8 * j + e;
+        const float bias = column >= N ? 0 : epilogue.bias[epilogue.gated ? column / 2 + e * (N / 2) : column];
+        v[4 * j + e] += bias, v[4 * j + 2 + e] += bias;
+      }
+  }
+  if (!epilogue.gated && epilogue.activation == Activation::none) return;
+  epilogue.with_function([&](auto function) {
+#pragma unroll
+    for (int i = 0; i < part_columns / 2; i += 2) {
+      v[i] = function(v[i]);
+      if (epilogue.gated) v[i] *= v[i + 1];
+      else v[i + 1] = function(v[i + 1]);
+    }
+  });
+}
+
+/// A warp's results of a part, of `parts` in a tile, to where they belong, from row t and packed column n0 on: through two boxes of shared
+/// memory in turn, of which a part fills half (bf16 of a gated weight), one, or both (f32).
+template <bool narrow, bool gated, int parts>
+__device__ __forceinline__ void send(const float (&v)[part_columns / 2], unsigned char* boxes, const TileMap& y, int t, int n0, int part, bool add) {
+  constexpr bool halves = narrow && gated;
+  constexpr int filled = narrow || gated ? 1 : 2, each = part_columns / 8 / filled, box_bytes = 16 * 128, bytes = (narrow ? 2 : 4) * (gated ? 1 : 2);
+  const int lane = int(threadIdx.x) % 32, row = lane / 4, half_box = halves ? part % 2 : 0;
+  // Bytes of a row at which results belong; its 16-byte words are swizzled by its number.
+  int own = lane % 4 * bytes ^ row * 16 ^ half_box * 64;
+  not_ahead(own);
+#pragma unroll
+  for (int box = 0; box < filled; ++box) {
+    unsigned char* const to = boxes + (filled == 2 ? box : halves ? part / 2 % 2 : part % 2) * box_bytes;
+    if (half_box == 0) {
+      if (lane == 0) wait_for_stores<(!halves || parts > 2)>();  // a tile's only box is the next one's too
+      __syncwarp();
+    }
+#pragma unroll
+    for (int j = 0; j < each; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int i = 4 * (box * each + j) + 2 * half;
+        unsigned char* const place = to + (row + 8 * half) * 128 + (own ^ 4 * bytes * j);
+        if constexpr (narrow && gated) *reinterpret_cast<uint16_t*>(place) = uint16_t(pack_bf16(v[i], 0));
+        else if constexpr (narrow) *reinterpret_cast<uint32_t*>(place) = pack_bf16(v[i], v[i + 1]);
+        else if constexpr (gated) *reinterpret_cast<float*>(place) = v[i];
+        else *reinterpret_cast<float2*>(place) = {v[i], v[i + 1]};
+      }
+    if (halves && half_box == 0) return;
+    show_to_tensor_cores();
+    __syncwarp();
+    if (lane != 0) continue;
+    store_box(y, to, halves ? n0 / 2 - 32 : gated ? n0 / 2 : n0 + box * 32, 0, t, add);
+    commit_stores();
+  }
+}
+
+#endif
+
+/// `Sum`: of numbers' products, float of bf16, int of int8. y: results by boxes, where they leave by copies.
 template <class Sum, class Tile>
-__global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_CONSTANT TileMap x, const CONAN_GRID_CONSTANT TileMap weight,
-                                                               int64_t T, int64_t N, int steps, int tiles_m, int tiles_n, Epilogue epilogue) {
+__global__ void __launch_bounds__(Tile::threads, 1)
+    gemm_wgmma(const CONAN_GRID_CONSTANT TileMap x, const CONAN_GRID_CONSTANT TileMap weight, const CONAN_GRID_CONSTANT TileMap y, Leave leave,
+               int64_t T, int64_t N, int steps, int tiles_m, int tiles_n, Epilogue epilogue) {
 #if CONAN_WARPGROUPS
   constexpr int step_columns = std::is_integral_v<Sum> ? 128 : 64;
   CONAN_LAUNCH_MEMORY(memory);
@@ -65,22 +149,18 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
             constexpr int part = Tile::tile_n / Tile::cluster;
             load_box_everywhere(right + rank * part * 128, weight, step * step_columns, 0, n0 + rank * part, full[stage], Tile::cluster);
           }
-          // What the sums will be added to comes nearer meanwhile, some rows a step.
-          if (!epilogue.residual.data || !epilogue.by_four || n0 + Tile::tile_n > N) continue;
-          for (int r = Tile::tile_m * step / steps; r < Tile::tile_m * (step + 1) / steps && t0 + r < T; ++r)
-            prefetch(epilogue.residual.row(t0 + r) + n0, Tile::tile_n * int(sizeof(float)));
         }
       }
     }
   } else {
     if constexpr (Tile::consumers == 2) set_registers<232, true>();
     const int warp = id % 128 / 32, lane = id % 32;
-    float* staged = reinterpret_cast<float*>(memory + Tile::stages * Tile::stage_bytes) + (id / 32 - 4) * 16 * Tile::staged;
+    unsigned char* const own_memory = memory + Tile::stages * Tile::stage_bytes + (id / 32 - 4) * 16 * Tile::part * int(sizeof(float));
     const auto release = [&](int of) {
       if (id % 128 < Tile::cluster) Tile::cluster > 1 ? arrive_at(empty[of], id % 128) : arrive(empty[of]);
     };
-    Sum sums[Tile::tile_n / 2];
     for (int tile = first; tile < all; tile += clusters) {
+      Sum sums[Tile::tile_n / 2];
       const TilePlace place = place_of(tile, tiles_of_clusters, tiles_n);
       for (int step = 0; step < steps; ++step, advance()) {
         wait_for(full[stage], parity);
@@ -102,22 +182,46 @@ __global__ void __launch_bounds__(Tile::threads, 1) gemm_wgmma(const CONAN_GRID_
                     n0 = int64_t(place.n) * Tile::tile_n;
       // By parts of so many columns; which sums they are must be known to the compiler, what becomes of them is written once.
 #pragma unroll 1
-      for (int c0 = 0; c0 < Tile::tile_n; c0 += Tile::staged) {
-        __syncwarp();
+      for (int c0 = 0; c0 < Tile::tile_n; c0 += Tile::part) {
+        Sum v[Tile::part / 2];
 #pragma unroll
-        for (int part = 0; part < Tile::tile_n; part += Tile::staged) {
+        for (int part = 0; part < Tile::tile_n; part += Tile::part) {
           if (part != c0) continue;
 #pragma unroll
-          for (int j = 0; j < Tile::staged / 8; ++j)
-#pragma unroll
-            for (int half = 0; half < 2; ++half)
-              Epilogue::stage(staged + Epilogue::staged_at<Tile::staged>(lane / 4 + 8 * half, 8 * j + lane % 4 * 2),
-                              sums[part / 2 + 4 * j + 2 * half], sums[part / 2 + 4 * j + 2 * half + 1]);
+          for (int i = 0; i < Tile::part / 2; ++i) v[i] = sums[part / 2 + i];
         }
+        if constexpr (Tile::by_copies) {
+          if (leave != Leave::by_stores) {
+            float results[part_columns / 2];
+#pragma unroll
+            for (int i = 0; i < part_columns / 2; ++i) results[i] = float(v[i]);
+            finish(epilogue, results, t, T, n0 + c0, N);
+            const auto leave_by = [&](auto narrow, auto gated) {
+              send<narrow.value, gated.value, Tile::tile_n / part_columns>(results, own_memory, y, int(t), int(n0) + c0, c0 / part_columns,
+                                                                           leave == Leave::by_sums);
+            };
+            using Yes = std::true_type;
+            using No = std::false_type;
+            if (epilogue.narrow_y.data) epilogue.gated ? leave_by(Yes(), Yes()) : leave_by(Yes(), No());
+            else epilogue.gated ? leave_by(No(), Yes()) : leave_by(No(), No());
+            continue;
+          }
+        }
+        float* const staged = reinterpret_cast<float*>(own_memory);
+        int row = lane / 4, column = lane % 4 * 2;
+        not_ahead(row), not_ahead(column);
         __syncwarp();
-        epilogue.rows_of<Tile::staged>(staged, t, T, n0 + c0, N);
+#pragma unroll
+        for (int j = 0; j < Tile::part / 8; ++j)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            Epilogue::stage(staged + Epilogue::staged_at<Tile::part>(row + 8 * half, 8 * j + column), v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
+        __syncwarp();
+        if constexpr (Tile::by_copies) epilogue.by_fours<Tile::part>(staged, t, T, n0 + c0, N);
+        else epilogue.rows_of<Tile::part>(staged, t, T, n0 + c0, N);
       }
     }
+    if constexpr (Tile::by_copies) wait_for_stores<0>();
   }
   if constexpr (Tile::cluster > 1) sync_cluster();  // nobody leaves whom others still write to
 #endif
@@ -129,16 +233,33 @@ struct Input {
   int64_t rows, stride;
 };
 
+/// Results as the copy engine takes them, if it does: it counts in 16 bytes.
+template <class Tile>
+std::pair<TileMap, Leave> results(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+  const NarrowView& narrow = epilogue.narrow_y;
+  const View &y = epilogue.y, &residual = epilogue.residual;
+  if (!Tile::by_copies || !in_steps(y, 4) || !in_steps(narrow, 8)) return {TileMap{}, Leave::by_stores};
+  if (residual.data && residual.data != y.data)
+    check(cudaMemcpy2DAsync(y.data, size_t(y.stride) * sizeof(float), residual.data, size_t(residual.stride) * sizeof(float),
+                            size_t(y.cols) * sizeof(float), size_t(y.rows), cudaMemcpyDefault, args.device.stream),
+          "copy");
+  const int64_t outputs = weight.gated ? weight.rows / 2 : weight.rows;
+  return {narrow.data ? tile_map(narrow.data, 2, outputs, 1, x.rows, narrow.stride, narrow.stride, 16)
+                      : tile_map(y.data, 4, outputs, 1, x.rows, y.stride, y.stride, 16),
+          residual.data ? Leave::by_sums : Leave::by_copies};
+}
+
 template <class Sum, class Tile>
 void run(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
   const unsigned tiles_m = blocks(x.rows, Tile::tile_m), tiles_n = blocks(weight.rows, Tile::tile_n);
   const unsigned all = blocks(tiles_m, Tile::cluster) * tiles_n * Tile::cluster,
                  most = unsigned(args.device.multiprocessors) / Tile::cluster * Tile::cluster;
   const int word = std::is_integral_v<Sum> ? 1 : 2;
+  const auto [y, leave] = results<Tile>(args, x, weight, epilogue);
   launch_clusters(args.device, gemm_wgmma<Sum, Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
                   tile_map(x.data, word, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
-                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), x.rows,
-                  weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
+                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), y,
+                  leave, x.rows, weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
 }
 
 /// Time of a product, in no unit: rounds of tiles by a tile's elements over the rate at which tiles of the size are multiplied.

@@ -25,13 +25,13 @@ using TileMap = CUtensorMap;
 #define CONAN_GRID_CONSTANT __grid_constant__
 #else
 struct TileMap {
-  const char* data;
+  char* data;
   int64_t columns, planes, rows, plane_stride, row_stride, box_rows, word;  // columns and strides in bytes; bytes of a number
 };
 #define CONAN_GRID_CONSTANT
 #endif
 
-/// `word`: bytes of a number, 2 or 1. Strides in numbers; those of rows and of planes are multiples of 16 bytes, and `data` begins at one.
+/// `word`: bytes of a number, 4 (f32), 2 (bf16) or 1. Strides in numbers; those of rows and of planes are multiples of 16 bytes, and `data` begins at one.
 TileMap tile_map(const void* data, int word, int64_t columns, int64_t planes, int64_t rows, int64_t plane_stride, int64_t row_stride, int box_rows);
 
 /// Counts arrivals and bytes; its phases are told apart by their parity.
@@ -180,12 +180,44 @@ __device__ __forceinline__ void load_box_everywhere(void* to, const TileMap& map
   load_box(to, map, column, plane, row, barrier);
 #endif
 }
-/// Into the second-level cache: a multiple of 16 bytes from a multiple of 16 bytes on.
-__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+/// The other way: a box of shared memory, which show_to_tensor_cores() has shown, to where it belongs, or added to the f32 that lie there.
+/// Goes on by itself; what the copies of this thread have not read yet must stay.
+__device__ __forceinline__ void store_box(const TileMap& map, const void* from, int column, int plane, int row, bool add) {
 #ifdef __CUDACC__
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
+  if (add)
+    asm volatile("cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(&map),
+                 "r"(shared_address(from)), "r"(column), "r"(plane), "r"(row)
+                 : "memory");
+  else
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];\n" ::"l"(&map), "r"(shared_address(from)),
+                 "r"(column), "r"(plane), "r"(row)
+                 : "memory");
 #else
-  (void)from, (void)bytes;
+  emulated::block.fibers[emulated::self()].stores.add([=] {
+    for (int64_t r = 0; r < map.box_rows && row + r < map.rows; ++r)
+      for (int64_t c = 0, at = column * map.word; c < 128 && at < map.columns; c += map.word, at += map.word) {
+        char* to = map.data + (row + r) * map.row_stride + plane * map.plane_stride + at;
+        const char* word = static_cast<const char*>(from) + r * 128 + ((c / 16) ^ (r & 7)) * 16 + c % 16;
+        if (add) *reinterpret_cast<float*>(to) += *reinterpret_cast<const float*>(word);
+        else std::memcpy(to, word, size_t(map.word));
+      }
+  });
+#endif
+}
+__device__ __forceinline__ void commit_stores() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.commit_group;\n" ::: "memory");
+#else
+  emulated::block.fibers[emulated::self()].stores.commit();
+#endif
+}
+/// Until at most `left` of the groups that this thread has committed have yet to read shared memory.
+template <int left>
+__device__ __forceinline__ void wait_for_stores() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.wait_group.read %0;\n" ::"n"(left) : "memory");
+#else
+  emulated::block.fibers[emulated::self()].stores.wait(left);
 #endif
 }
 
@@ -218,7 +250,7 @@ __device__ __forceinline__ uint64_t further(uint64_t tile, int bytes) {
 #endif
 }
 
-/// What ordinary stores of this thread have put into shared memory can be seen by the tensor cores.
+/// What ordinary stores of this thread have put into shared memory can be seen by the tensor cores and by the copy engine.
 __device__ __forceinline__ void show_to_tensor_cores() {
 #ifdef __CUDACC__
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
@@ -257,6 +289,15 @@ __device__ __forceinline__ void settled(Sum (&c)[count]) {
     else asm volatile("" : "+f"(c[i])::"memory");
 #else
   (void)c;
+#endif
+}
+
+/// What follows from the value is computed where it is wanted, and not held in registers through the loops around.
+__device__ __forceinline__ void not_ahead(int& value) {
+#ifdef __CUDACC__
+  asm volatile("" : "+r"(value));
+#else
+  (void)value;
 #endif
 }
 

@@ -28,12 +28,12 @@ struct Epilogue {
   bool gated;
   View residual, y;
   bool by_four;                  // four neighbouring columns lie so that they can be read and written together
-  uint16_t* narrow_y = nullptr;  // bf16 instead of y
-  int64_t narrow_stride = 0;
+  NarrowView narrow_y = {};      // bf16 instead of y
   const float *row_scale = nullptr, *column_scale = nullptr;  // of whole sums, in packed order
 
   /// Sums of the packed columns n (a multiple of four) to n + 3; `rows` of the weight.
-  __device__ __forceinline__ void four(int64_t t, int64_t n, const float4& sums, int64_t rows) const {
+  template <class Function>
+  __device__ __forceinline__ void four(const Function& function, int64_t t, int64_t n, const float4& sums, int64_t rows) const {
     float v[4] = {sums.x, sums.y, sums.z, sums.w};
     const int count = n + 4 <= rows ? 4 : int(rows - n), outputs = gated ? count / 2 : count;
     if (count <= 0) return;
@@ -50,13 +50,13 @@ struct Epilogue {
     }
     if (gated) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) v[i] = activated(activation, v[2 * i]) * v[2 * i + 1];
-    } else if (activation != Activation::none) {
+      for (int i = 0; i < 2; ++i) v[i] = function(v[2 * i]) * v[2 * i + 1];
+    } else {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) v[i] = activated(activation, v[i]);
+      for (int i = 0; i < 4; ++i) v[i] = function(v[i]);
     }
-    if (narrow_y) {
-      uint16_t* to = narrow_y + t * narrow_stride + column;
+    if (narrow_y.data) {
+      uint16_t* to = narrow_y.row(t) + column;
       if (by_four && outputs == 4) *reinterpret_cast<uint2*>(to) = {pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3])};
       else if (by_four && outputs == 2) *reinterpret_cast<uint32_t*>(to) = pack_bf16(v[0], v[1]);
       else {
@@ -91,25 +91,34 @@ struct Epilogue {
   }
 
   /// The sums of 16 rows by `columns`, which a warp has put into shared memory: numbers of row r begin at r * columns, by eights that are
-  /// swizzled by the row. For products of few bits: functions need not be exact.
+  /// swizzled by the row.
   template <int columns>
   __device__ __forceinline__ void rows_of(const float* staged, int64_t t, int64_t T, int64_t n, int64_t rows) const {
-    if (!by_four || n + columns > rows || (gated && residual.data)) {
-      const int lane = int(threadIdx.x) % 32;
+    if (!by_four || n + columns > rows || (gated && residual.data)) return by_fours<columns>(staged, t, T, n, rows);
+    with_function([&](auto function) { whole_rows_of<columns>(function, staged, t, T, n, rows); });
+  }
+  /// The same, whatever the layout, slowly.
+  template <int columns>
+  __device__ __forceinline__ void by_fours(const float* staged, int64_t t, int64_t T, int64_t n, int64_t rows) const {
+    with_function([&](auto function) {
 #pragma unroll 1
-      for (int i = lane; i < 4 * columns; i += 32) {
+      for (int i = int(threadIdx.x) % 32; i < 4 * columns; i += 32) {
         const int r = i / (columns / 4), c = i % (columns / 4) * 4;
-        if (t + r < T) four(t + r, n + c, staged_four(staged + staged_at<columns>(r, c)), rows);
+        if (t + r < T) four(function, t + r, n + c, staged_four(staged + staged_at<columns>(r, c)), rows);
       }
-      return;
-    }
-    const auto by = [&](auto function) { whole_rows_of<columns>(function, staged, t, T, n, rows); };
+    });
+  }
+  /// Hands over the activation, for products of few bits: it need not be exact, but is the same wherever it is used.
+  template <class Use>
+  __device__ __forceinline__ void with_function(const Use& use) const {
     switch (activation) {
-      case Activation::none: return by([](float x) { return x; });
-      case Activation::silu: return by([](float x) { return quotient(x, 1 + exponential(-x)); });
-      case Activation::gelu_tanh: return by([](float x) { return quotient(x, 1 + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x))); });
-      case Activation::quick_gelu: return by([](float x) { return quotient(x, 1 + exponential(-1.702f * x)); });
-      default: return by([kind = activation](float x) { return activated(kind, x); });
+      case Activation::none: return use([](float x) { return x; });
+      case Activation::silu: return use([](float x) { return quotient(x, 1 + exponential(-x)); });
+      case Activation::gelu_tanh: return use([](float x) { return quotient(x, 1 + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x))); });
+      case Activation::quick_gelu: return use([](float x) { return quotient(x, 1 + exponential(-1.702f * x)); });
+      case Activation::gelu_erf: return use([](float x) { return 0.5f * x * (1 + error_function(0.70710678118654752f * x)); });
+      case Activation::relu: return use([](float x) { return fmaxf(x, 0); });
+      case Activation::tanh: return use([](float x) { return 1 - quotient(2, 1 + exponential(2 * x)); });
     }
   }
   template <int columns>
@@ -131,6 +140,12 @@ struct Epilogue {
 #else
     return x / y;
 #endif
+  }
+  /// To 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
+  static __device__ __forceinline__ float error_function(float x) {
+    const float y = fabsf(x), t = quotient(1, 1 + 0.3275911f * y);
+    const float sum = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    return copysignf(1 - sum * exponential(-y * y), x);
   }
 
   /// A lane has four columns, in every so many rows; some rows at a time, so that what they wait for comes together.
@@ -168,11 +183,11 @@ struct Epilogue {
         if (row >= T) continue;
         if (gated) {
           x *= y_, z *= w;
-          if (narrow_y) *reinterpret_cast<uint32_t*>(narrow_y + row * narrow_stride + column) = pack_bf16(x, z);
+          if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column) = pack_bf16(x, z);
           else *reinterpret_cast<float2*>(y.row(row) + column) = {x, z};
         } else {
           y_ = function(y_), w = function(w);
-          if (narrow_y) *reinterpret_cast<uint2*>(narrow_y + row * narrow_stride + column) = {pack_bf16(x, y_), pack_bf16(z, w)};
+          if (narrow_y.data) *reinterpret_cast<uint2*>(narrow_y.row(row) + column) = {pack_bf16(x, y_), pack_bf16(z, w)};
           else *reinterpret_cast<float4*>(y.row(row) + column) = {x + added[i].x, y_ + added[i].y, z + added[i].z, w + added[i].w};
         }
       }
