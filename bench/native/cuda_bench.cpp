@@ -56,11 +56,14 @@ int main(int count, char** arguments) {
       std::printf("%-34s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
       std::fflush(stdout);
     };
+    // Whether lines of that beginning are wanted: what they need takes time to make.
+    const auto about = [&](const std::string& beginning) { return wanted.substr(0, beginning.size()) == beginning.substr(0, wanted.size()); };
     for (const auto& [rows, in, out] :
          std::vector<std::array<int64_t, 3>>{{16, 4096, 4096}, {512, 1024, 3072}, {8192, 1024, 3072}, {8192, 4096, 4096}, {16384, 4096, 12288}}) {
       const std::string shape = text(rows, "x", in, "x", out);
-      if (wanted.find("attention") == 0 || wanted.find("layer") == 0 || (wanted.find('x') != std::string::npos && wanted.find(text(rows, "x", in)) == std::string::npos))
-        continue;  // weights take time to make
+      if (!(about("linear") || about("dy^T x")) ||
+          (wanted.find('x', 6) != std::string::npos && wanted.find(text(rows, "x", in)) == std::string::npos))
+        continue;
       Arena::Scope scope(context.scratch);
       const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
       const Matrix x = filled(context, rows, in), y = context.scratch.contiguous(rows, out);
@@ -79,7 +82,7 @@ int main(int count, char** arguments) {
       const Matrix dw = filled(context, out, in);
       line(text("dy^T x bfloat16 ", shape), flops, [&] { table.linear_backward(context, {y, x, dw, nullptr, true}); });
     }
-    if (table.narrow_rows && std::string("layer").find(wanted.substr(0, 5)) != std::string::npos) {
+    if (table.narrow_rows && about("layer")) {
       // Products of one layer of Qwen3-VL-2B's shape, with what follows them.
       Arena::Scope scope(context.scratch);
       constexpr int64_t rows = 32768, hidden = 2048, inner = 6144;
@@ -104,6 +107,7 @@ int main(int count, char** arguments) {
       product("layer: x += down", inner, hidden, false, true);
     }
     for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{32, 1024}, {128, 64}, {512, 16}, {2048, 4}, {8192, 1}}) {
+      if (!about("attention")) break;
       Arena::Scope scope(context.scratch);
       constexpr int heads = 16, kv_heads = 8, D = 128;
       const int64_t T = length * sequences;
@@ -134,7 +138,7 @@ int main(int count, char** arguments) {
       // Five products where forward has two, counted as everybody counts them; this one computes nine.
       line(text("attention back ", length, " x ", sequences), 2.5 * flops, [&] { table.attention_backward(context, back); });
     }
-    if (std::string("merge").find(wanted.substr(0, 5)) != std::string::npos) {
+    if (about("merge")) {
       // Four parents of a base that lie on the device: what the bus is not asked for.
       Arena::Scope scope(context.scratch);
       constexpr int64_t count = int64_t(1) << 28;

@@ -16,8 +16,8 @@ struct Shape {
   __device__ bool sees(int64_t i, int64_t j) const { return (left < 0 || i - j <= left) && (right < 0 || j - i <= right); }
   __device__ float biased(int head, int64_t i, int64_t j) const { return bias ? bias[head * (2 * bias_reach + 1) + bias_reach + i - j] : 0; }
   /// Keys that queries from i to `last` see: [first, end) of `keys`.
-  __device__ int64_t first_key(int64_t i) const { return left < 0 || i - left < 0 ? 0 : i - left; }
-  __device__ int64_t end_key(int64_t last, int64_t keys) const { return right < 0 || last + right + 1 > keys ? keys : last + right + 1; }
+  __host__ __device__ int64_t first_key(int64_t i) const { return left < 0 || i - left < 0 ? 0 : i - left; }
+  __host__ __device__ int64_t end_key(int64_t last, int64_t keys) const { return right < 0 || last + right + 1 > keys ? keys : last + right + 1; }
 };
 
 /// The queries of a block, and what they look at.

@@ -48,18 +48,36 @@ __device__ __forceinline__ void multiply_shares(float (&sums)[D / 2], const uint
 template <int D>
 __device__ __forceinline__ void store(const float (&sums)[D / 2], const float (&factor)[2], int64_t first, int own, int rows, int column,
                                       int head_dim, const View& y, const NarrowView& narrow_y = {}) {
+  const int lane = int(threadIdx.x) % 32;
   const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
+  const bool in_fours = reinterpret_cast<uintptr_t>(narrow_y.data) % 8 == 0 && narrow_y.stride % 4 == 0;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    if (own + 8 * half >= rows) continue;
+    const bool there = own + 8 * half < rows;
     const int64_t row = first + own + 8 * half;
+    if (narrow_y.data) {
+      // Neighbours exchange two words, so that each has four numbers of every other eight, and a row gets 32 bytes at a time.
+#pragma unroll
+      for (int c = 0; c < D / 8; c += 2) {
+        const int at = 4 * c + 2 * half;
+        const uint32_t low = pack_bf16(sums[at] * factor[half], sums[at + 1] * factor[half]),
+                       high = pack_bf16(sums[at + 4] * factor[half], sums[at + 5] * factor[half]);
+        const uint32_t other = __shfl_xor_sync(full_warp, lane % 2 ? low : high, 1);
+        const int d = 8 * (c + lane % 2) + lane % 4 / 2 * 4;
+        if (!there || d >= head_dim) continue;
+        const uint2 four = lane % 2 ? uint2{other, high} : uint2{low, other};
+        uint16_t* const to = narrow_y.row(row) + column + d;
+        if (in_fours) *reinterpret_cast<uint2*>(to) = four;
+        else to[0] = uint16_t(four.x), to[1] = uint16_t(four.x >> 16), to[2] = uint16_t(four.y), to[3] = uint16_t(four.y >> 16);
+      }
+      continue;
+    }
 #pragma unroll
     for (int c = 0; c < D / 8; ++c) {
-      const int d = 8 * c + int(threadIdx.x) % 4 * 2;
+      const int d = 8 * c + lane % 4 * 2;
       const float2 two = {sums[4 * c + 2 * half] * factor[half], sums[4 * c + 2 * half + 1] * factor[half]};
-      if (d >= head_dim) continue;
-      if (narrow_y.data) *reinterpret_cast<uint32_t*>(narrow_y.row(row) + column + d) = pack_bf16(two.x, two.y);
-      else if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
+      if (!there || d >= head_dim) continue;
+      if (in_pairs) *reinterpret_cast<float2*>(y.row(row) + column + d) = two;
       else y.row(row)[column + d] = two.x, y.row(row)[column + d + 1] = two.y;
     }
   }

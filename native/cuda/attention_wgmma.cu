@@ -1,7 +1,10 @@
 // Attention by whole warpgroups, for sm_90a, as attention.cu does it by warps. The copy engine brings queries once, and keys and values tile
 // by tile, ahead of the warpgroups of 64 queries each that multiply them; a warpgroup begins the products of the next keys before it weighs
-// the last ones, so that exponentials are computed beside products (FlashAttention-3, arXiv 2407.08608). Which kernel a sequence gets
-// depends on its own length alone. Rows behind a sequence's end are multiplied by zero: they belong to its neighbours and are numbers.
+// the last ones, so that exponentials are computed beside products (FlashAttention-3, arXiv 2407.08608). Blocks stay and take one piece of
+// work after the other, so that the next one's first tiles come while one is finished. Which kernel a sequence gets depends on its own
+// length alone. Rows behind a sequence's end are multiplied by zero: they belong to its neighbours and are numbers.
+#include <algorithm>
+
 #include "cuda/attention_tiles.h"
 
 namespace conan::cuda {
@@ -12,7 +15,7 @@ namespace {
 template <int D_>
 struct Plan {
   static constexpr int D = D_, consumers = 2, queries = 64 * consumers, keys = 128, stages = 2, threads = 128 * (consumers + 1);
-  static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = query_bytes + 2 * stages * tile_bytes;
+  static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = 2 * query_bytes + 2 * stages * tile_bytes;
 };
 constexpr int few_keys = 64;  // sequences of no more have a kernel of their own
 
@@ -60,14 +63,14 @@ __global__ void __launch_bounds__(128, 2)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = own + 8 * half;
+      const int from = int(s.first_key(start + r)) - lane % 4 * 2, to = r < rows ? int(s.end_key(start + r, keys)) - lane % 4 * 2 : -1;
       float most = -INFINITY;
 #pragma unroll
       for (int n = 0; n < few_keys / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int j = 8 * n + lane % 4 * 2 + e;
           float& score = scores[4 * n + 2 * half + e];
-          if (r >= rows || j >= keys || !s.sees(start + r, j)) score = -INFINITY;
+          if (8 * n + e < from || 8 * n + e >= to) score = -INFINITY;
           most = fmaxf(most, score);
         }
       most = row_max(most);
@@ -94,41 +97,60 @@ __global__ void __launch_bounds__(128, 2)
 #endif
 }
 
+/// A part of a sequence's queries, and the tiles of keys that it sees; each of its heads is a piece of work.
+struct alignas(16) Part {
+  int q0, rows, start;          // first row, rows, and the first's position
+  int kv0, keys, first, tiles;  // first row of the sequence's keys, their number; the first that is seen
+  int head;
+};
+
 template <class P>
-__global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k,
-                                                                 const CONAN_GRID_CONSTANT TileMap v, View y, NarrowView narrow_y, Shape s) {
+__global__ void __launch_bounds__(P::threads, 1)
+    attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
+                    NarrowView narrow_y, Shape s, const Part* parts, int count) {
 #if CONAN_WARPGROUPS
   constexpr int D = P::D;
-  // Later queries see more keys where they see what is before them: they begin first.
-  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, P::queries, gridDim.z - 1 - blockIdx.z);
-  const int first = int(s.first_key(start)) / P::keys * P::keys, end = int(s.end_key(start + count - 1, keys));
-  const int tiles = (end - first + P::keys - 1) / P::keys;
-  if (count <= 0 || keys <= few_keys || tiles <= 0) return;
   CONAN_LAUNCH_MEMORY(memory);
-  __shared__ Barrier full_queries, full_keys[P::stages], full_values[P::stages], empty_keys[P::stages], empty_values[P::stages];
-  const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
-  const int consumers = rows > 64 ? P::consumers : 1;
+  __shared__ Part pieces[2];  // a piece of work, and the next one
+  __shared__ Barrier full_queries[2], empty_queries[2], full_keys[P::stages], full_values[P::stages], empty_keys[P::stages], empty_values[P::stages];
+  const int id = int(threadIdx.x), warpgroup = id / 128;
   if (id == 0) {
-    begin(full_queries, 1);
+    for (int i = 0; i < 2; ++i) begin(full_queries[i], 1), begin(empty_queries[i], P::consumers);
     for (int i = 0; i < P::stages; ++i)
-      begin(full_keys[i], 1), begin(full_values[i], 1), begin(empty_keys[i], consumers), begin(empty_values[i], consumers);
+      begin(full_keys[i], 1), begin(full_values[i], 1), begin(empty_keys[i], P::consumers), begin(empty_values[i], P::consumers);
     show_barriers();
   }
   __syncthreads();
 
-  unsigned char* const key_tiles = memory + P::query_bytes;
+  unsigned char* const key_tiles = memory + 2 * P::query_bytes;
   unsigned char* const value_tiles = key_tiles + P::stages * P::tile_bytes;
+  int turn = 0;  // tiles of keys before this piece of work
+  // Longest first; there and back again, so that all blocks get as much. Read a round ahead; nothing to do: no tiles.
+  const auto piece_of = [&](int round) {
+    const int at = int(round * gridDim.x + (round % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x));
+    Part piece = {};
+    if (at < count) piece = parts[at / s.heads], piece.head = at % s.heads;
+    return piece;
+  };
   const auto produce = [&] {
-    arrive_expecting(full_queries, P::query_bytes);
-    load_tile<D>(memory, q, P::queries, head, int(q0), full_queries);
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int stage = tile % P::stages, before = tile / P::stages % 2 ^ 1, row = int(kv0) + first + tile * P::keys, kv_head = head / s.group;
-      wait_for(empty_keys[stage], before);
-      arrive_expecting(full_keys[stage], P::tile_bytes);
-      load_tile<D>(key_tiles + stage * P::tile_bytes, k, P::keys, kv_head, row, full_keys[stage]);
-      wait_for(empty_values[stage], before);
-      arrive_expecting(full_values[stage], P::tile_bytes);
-      load_tile<D>(value_tiles + stage * P::tile_bytes, v, P::keys, kv_head, row, full_values[stage]);
+    Part next = piece_of(0);
+    for (int round = 0;; ++round) {
+      const Part work = next;
+      next = piece_of(round + 1);
+      wait_for(empty_queries[round % 2], round / 2 % 2 ^ 1);
+      pieces[round % 2] = work;
+      if (work.tiles == 0) return arrive(full_queries[round % 2]);
+      arrive_expecting(full_queries[round % 2], P::query_bytes);
+      load_tile<D>(memory + round % 2 * P::query_bytes, q, P::queries, work.head, work.q0, full_queries[round % 2]);
+      for (int tile = 0; tile < work.tiles; ++tile, ++turn) {
+        const int stage = turn % P::stages, before = turn / P::stages % 2 ^ 1, row = work.kv0 + work.first + tile * P::keys;
+        wait_for(empty_keys[stage], before);
+        arrive_expecting(full_keys[stage], P::tile_bytes);
+        load_tile<D>(key_tiles + stage * P::tile_bytes, k, P::keys, work.head / s.group, row, full_keys[stage]);
+        wait_for(empty_values[stage], before);
+        arrive_expecting(full_values[stage], P::tile_bytes);
+        load_tile<D>(value_tiles + stage * P::tile_bytes, v, P::keys, work.head / s.group, row, full_values[stage]);
+      }
     }
   };
   if (warpgroup == P::consumers) {
@@ -137,91 +159,111 @@ __global__ void __launch_bounds__(P::threads, 1) attention_wgmma(const CONAN_GRI
     return;
   }
   set_registers<240, true>();
-  if (64 * warpgroup >= rows) return;
-
   const int warp = id % 128 / 32, lane = id % 32, own = 64 * warpgroup + 16 * warp + lane / 4;  // row, and the one eight below it
-  float sums[D / 2] = {}, scores[P::keys / 2], most[2] = {-INFINITY, -INFINITY}, total[2] = {}, shrink[2];
-  uint32_t held[P::keys / 16][4];
-  const float factor = s.scale * log2_e;  // powers of two instead of e
-
-  const auto multiply_keys = [&](int tile) {
-    const int stage = tile % P::stages;
-    wait_for(full_keys[stage], tile / P::stages % 2);
-    begin_products();
-    multiply_tiles<P::keys, D>(scores, memory, P::queries, warpgroup * 64 * 128, key_tiles + stage * P::tile_bytes);
-    commit_products();
+  const float factor = s.scale * log2_e;                                                        // powers of two instead of e
+  const auto release = [&](Barrier& barrier) {
+    if (id % 128 == 0) arrive(barrier);
   };
-  const auto multiply_values = [&](int tile) {
-    const int stage = tile % P::stages;
-    wait_for(full_values[stage], tile / P::stages % 2);
-    begin_products();
-    multiply_shares<P::keys, D>(sums, held, value_tiles + stage * P::tile_bytes, tile > 0);
-    commit_products();
-  };
-  const auto release = [&](Barrier(&barriers)[P::stages], int tile) {
-    if (id % 128 == 0) arrive(barriers[tile % P::stages]);
-  };
-  // Scores become shares of the largest so far, and `shrink` what earlier ones are multiplied by.
-  const auto weigh = [&](int tile) {
-    const int j0 = first + tile * P::keys, i0 = int(start) + 64 * warpgroup;
-    const bool all = j0 + P::keys <= keys && s.sees(i0, j0 + P::keys - 1) && s.sees(i0 + 63, j0) && 64 * warpgroup + 64 <= rows;
-    if (!all) {
-#pragma unroll
-      for (int n = 0; n < P::keys / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          const int r = own + e / 2 * 8, j = j0 + 8 * n + lane % 4 * 2 + e % 2;
-          if (r >= rows || j >= keys || !s.sees(start + r, j)) scores[4 * n + e] = -INFINITY;
-        }
+  for (int round = 0;; ++round) {
+    wait_for(full_queries[round % 2], round / 2 % 2);
+    const Part work = pieces[round % 2];
+    if (work.tiles == 0) return;
+    const unsigned char* const queries = memory + round % 2 * P::query_bytes;
+    const auto stage_of = [&](int tile) { return (turn + tile) % P::stages; };
+    const auto parity_of = [&](int tile) { return (turn + tile) / P::stages % 2; };
+    if (64 * warpgroup >= work.rows) {  // nothing to do but to let go
+      for (int tile = 0; tile < work.tiles; ++tile) {
+        wait_for(full_keys[stage_of(tile)], parity_of(tile));
+        release(empty_keys[stage_of(tile)]);
+        wait_for(full_values[stage_of(tile)], parity_of(tile));
+        release(empty_values[stage_of(tile)]);
+      }
+      release(empty_queries[round % 2]);
+      turn += work.tiles;
+      continue;
     }
+    float sums[D / 2] = {}, scores[P::keys / 2], most[2] = {-INFINITY, -INFINITY}, total[2] = {}, shrink[2];
+    uint32_t held[P::keys / 16][4];
+    const auto multiply_keys = [&](int tile) {
+      wait_for(full_keys[stage_of(tile)], parity_of(tile));
+      begin_products();
+      multiply_tiles<P::keys, D>(scores, queries, P::queries, warpgroup * 64 * 128, key_tiles + stage_of(tile) * P::tile_bytes);
+      commit_products();
+    };
+    const auto multiply_values = [&](int tile) {
+      wait_for(full_values[stage_of(tile)], parity_of(tile));
+      begin_products();
+      multiply_shares<P::keys, D>(sums, held, value_tiles + stage_of(tile) * P::tile_bytes, tile > 0);
+      commit_products();
+    };
+    // Scores become shares of the largest so far, and `shrink` what earlier ones are multiplied by.
+    const auto weigh = [&](int tile) {
+      const int j0 = work.first + tile * P::keys, i0 = work.start + 64 * warpgroup;
+      const bool all = j0 + P::keys <= work.keys && s.sees(i0, j0 + P::keys - 1) && s.sees(i0 + 63, j0) && 64 * warpgroup + 64 <= work.rows;
+      if (!all) {
+        const int j = j0 + lane % 4 * 2;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float now = most[half];
+        for (int half = 0; half < 2; ++half) {
+          const int r = own + 8 * half, i = work.start + r;
+          const int from = int(s.first_key(i)) - j, to = r < work.rows ? int(s.end_key(i, work.keys)) - j : -1;
 #pragma unroll
-      for (int n = 0; n < P::keys / 8; ++n) now = fmaxf(now, fmaxf(scores[4 * n + 2 * half], scores[4 * n + 2 * half + 1]));
-      now = row_max(now);
-      const float base = now == -INFINITY ? 0 : now * factor;
-      shrink[half] = power_of_two(most[half] * factor - base);
-      most[half] = now;
-      float sum = 0;
+          for (int n = 0; n < P::keys / 8; ++n)
 #pragma unroll
-      for (int n = 0; n < P::keys / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& score = scores[4 * n + 2 * half + e];
-          score = power_of_two(score * factor - base);
-          sum += score;
+            for (int e = 0; e < 2; ++e)
+              if (8 * n + e < from || 8 * n + e >= to) scores[4 * n + 2 * half + e] = -INFINITY;
         }
-      total[half] = total[half] * shrink[half] + sum;  // of this lane's keys
-    }
-  };
-  wait_for(full_queries, 0);
-  multiply_keys(0);
-  wait_for_products<0>();
-  settled(scores);
-  release(empty_keys, 0);
-  weigh(0);
-  hold<P::keys>(held, scores);
-  for (int tile = 1; tile < tiles; ++tile) {
-    multiply_keys(tile);
-    multiply_values(tile - 1);
-    wait_for_products<1>();
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float now = most[half];
+#pragma unroll
+        for (int n = 0; n < P::keys / 8; ++n) now = fmaxf(now, fmaxf(scores[4 * n + 2 * half], scores[4 * n + 2 * half + 1]));
+        now = row_max(now);
+        const float base = now == -INFINITY ? 0 : now * factor;
+        shrink[half] = power_of_two(most[half] * factor - base);
+        most[half] = now;
+        float sum = 0;
+#pragma unroll
+        for (int n = 0; n < P::keys / 8; ++n)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            float& score = scores[4 * n + 2 * half + e];
+            score = power_of_two(score * factor - base);
+            sum += score;
+          }
+        total[half] = total[half] * shrink[half] + sum;  // of this lane's keys
+      }
+    };
+    multiply_keys(0);
+    wait_for_products<0>();
     settled(scores);
-    release(empty_keys, tile);
-    weigh(tile);
+    release(empty_keys[stage_of(0)]);
+    weigh(0);
+    hold<P::keys>(held, scores);
+    for (int tile = 1; tile < work.tiles; ++tile) {
+      multiply_keys(tile);
+      multiply_values(tile - 1);
+      wait_for_products<1>();
+      settled(scores);
+      release(empty_keys[stage_of(tile)]);
+      weigh(tile);
+      wait_for_products<0>();
+      settled(sums);
+      release(empty_values[stage_of(tile - 1)]);
+#pragma unroll
+      for (int c = 0; c < D / 8; ++c)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[4 * c + e] *= shrink[e / 2];
+      hold<P::keys>(held, scores);
+    }
+    release(empty_queries[round % 2]);
+    multiply_values(work.tiles - 1);
     wait_for_products<0>();
     settled(sums);
-    release(empty_values, tile - 1);
-#pragma unroll
-    for (int c = 0; c < D / 8; ++c)
-#pragma unroll
-      for (int e = 0; e < 4; ++e) sums[4 * c + e] *= shrink[e / 2];
-    hold<P::keys>(held, scores);
+    release(empty_values[stage_of(work.tiles - 1)]);
+    turn += work.tiles;
+    store<D>(sums, {1 / row_sum(total[0]), 1 / row_sum(total[1])}, work.q0, own, work.rows, work.head * s.head_dim, s.head_dim, y, narrow_y);
   }
-  multiply_values(tiles - 1);
-  wait_for_products<0>();
-  settled(sums);
-  store<D>(sums, {1 / row_sum(total[0]), 1 / row_sum(total[1])}, q0, own, rows, column, s.head_dim, y, narrow_y);
 #endif
 }
 
@@ -242,11 +284,24 @@ void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& 
     launch_shared(args.device, attention_short_wgmma<D>, dim3(sequences, blocks(a.heads, each), parts), dim3(128), 6 * few_keys * D * 2,
                   map(in.q, a.heads, 64), map(in.k, a.kv_heads, few_keys), map(in.v, a.kv_heads, few_keys), y, narrow_y, s, each);
   }
-  if (longest(a.kv_offsets, a.sequences) <= few_keys) return;
   using P = Plan<D>;
-  launch_shared(args.device, attention_wgmma<P>, dim3(sequences, unsigned(a.heads), blocks(longest(a.q_offsets, a.sequences), P::queries)),
-                dim3(P::threads), P::memory, map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y,
-                narrow_y, s);
+  std::vector<Part> parts;  // those that see most come first
+  for (int b = 0; b < a.sequences; ++b) {
+    const int64_t keys = a.kv_offsets[b + 1] - a.kv_offsets[b], queries = a.q_offsets[b + 1] - a.q_offsets[b];
+    for (int64_t z = 0; keys > few_keys && z * P::queries < queries; ++z) {
+      const int64_t start = a.q_starts[b] + z * P::queries, last = a.q_starts[b] + std::min(queries, (z + 1) * P::queries) - 1;
+      const int64_t first = s.first_key(start) / P::keys * P::keys, tiles = int64_t(blocks(s.end_key(last, keys) - first, P::keys));
+      if (s.end_key(last, keys) <= first) continue;  // nothing
+      parts.push_back(
+          {int(a.q_offsets[b] + z * P::queries), int(last - start + 1), int(start), a.kv_offsets[b], int(keys), int(first), int(tiles), 0});
+    }
+  }
+  if (parts.empty()) return;
+  std::stable_sort(parts.begin(), parts.end(), [](const Part& x, const Part& y) { return x.tiles > y.tiles; });
+  const int pieces = int(parts.size()) * a.heads;
+  launch_shared(args.device, attention_wgmma<P>, dim3(unsigned(std::min(pieces, args.device.multiprocessors))), dim3(P::threads), P::memory,
+                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s,
+                args.in(static_cast<const Part*>(parts.data()), int64_t(parts.size())), pieces);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // Products of whole warpgroups, bf16 and int8, for sm_90a. One warpgroup has the copy engine bring tiles of both sides, some steps of 128 bytes
 // along K ahead; the others, 64 rows each, multiply them. Blocks stay and take one tile of results after the other, so that the next tile's
-// first steps come while a tile is finished; two blocks of a cluster, one above the other, share what they read of the weight. A sum runs
-// over K in the same order whatever the tile, so that a result does not depend on the rows beside it.
+// first steps come while a tile is finished, and its results leave beside the next one's products; two blocks of a cluster, one above the other,
+// share what they read of the weight. A sum runs over K in the same order whatever the tile, so that a result does not depend on the rows beside it.
 #include "cuda/hopper.h"
 #include "cuda/linear.h"
 
@@ -37,45 +37,70 @@ enum class Leave { by_stores, by_copies, by_sums };
 #if CONAN_WARPGROUPS
 
 /// What the epilogue makes of a warp's sums, 16 rows by a part's columns, where they are; of a gated weight's pairs the first is the result.
-__device__ __forceinline__ void finish(const Epilogue& epilogue, float (&v)[part_columns / 2], int64_t t, int64_t T, int64_t n0, int64_t N) {
+__device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64_t t, int64_t T, int64_t n0, int64_t N) {
   const int lane = int(threadIdx.x) % 32;
   const int64_t first = n0 + lane % 4 * 2;  // of columns first + 8 j and + 1
+  const int there = N - first < part_columns ? int(N - first) : part_columns;
   if (epilogue.row_scale) {
     const float own[2] = {t + lane / 4 < T ? epilogue.row_scale[t + lane / 4] : 0, t + lane / 4 + 8 < T ? epilogue.row_scale[t + lane / 4 + 8] : 0};
+    const float* const scales = epilogue.column_scale + first;
 #pragma unroll
     for (int j = 0; j < part_columns / 8; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const float scale = first + 8 * j + e < N ? epilogue.column_scale[first + 8 * j + e] : 0;
+        const float scale = 8 * j + e < there ? scales[8 * j + e] : 0;
         v[4 * j + e] *= own[0] * scale, v[4 * j + 2 + e] *= own[1] * scale;
       }
   }
   if (epilogue.bias) {
+    const int step = epilogue.gated ? 4 : 8;
+    const float* const biases[2] = {epilogue.bias + (epilogue.gated ? first / 2 : first),
+                                    epilogue.bias + (epilogue.gated ? (first + N) / 2 : first + 1)};
 #pragma unroll
     for (int j = 0; j < part_columns / 8; ++j)
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const int64_t column = first + 8 * j + e;
-        const float bias = column >= N ? 0 : epilogue.bias[epilogue.gated ? column / 2 + e * (N / 2) : column];
+        const float bias = 8 * j + e < there ? biases[e][step * j] : 0;
         v[4 * j + e] += bias, v[4 * j + 2 + e] += bias;
       }
   }
   if (!epilogue.gated && epilogue.activation == Activation::none) return;
   epilogue.with_function([&](auto function) {
+    if (epilogue.gated) {
 #pragma unroll
-    for (int i = 0; i < part_columns / 2; i += 2) {
-      v[i] = function(v[i]);
-      if (epilogue.gated) v[i] *= v[i + 1];
-      else v[i + 1] = function(v[i + 1]);
+      for (int i = 0; i < part_columns / 2; i += 2) v[i] = function(v[i]) * v[i + 1];
+    } else {
+#pragma unroll
+      for (int i = 0; i < part_columns / 2; ++i) v[i] = function(v[i]);
     }
   });
 }
 
-/// A warp's results of a part, of `parts` in a tile, to where they belong, from row t and packed column n0 on: through two boxes of shared
-/// memory in turn, of which a part fills half (bf16 of a gated weight), one, or both (f32).
-template <bool narrow, bool gated, int parts>
-__device__ __forceinline__ void send(const float (&v)[part_columns / 2], unsigned char* boxes, const TileMap& y, int t, int n0, int part, bool add) {
-  constexpr bool halves = narrow && gated;
+/// How a lane holds the results of a tile that wait to be sent: so many words of every part, of parts `first` to parts - 1. Of f32 only half
+/// find room; the others have gone before.
+template <bool narrow_, bool gated_, int parts>
+struct Kind {
+  static constexpr bool narrow = narrow_, gated = gated_;
+  static constexpr int words = part_columns / 2 / (narrow ? 2 : 1) / (gated ? 2 : 1), first = narrow || gated ? 0 : parts / 2;
+};
+
+/// A part's results, as they are sent.
+template <class Kind>
+__device__ __forceinline__ void take(uint32_t* words, const float* v) {
+#pragma unroll
+  for (int i = 0; i < Kind::words; ++i) {
+    const int half = i % 2, j = i / 2;
+    if constexpr (Kind::narrow && Kind::gated) words[i] = pack_bf16(v[8 * j + 2 * half], v[8 * j + 4 + 2 * half]);
+    else if constexpr (Kind::narrow) words[i] = pack_bf16(v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
+    else memcpy(&words[i], &v[Kind::gated ? 2 * i : i], 4);
+  }
+}
+
+/// A part's results of a warp to where they belong, row t and packed column n0: through two boxes of shared memory in turn, of which a part
+/// fills half (bf16 of a gated weight), one, or both (f32).
+template <class Kind, int parts>
+__device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes, const TileMap& y, int t, int n0, int part, bool add) {
+  constexpr bool narrow = Kind::narrow, gated = Kind::gated, halves = narrow && gated;
   constexpr int filled = narrow || gated ? 1 : 2, each = part_columns / 8 / filled, box_bytes = 16 * 128, bytes = (narrow ? 2 : 4) * (gated ? 1 : 2);
   const int lane = int(threadIdx.x) % 32, row = lane / 4, half_box = halves ? part % 2 : 0;
   // Bytes of a row at which results belong; its 16-byte words are swizzled by its number.
@@ -92,12 +117,10 @@ __device__ __forceinline__ void send(const float (&v)[part_columns / 2], unsigne
     for (int j = 0; j < each; ++j)
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int i = 4 * (box * each + j) + 2 * half;
         unsigned char* const place = to + (row + 8 * half) * 128 + (own ^ 4 * bytes * j);
-        if constexpr (narrow && gated) *reinterpret_cast<uint16_t*>(place) = uint16_t(pack_bf16(v[i], 0));
-        else if constexpr (narrow) *reinterpret_cast<uint32_t*>(place) = pack_bf16(v[i], v[i + 1]);
-        else if constexpr (gated) *reinterpret_cast<float*>(place) = v[i];
-        else *reinterpret_cast<float2*>(place) = {v[i], v[i + 1]};
+        if constexpr (halves) *reinterpret_cast<uint16_t*>(place) = uint16_t(words[j / 2 * 2 + half] >> (j % 2 * 16));
+        else if constexpr (filled == 1) *reinterpret_cast<uint32_t*>(place) = words[2 * j + half];
+        else *reinterpret_cast<uint2*>(place) = {words[4 * (box * each + j) + 2 * half], words[4 * (box * each + j) + 2 * half + 1]};
       }
     if (halves && half_box == 0) return;
     show_to_tensor_cores();
@@ -149,6 +172,10 @@ __global__ void __launch_bounds__(Tile::threads, 1)
             constexpr int part = Tile::tile_n / Tile::cluster;
             load_box_everywhere(right + rank * part * 128, weight, step * step_columns, 0, n0 + rank * part, full[stage], Tile::cluster);
           }
+          // What results will be added to comes nearer meanwhile, some rows a step.
+          if (leave != Leave::by_sums || n0 + Tile::tile_n > N) continue;
+          for (int r = Tile::tile_m * step / steps; r < Tile::tile_m * (step + 1) / steps && t0 + r < T; ++r)
+            prefetch(epilogue.y.row(t0 + r) + n0, Tile::tile_n * int(sizeof(float)));
         }
       }
     }
@@ -158,6 +185,24 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     unsigned char* const own_memory = memory + Tile::stages * Tile::stage_bytes + (id / 32 - 4) * 16 * Tile::part * int(sizeof(float));
     const auto release = [&](int of) {
       if (id % 128 < Tile::cluster) Tile::cluster > 1 ? arrive_at(empty[of], id % 128) : arrive(empty[of]);
+    };
+    // Results of the tile before, which are sent beside the first products of the next: of parts `next` on.
+    constexpr int parts = Tile::tile_n / Tile::part;
+    uint32_t held[Tile::tile_n / 4];
+    int next = parts, held_t = 0, held_n = 0;
+    const auto by_kind = [&](auto use) {
+      if (epilogue.narrow_y.data) epilogue.gated ? use(Kind<true, true, parts>()) : use(Kind<true, false, parts>());
+      else epilogue.gated ? use(Kind<false, true, parts>()) : use(Kind<false, false, parts>());
+    };
+    const auto send_held = [&](int count) {
+      by_kind([&](auto kind) {
+        using K = decltype(kind);
+#pragma unroll
+        for (int part = K::first; part < parts; ++part)
+          if (part >= next && part < next + count)
+            send<K, parts>(held + (part - K::first) * K::words, own_memory, y, held_t, held_n + part * part_columns, part, leave == Leave::by_sums);
+      });
+      next += count;
     };
     for (int tile = first; tile < all; tile += clusters) {
       Sum sums[Tile::tile_n / 2];
@@ -170,9 +215,12 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 #pragma unroll
         for (int k = 0; k < 4; ++k) multiply<Tile::tile_n>(sums, further(left, 32 * k), further(right, 32 * k), step > 0 || k > 0);
         commit_products();
-        if (step == 0) continue;
-        wait_for_products<1>();
-        release(stage == 0 ? Tile::stages - 1 : stage - 1);
+        if (step > 0) {
+          wait_for_products<1>();
+          release(stage == 0 ? Tile::stages - 1 : stage - 1);
+        }
+        if constexpr (Tile::by_copies)
+          if (next < parts) send_held(steps < parts ? parts : 1);
       }
       wait_for_products<0>();
       settled(sums);
@@ -180,6 +228,29 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
       const int64_t t = int64_t(place.m * Tile::cluster + rank) * Tile::tile_m + (warpgroup - 1) * 64 + warp * 16,
                     n0 = int64_t(place.n) * Tile::tile_n;
+      if constexpr (Tile::by_copies) {
+        if (leave != Leave::by_stores) {
+          held_t = int(t), held_n = int(n0);
+#pragma unroll
+          for (uint32_t& word : held) word = 0;  // nobody wants what was there
+#pragma unroll
+          for (int part = 0; part < parts; ++part) {
+            float v[part_columns / 2];
+#pragma unroll
+            for (int i = 0; i < part_columns / 2; ++i) v[i] = float(sums[part * part_columns / 2 + i]);
+            finish(epilogue, v, t, T, n0 + part * part_columns, N);
+            by_kind([&](auto kind) {
+              using K = decltype(kind);
+              if (part >= K::first) return take<K>(held + (part - K::first) * K::words, v);
+              uint32_t words[K::words];
+              take<K>(words, v);
+              send<K, parts>(words, own_memory, y, held_t, held_n + part * part_columns, part, leave == Leave::by_sums);
+            });
+          }
+          by_kind([&](auto kind) { next = kind.first; });
+          continue;
+        }
+      }
       // By parts of so many columns; which sums they are must be known to the compiler, what becomes of them is written once.
 #pragma unroll 1
       for (int c0 = 0; c0 < Tile::tile_n; c0 += Tile::part) {
@@ -189,23 +260,6 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           if (part != c0) continue;
 #pragma unroll
           for (int i = 0; i < Tile::part / 2; ++i) v[i] = sums[part / 2 + i];
-        }
-        if constexpr (Tile::by_copies) {
-          if (leave != Leave::by_stores) {
-            float results[part_columns / 2];
-#pragma unroll
-            for (int i = 0; i < part_columns / 2; ++i) results[i] = float(v[i]);
-            finish(epilogue, results, t, T, n0 + c0, N);
-            const auto leave_by = [&](auto narrow, auto gated) {
-              send<narrow.value, gated.value, Tile::tile_n / part_columns>(results, own_memory, y, int(t), int(n0) + c0, c0 / part_columns,
-                                                                           leave == Leave::by_sums);
-            };
-            using Yes = std::true_type;
-            using No = std::false_type;
-            if (epilogue.narrow_y.data) epilogue.gated ? leave_by(Yes(), Yes()) : leave_by(Yes(), No());
-            else epilogue.gated ? leave_by(No(), Yes()) : leave_by(No(), No());
-            continue;
-          }
         }
         float* const staged = reinterpret_cast<float*>(own_memory);
         int row = lane / 4, column = lane % 4 * 2;
@@ -221,7 +275,10 @@ __global__ void __launch_bounds__(Tile::threads, 1)
         else epilogue.rows_of<Tile::part>(staged, t, T, n0 + c0, N);
       }
     }
-    if constexpr (Tile::by_copies) wait_for_stores<0>();
+    if constexpr (Tile::by_copies) {
+      if (next < parts) send_held(parts);
+      wait_for_stores<0>();
+    }
   }
   if constexpr (Tile::cluster > 1) sync_cluster();  // nobody leaves whom others still write to
 #endif
@@ -258,8 +315,8 @@ void run(Arguments& args, const Input& x, const DeviceWeight& weight, const Epil
   const auto [y, leave] = results<Tile>(args, x, weight, epilogue);
   launch_clusters(args.device, gemm_wgmma<Sum, Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
                   tile_map(x.data, word, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
-                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), y,
-                  leave, x.rows, weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
+                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), y, leave,
+                  x.rows, weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
 }
 
 /// Time of a product, in no unit: rounds of tiles by a tile's elements over the rate at which tiles of the size are multiplied.

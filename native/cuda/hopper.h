@@ -31,7 +31,8 @@ struct TileMap {
 #define CONAN_GRID_CONSTANT
 #endif
 
-/// `word`: bytes of a number, 4 (f32), 2 (bf16) or 1. Strides in numbers; those of rows and of planes are multiples of 16 bytes, and `data` begins at one.
+/// `word`: bytes of a number, 4 (f32), 2 (bf16) or 1. Strides in numbers; those of rows and of planes are multiples of 16 bytes, and `data` begins at
+/// one.
 TileMap tile_map(const void* data, int word, int64_t columns, int64_t planes, int64_t rows, int64_t plane_stride, int64_t row_stride, int box_rows);
 
 /// Counts arrivals and bytes; its phases are told apart by their parity.
@@ -178,6 +179,14 @@ __device__ __forceinline__ void load_box_everywhere(void* to, const TileMap& map
 #else
   (void)blocks;
   load_box(to, map, column, plane, row, barrier);
+#endif
+}
+/// Into the second-level cache: a multiple of 16 bytes from a multiple of 16 bytes on.
+__device__ __forceinline__ void prefetch(const void* from, int bytes) {
+#ifdef __CUDACC__
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
+#else
+  (void)from, (void)bytes;
 #endif
 }
 /// The other way: a box of shared memory, which show_to_tensor_cores() has shown, to where it belongs, or added to the f32 that lie there.

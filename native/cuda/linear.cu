@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
     if (t >= x.rows) continue;
 #pragma unroll
     for (int j = 0; j < fours; ++j)
-      epilogue.four([kind = epilogue.activation](float v) { return activated(kind, v); }, t, n0 + 64 * j + 4 * column, {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]}, N);
+      epilogue.four([kind = epilogue.activation](float v) { return activated(kind, v); }, t, n0 + 64 * j + 4 * column,
+                    {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]}, N);
   }
 }
 
@@ -381,13 +382,9 @@ void linear(Context& context, const LinearArgs& a) {
   const bool in_place = a.residual.data == a.y.data;
   const View y = in_place ? args.inout(a.y) : args.out(a.y);
   const View residual = in_place ? y : args.in(a.residual);
-  const Epilogue epilogue{args.in(a.bias, N),
-                          a.activation,
-                          weight.gated,
-                          residual,
-                          y,
-                          in_steps(y, 4) && in_steps(residual, 4) && in_steps(a.narrow_y, 4),
-                          args.inout(a.narrow_y)};
+  const Epilogue epilogue{
+      args.in(a.bias, N),    a.activation, weight.gated, residual, y, in_steps(y, 4) && in_steps(residual, 4) && in_steps(a.narrow_y, 4),
+      args.inout(a.narrow_y)};
   if (weight.format == WeightFormat::bf16) {
     const NarrowView words = narrowed(args, a.narrow_x, a.x, weight.stride);
     args.device.warpgroups ? multiply_by_warpgroups(args, words, weight, epilogue) : multiply_by_warps(args, words, weight, epilogue);

@@ -27,8 +27,8 @@ struct Epilogue {
   Activation activation;
   bool gated;
   View residual, y;
-  bool by_four;                  // four neighbouring columns lie so that they can be read and written together
-  NarrowView narrow_y = {};      // bf16 instead of y
+  bool by_four;                                               // four neighbouring columns lie so that they can be read and written together
+  NarrowView narrow_y = {};                                   // bf16 instead of y
   const float *row_scale = nullptr, *column_scale = nullptr;  // of whole sums, in packed order
 
   /// Sums of the packed columns n (a multiple of four) to n + 3; `rows` of the weight.
@@ -113,9 +113,10 @@ struct Epilogue {
   __device__ __forceinline__ void with_function(const Use& use) const {
     switch (activation) {
       case Activation::none: return use([](float x) { return x; });
-      case Activation::silu: return use([](float x) { return quotient(x, 1 + exponential(-x)); });
-      case Activation::gelu_tanh: return use([](float x) { return quotient(x, 1 + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x))); });
-      case Activation::quick_gelu: return use([](float x) { return quotient(x, 1 + exponential(-1.702f * x)); });
+      // x by a logistic function of x (a + b x^2).
+      case Activation::silu: return use(Logistic{1, 0});
+      case Activation::gelu_tanh: return use(Logistic{1.5957691216057308f, 1.5957691216057308f * 0.044715f});
+      case Activation::quick_gelu: return use(Logistic{1.702f, 0});
       case Activation::gelu_erf: return use([](float x) { return 0.5f * x * (1 + error_function(0.70710678118654752f * x)); });
       case Activation::relu: return use([](float x) { return fmaxf(x, 0); });
       case Activation::tanh: return use([](float x) { return 1 - quotient(2, 1 + exponential(2 * x)); });
@@ -141,6 +142,10 @@ struct Epilogue {
     return x / y;
 #endif
   }
+  struct Logistic {
+    float a, b;
+    __device__ __forceinline__ float operator()(float x) const { return quotient(x, 1 + exponential(-x * (a + b * x * x))); }
+  };
   /// To 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
   static __device__ __forceinline__ float error_function(float x) {
     const float y = fabsf(x), t = quotient(1, 1 + 0.3275911f * y);

@@ -6,7 +6,8 @@ namespace conan::cuda {
 
 namespace {
 
-constexpr int most_parents = MergeArgs::kMaxParents, each = 8;  // numbers of a thread, 16 bytes of every parent
+constexpr int most_parents = MergeArgs::kMaxParents, each = 8,  // numbers of a thread at a time, 16 bytes of every parent
+    turns = 8;
 
 __device__ __forceinline__ float product(float a, float b) {
 #ifdef __CUDACC__
@@ -46,13 +47,15 @@ struct Merge {
   uint16_t* out;
 };
 
-/// Sums of squares by parent, and how many entries' task vectors point both ways, of each block.
+/// Sums of squares by parent, and how many entries' task vectors point both ways, of each block. A thread's eight squares are added in f32:
+/// doubles are slow, and few enough of them are as good.
 template <int room>
 __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double* sums) {
   __shared__ double parts[8];
-  const int64_t first = (int64_t(blockIdx.x) * 256 + threadIdx.x) * each;
   double squares[room + 1] = {};
-  if (first < count) {
+  for (int turn = 0; turn < turns; ++turn) {
+    const int64_t first = ((int64_t(blockIdx.x) * turns + turn) * 256 + threadIdx.x) * each;
+    if (first >= count) break;
     const int own = int(count - first < each ? count - first : each);
     uint32_t words[room][each / 2], base[each / 2] = {}, out[each / 2];
     const auto load = [&](uint32_t(&to)[each / 2], const uint16_t* from) {
@@ -64,7 +67,8 @@ __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double
 #pragma unroll
       for (int i = 0; i < each / 2; ++i) to[i] = (2 * i < own ? from[2 * i] : 0u) | (2 * i + 1 < own ? uint32_t(from[2 * i + 1]) << 16 : 0u);
     };
-    float before = 0;  // the first number of a pair
+    float before = 0, own_squares[room] = {};  // the first number of a pair
+    int torn = 0;
 #pragma unroll
     for (int p = 0; p < room; ++p)
       if (p < m.parents) load(words[p], m.x[p] + first);
@@ -79,14 +83,14 @@ __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double
         if (p >= m.parents) continue;
         float v = wide(words[p], i);
         if (m.base) v = sum_of(v, -start);
-        squares[p] += double(v) * v;
+        own_squares[p] += v * v;
         high = v > high ? v : high;
         low = v < low ? v : low;
         if (m.sparse && !(magnitude(v) >= m.from[p] && magnitude(v) <= m.to[p])) v = 0;
         d[p] = product(v, m.coefficients[p]);
         sum = sum_of(sum, d[p]);
       }
-      squares[room] += high > 0 && low < 0;
+      torn += high > 0 && low < 0;
       if (m.elect) {
         const bool down = sum < 0;
         float total = 0, agreed = 0;
@@ -110,6 +114,9 @@ __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double
       for (int i = 0; i < each; ++i)
         if (i < own) m.out[first + i] = uint16_t(out[i / 2] >> (i % 2 * 16));
     }
+#pragma unroll
+    for (int p = 0; p < room; ++p) squares[p] += double(own_squares[p]);
+    squares[room] += torn;
   }
   for (int p = 0; p <= room; ++p) {
     if (p < room && p >= m.parents) continue;
@@ -146,7 +153,7 @@ void merge(Context& context, const MergeArgs& a) {
     if (a.from) m.from[p] = a.from[p], m.to[p] = a.to[p];
   }
   m.out = args.out(a.out, a.count);
-  const unsigned grid = blocks(a.count, 256 * each);
+  const unsigned grid = blocks(a.count, 256 * each * turns);
   double* sums = args.scratch<double>(int64_t(grid) * (a.parents + 1));
   const auto kernel = a.parents <= 1 ? merge_bf16<1> : a.parents <= 2 ? merge_bf16<2> : a.parents <= 4 ? merge_bf16<4> : merge_bf16<most_parents>;
   launch(args.device, kernel, dim3(grid), dim3(256), m, a.count, sums);
