@@ -45,18 +45,6 @@ __device__ __forceinline__ float row_max(float x) {
   return fmaxf(x, __shfl_xor_sync(full_warp, x, 2));
 }
 
-/// 2^x, nearly.
-__device__ __forceinline__ float power_of_two(float x) {
-#ifdef __CUDACC__
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
-  return y;
-#else
-  return exp2f(x);
-#endif
-}
-constexpr float log2_e = 1.4426950408889634f;
-
 /// By whole warpgroups (sm_90a), from bf16: AttentionArgs::narrow_heads and no bias.
 void attention_by_warpgroups(Arguments& args, const AttentionArgs& a, const Shape& s);
 void attention_backward_by_warpgroups(Arguments& args, const AttentionBackwardArgs& a, const Shape& s);

@@ -345,6 +345,28 @@ __device__ __forceinline__ float file_word(const void* data, Dtype dtype, int64_
 #endif
 }
 
+/// 2^x, nearly.
+__device__ __forceinline__ float power_of_two(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return exp2f(x);
+#endif
+}
+constexpr float log2_e = 1.4426950408889634f;
+/// 1 / x, nearly.
+__device__ __forceinline__ float reciprocal(float x) {
+#ifdef __CUDACC__
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return 1 / x;
+#endif
+}
+
 __device__ __forceinline__ float activated(Activation activation, float x) {
   switch (activation) {
     case Activation::none: return x;

@@ -172,10 +172,6 @@ __global__ void __launch_bounds__(Tile::threads, 1)
             constexpr int part = Tile::tile_n / Tile::cluster;
             load_box_everywhere(right + rank * part * 128, weight, step * step_columns, 0, n0 + rank * part, full[stage], Tile::cluster);
           }
-          // What results will be added to comes nearer meanwhile, some rows a step.
-          if (leave != Leave::by_sums || n0 + Tile::tile_n > N) continue;
-          for (int r = Tile::tile_m * step / steps; r < Tile::tile_m * (step + 1) / steps && t0 + r < T; ++r)
-            prefetch(epilogue.y.row(t0 + r) + n0, Tile::tile_n * int(sizeof(float)));
         }
       }
     }
@@ -186,10 +182,11 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     const auto release = [&](int of) {
       if (id % 128 < Tile::cluster) Tile::cluster > 1 ? arrive_at(empty[of], id % 128) : arrive(empty[of]);
     };
-    // Results of the tile before, which are sent beside the first products of the next: of parts `next` on.
+    // Results of the tile before, which are sent beside the products of the next: of parts `next` on.
     constexpr int parts = Tile::tile_n / Tile::part;
     uint32_t held[Tile::tile_n / 4];
-    int next = parts, held_t = 0, held_n = 0;
+    const int pace = steps / (parts + 1);  // steps between parts, so that what takes them in need not take them at once
+    int next = parts, due = 0, held_t = 0, held_n = 0;
     const auto by_kind = [&](auto use) {
       if (epilogue.narrow_y.data) epilogue.gated ? use(Kind<true, true, parts>()) : use(Kind<true, false, parts>());
       else epilogue.gated ? use(Kind<false, true, parts>()) : use(Kind<false, false, parts>());
@@ -220,7 +217,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           release(stage == 0 ? Tile::stages - 1 : stage - 1);
         }
         if constexpr (Tile::by_copies)
-          if (next < parts) send_held(steps < parts ? parts : 1);
+          if (next < parts && step >= due) send_held(pace == 0 ? parts : 1), due += pace;
       }
       wait_for_products<0>();
       settled(sums);
@@ -248,6 +245,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
             });
           }
           by_kind([&](auto kind) { next = kind.first; });
+          due = pace;
           continue;
         }
       }

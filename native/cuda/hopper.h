@@ -181,14 +181,6 @@ __device__ __forceinline__ void load_box_everywhere(void* to, const TileMap& map
   load_box(to, map, column, plane, row, barrier);
 #endif
 }
-/// Into the second-level cache: a multiple of 16 bytes from a multiple of 16 bytes on.
-__device__ __forceinline__ void prefetch(const void* from, int bytes) {
-#ifdef __CUDACC__
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;\n" ::"l"(from), "r"(bytes) : "memory");
-#else
-  (void)from, (void)bytes;
-#endif
-}
 /// The other way: a box of shared memory, which show_to_tensor_cores() has shown, to where it belongs, or added to the f32 that lie there.
 /// Goes on by itself; what the copies of this thread have not read yet must stay.
 __device__ __forceinline__ void store_box(const TileMap& map, const void* from, int column, int plane, int row, bool add) {

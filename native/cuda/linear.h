@@ -113,13 +113,13 @@ struct Epilogue {
   __device__ __forceinline__ void with_function(const Use& use) const {
     switch (activation) {
       case Activation::none: return use([](float x) { return x; });
-      // x by a logistic function of x (a + b x^2).
-      case Activation::silu: return use(Logistic{1, 0});
-      case Activation::gelu_tanh: return use(Logistic{1.5957691216057308f, 1.5957691216057308f * 0.044715f});
-      case Activation::quick_gelu: return use(Logistic{1.702f, 0});
+      case Activation::silu: return use([](float x) { return x * logistic(x * log2_e); });
+      case Activation::gelu_tanh:
+        return use([](float x) { return x * logistic(x * (1.5957691216057308f * log2_e + 1.5957691216057308f * 0.044715f * log2_e * (x * x))); });
+      case Activation::quick_gelu: return use([](float x) { return x * logistic(x * (1.702f * log2_e)); });
       case Activation::gelu_erf: return use([](float x) { return 0.5f * x * (1 + error_function(0.70710678118654752f * x)); });
       case Activation::relu: return use([](float x) { return fmaxf(x, 0); });
-      case Activation::tanh: return use([](float x) { return 1 - quotient(2, 1 + exponential(2 * x)); });
+      case Activation::tanh: return use([](float x) { return 2 * logistic(x * (2 * log2_e)) - 1; });
     }
   }
   template <int columns>
@@ -128,29 +128,13 @@ struct Epilogue {
   }
 
  private:
-  static __device__ __forceinline__ float exponential(float x) {
-#ifdef __CUDACC__
-    return __expf(x);
-#else
-    return expf(x);
-#endif
-  }
-  static __device__ __forceinline__ float quotient(float x, float y) {
-#ifdef __CUDACC__
-    return __fdividef(x, y);
-#else
-    return x / y;
-#endif
-  }
-  struct Logistic {
-    float a, b;
-    __device__ __forceinline__ float operator()(float x) const { return quotient(x, 1 + exponential(-x * (a + b * x * x))); }
-  };
+  /// 1 / (1 + 2^-x)
+  static __device__ __forceinline__ float logistic(float x) { return reciprocal(1 + power_of_two(-x)); }
   /// To 1.5e-7 (Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26).
   static __device__ __forceinline__ float error_function(float x) {
-    const float y = fabsf(x), t = quotient(1, 1 + 0.3275911f * y);
+    const float y = fabsf(x), t = reciprocal(1 + 0.3275911f * y);
     const float sum = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
-    return copysignf(1 - sum * exponential(-y * y), x);
+    return copysignf(1 - sum * power_of_two(-log2_e * (y * y)), x);
   }
 
   /// A lane has four columns, in every so many rows; some rows at a time, so that what they wait for comes together.

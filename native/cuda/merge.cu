@@ -42,14 +42,14 @@ struct Merge {
   float coefficients[most_parents], weights[most_parents];
   uint32_t from[most_parents], to[most_parents];
   int parents;
-  bool sparse, elect, normalize;
+  bool normalize;
   float scale;
   uint16_t* out;
 };
 
 /// Sums of squares by parent, and how many entries' task vectors point both ways, of each block. A thread's eight squares are added in f32:
 /// doubles are slow, and few enough of them are as good.
-template <int room>
+template <int room, bool sparse, bool elect>
 __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double* sums) {
   __shared__ double parts[8];
   double squares[room + 1] = {};
@@ -69,34 +69,34 @@ __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double
     };
     float before = 0, own_squares[room] = {};  // the first number of a pair
     int torn = 0;
-#pragma unroll
-    for (int p = 0; p < room; ++p)
-      if (p < m.parents) load(words[p], m.x[p] + first);
     if (m.base) load(base, m.base + first);
+      // Parents that are none have nothing but the base's numbers: their task vectors are zeros, which change no sum.
+#pragma unroll
+    for (int p = 0; p < room; ++p) {
+      if (p < m.parents) load(words[p], m.x[p] + first);
+      else memcpy(words[p], base, sizeof base);
+    }
 #pragma unroll
     for (int i = 0; i < each; ++i) {
       float d[room], sum = 0, high = 0, low = 0;
       const float start = m.base ? wide(base, i) : 0;
 #pragma unroll
       for (int p = 0; p < room; ++p) {
-        d[p] = 0;
-        if (p >= m.parents) continue;
         float v = wide(words[p], i);
         if (m.base) v = sum_of(v, -start);
         own_squares[p] += v * v;
         high = v > high ? v : high;
         low = v < low ? v : low;
-        if (m.sparse && !(magnitude(v) >= m.from[p] && magnitude(v) <= m.to[p])) v = 0;
+        if (sparse && !(magnitude(v) >= m.from[p] && magnitude(v) <= m.to[p])) v = 0;
         d[p] = product(v, m.coefficients[p]);
         sum = sum_of(sum, d[p]);
       }
       torn += high > 0 && low < 0;
-      if (m.elect) {
+      if (elect) {
         const bool down = sum < 0;
         float total = 0, agreed = 0;
 #pragma unroll
         for (int p = 0; p < room; ++p) {
-          if (p >= m.parents) continue;
           const bool agrees = down ? d[p] < 0 : d[p] > 0;
           total = sum_of(total, agrees ? d[p] : 0);
           agreed = sum_of(agreed, agrees ? m.weights[p] : 0);
@@ -139,6 +139,14 @@ __global__ void add_blocks(const double* sums, int64_t blocks, double* out) {
   if (threadIdx.x == 0) out[blockIdx.x] += sum;
 }
 
+template <bool sparse, bool elect>
+auto best(int parents) {
+  return parents <= 1   ? merge_bf16<1, sparse, elect>
+         : parents <= 2 ? merge_bf16<2, sparse, elect>
+         : parents <= 4 ? merge_bf16<4, sparse, elect>
+                        : merge_bf16<most_parents, sparse, elect>;
+}
+
 }  // namespace
 
 void merge(Context& context, const MergeArgs& a) {
@@ -146,7 +154,7 @@ void merge(Context& context, const MergeArgs& a) {
   if (a.count == 0) return;
   Merge m = {};
   m.base = args.in(a.base, a.count);
-  m.parents = a.parents, m.sparse = a.from, m.elect = a.elect, m.normalize = a.normalize, m.scale = float(a.scale);
+  m.parents = a.parents, m.normalize = a.normalize, m.scale = float(a.scale);
   for (int p = 0; p < a.parents; ++p) {
     m.x[p] = args.in(a.x[p], a.count);
     m.coefficients[p] = float(a.coefficients[p]), m.weights[p] = float(a.weights[p]);
@@ -155,7 +163,9 @@ void merge(Context& context, const MergeArgs& a) {
   m.out = args.out(a.out, a.count);
   const unsigned grid = blocks(a.count, 256 * each * turns);
   double* sums = args.scratch<double>(int64_t(grid) * (a.parents + 1));
-  const auto kernel = a.parents <= 1 ? merge_bf16<1> : a.parents <= 2 ? merge_bf16<2> : a.parents <= 4 ? merge_bf16<4> : merge_bf16<most_parents>;
+  const auto kernel = !a.from   ? a.elect ? best<false, true>(a.parents) : best<false, false>(a.parents)
+                        : a.elect ? best<true, true>(a.parents)
+                                : best<true, false>(a.parents);
   launch(args.device, kernel, dim3(grid), dim3(256), m, a.count, sums);
   launch(args.device, add_blocks, dim3(unsigned(a.parents + 1)), dim3(32), static_cast<const double*>(sums), int64_t(grid),
          args.inout(a.sums, a.parents + 1));
