@@ -199,6 +199,7 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
 #endif
     fill(*made);
     made->table.narrow_rows = made->device.warpgroups;
+    made->table.packs_changes = true;
     backend = std::move(made);
     return &backend->table;
   } catch (const std::exception& error) {

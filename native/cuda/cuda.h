@@ -192,12 +192,25 @@ void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3
 #endif
 }
 
+#ifdef __CUDACC__
+/// Once for a kernel and a device: that it may have so much shared memory.
+inline void allow_shared(const Device& device, const void* kernel, int shared) {
+  static std::mutex lock;
+  static std::map<std::pair<const void*, int>, int> allowed;
+  std::lock_guard guard(lock);
+  int& most = allowed[{kernel, device.index}];
+  if (shared <= most) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  most = shared;
+}
+#endif
+
 /// The same with so many bytes of shared memory that the kernel divides itself.
 template <class... Parameters, class... Args>
 void launch_shared(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared, Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef __CUDACC__
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  allow_shared(device, reinterpret_cast<const void*>(kernel), shared);
   kernel<<<grid, block, shared, device.stream>>>(args...);
   check(cudaGetLastError(), "launch");
 #else
@@ -210,7 +223,7 @@ void launch_shared(const Device& device, void (*kernel)(Parameters...), dim3 gri
 template <class... Parameters, class... Args>
 void launch_clusters(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, int shared, int cluster, Args... args) {
 #ifdef __CUDACC__
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared), "shared memory");
+  allow_shared(device, reinterpret_cast<const void*>(kernel), shared);
   cudaLaunchAttribute attribute;
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(cluster), 1, 1};

@@ -27,21 +27,28 @@ __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !g
 
 /// A warp a row; `first`: the number of the part's first row among all `rows`. `broken` becomes `name`, if it is zero, by numbers that are none.
 __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
-                          void* values, int64_t stride, float* scale, int name, int* broken) {
+                          void* values, int64_t stride, float* scale, WeightSource::Change change, int name, int* broken) {
   const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
   if (row >= part_rows) return;
   const int64_t to = packed_row(first + row, rows, gated);
-  float most = 0;
-  for (int64_t k = threadIdx.x; k < K; k += 32) {
-    const float x = fabsf(file_word(part, dtype, row * K + k));
-    if (!(x <= 3.402823466e38f)) atomicCAS(broken, 0, name);
-    most = x > most ? x : most;
+  const float* const b = change.b + row * change.rank;
+  const auto word = [&](int64_t k) {
+    float x = file_word(part, dtype, row * K + k), sum = 0;
+    for (int64_t r = 0; r < change.rank; ++r) sum += b[r] * (change.scale * change.a[r * K + k]);
+    if (change.rank > 0) x += sum;
+    if (!(fabsf(x) <= 3.402823466e38f)) atomicCAS(broken, 0, name);
+    return x;
+  };
+  float factor = 0;
+  if (format == WeightFormat::i8) {
+    float most = 0;
+    for (int64_t k = threadIdx.x; k < K; k += 32) most = fmaxf(fabsf(word(k)), most);
+    most = warp_max(most);
+    factor = most > 0 ? 127 / most : 0;
+    if (threadIdx.x == 0) scale[to] = most / 127;
   }
-  most = warp_max(most);
-  const float factor = most > 0 ? 127 / most : 0;
-  if (format == WeightFormat::i8 && threadIdx.x == 0) scale[to] = most / 127;
   for (int64_t k = threadIdx.x; k < stride; k += 32) {
-    const float x = k < K ? file_word(part, dtype, row * K + k) : 0;
+    const float x = k < K ? word(k) : 0;
     const int64_t at = to * stride + k;
     if (format == WeightFormat::f32) static_cast<float*>(values)[at] = x;
     if (format == WeightFormat::bf16) static_cast<uint16_t*>(values)[at] = uint16_t(pack_bf16(x, 0));
@@ -86,12 +93,15 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, boo
     name = int(filled.names.size()), broken = filled.broken;
   }
   int64_t first = 0;
-  for (const TensorView& part : source.parts) {
+  for (size_t i = 0; i < source.parts.size(); ++i) {
+    const TensorView& part = source.parts[i];
+    WeightSource::Change change = source.changes.empty() ? WeightSource::Change{} : source.changes[i];
+    change.a = args.in(change.a, change.rank * weight.cols), change.b = args.in(change.b, part.shape[0] * change.rank);
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
     launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
-           weight.gated, weight.format, weight.values, weight.stride, weight.scale, name, broken);
+           weight.gated, weight.format, weight.values, weight.stride, weight.scale, change, name, broken);
     first += part.shape[0];
   }
 }

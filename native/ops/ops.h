@@ -44,9 +44,17 @@ struct Weight {
 /// Matrices [n_i, cols] stacked along the rows (query, key and value become one). `gated`: the first half of the rows
 /// is the gate, the second half the value it multiplies.
 struct WeightSource {
+  /// scale * b a, with a [rank, cols] and b [n_i, rank] (LoRA).
+  struct Change {
+    const float *a = nullptr, *b = nullptr;
+    int64_t rank = 0;
+    float scale = 1;
+  };
+
   std::string name;  // for errors
   std::vector<TensorView> parts;
   bool gated = false;
+  std::vector<Change> changes = {};  // added to the parts, where OperationTable::packs_changes; empty: none has any
 };
 
 /// y[t] = scale * table[ids[t]] + positions_table[positions[t]] + type_row. The last two may be absent.
@@ -291,6 +299,9 @@ struct OperationTable {
   bool narrow_linear = false;
   /// The same of all that passes between norm, rope, attention, activate and linear, and of their gradients.
   bool narrow_rows = false;
+
+  /// pack and repack add WeightSource::changes; elsewhere that is for their callers.
+  bool packs_changes = false;
 
   void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
   void (*release)(void* memory, size_t bytes) = nullptr;

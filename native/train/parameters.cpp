@@ -20,8 +20,7 @@ double uniform(uint64_t seed, const std::string& name, int64_t element) {
   return double((z ^ (z >> 31)) >> 11) * 0x1p-53;
 }
 
-Matrix matrix_of(Floats& values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
-Matrix matrix_of(std::vector<float>& values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
+Matrix matrix_of(std::span<float> values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
 
 TensorView view_of(const float* values, int64_t rows, int64_t cols) { return {values, Dtype::f32, {rows, cols}}; }
 
@@ -73,10 +72,20 @@ Parameter* Parameters::add(const std::string& name, const std::vector<int64_t>& 
   Parameter& parameter = *parameters_.back();
   parameter.name = name;
   parameter.shape = shape;
-  parameter.decays = decays;
   int64_t size = 1;
   for (int64_t n : shape) size *= n;
-  for (auto* values : {&parameter.value, &parameter.gradient, &parameter.first, &parameter.second}) *values = Floats(table_, size);
+  // The last block of the kind, or a new one, twice as large: few blocks, and little that is not used.
+  constexpr int64_t kStep = 16, kLeast = 1 << 12, kMost = 1 << 22;
+  const auto last = std::find_if(blocks_.rbegin(), blocks_.rend(), [&](const Block& block) { return block.decays == decays; });
+  Block* block = last == blocks_.rend() ? nullptr : &*last;
+  if (!block || block->value.size() - block->used < size) {
+    const int64_t room = std::max(size, block ? std::min(2 * block->value.size(), kMost) : kLeast);
+    block = &blocks_.emplace_back(Block{Floats(table_, room), Floats(table_, room), Floats(table_, room), Floats(table_, room), 0, decays});
+  }
+  const auto part = [&](Floats& values) { return std::span(values.data() + block->used, size_t(size)); };
+  parameter.value = part(block->value), parameter.gradient = part(block->gradient);
+  parameter.first = part(block->first), parameter.second = part(block->second);
+  block->used = std::min((block->used + size + kStep - 1) / kStep * kStep, block->value.size());
   return &parameter;
 }
 
@@ -132,7 +141,7 @@ void Parameters::taken(const Values& values, const ValuesPart& part) {
 }
 
 void Parameters::clear_gradients() {
-  for (const auto& parameter : parameters_) std::fill_n(parameter->gradient.data(), parameter->size(), 0.f);
+  for (Block& block : blocks_) std::fill_n(block.gradient.data(), block.used, 0.f);
 }
 
 void Parameters::drop(Context& context, int64_t step) {
@@ -194,6 +203,7 @@ Matrix Parameters::scaled(Context& context, const TensorView& x, float factor) {
 }
 
 Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
+  if (low.scale == 1 && low.mask.empty()) return matrix_of(low.a->value, low.rank, low.a->shape[1]);
   const Matrix a = scaled(context, view_of(low.a->value.data(), low.rank, low.a->shape[1]), low.scale);
   if (!low.mask.empty()) finish(context);
   mask_columns(low, a);
@@ -208,10 +218,14 @@ const Weight& Parameters::small_weight(Context& context, const Matrix& x, Weight
   return *weight;
 }
 
-Matrix Parameters::effective(Context& context, const LowRank& low) {
+const TensorView& Parameters::kept(Context& context, const LowRank& low) {
   const TensorView& stored = stored_.at(low.tensor);
-  // Needed at every step: where the device is not the host, it keeps them.
   if (const auto [found, fresh] = residents_.try_emplace(low.tensor); fresh) found->second = reside(context, stored.data, stored.bytes());
+  return stored;
+}
+
+Matrix Parameters::effective(Context& context, const LowRank& low) {
+  const TensorView& stored = kept(context, low);
   const Matrix out = scaled(context, stored, 1);
   LinearArgs args;
   args.x = matrix_of(low.b->value, out.rows, low.rank);
@@ -225,8 +239,13 @@ WeightSource Parameters::source_of(Context& context, const Use& use, std::vector
   WeightSource source{use.parts.names[0], {}, false};
   for (size_t i = 0; i < use.parts.names.size(); ++i) {
     const std::string& name = use.parts.names[i];
+    const LowRank* low = low_rank(name);
+    const bool packs_change = low && context.ops.packs_changes && low->mask.empty() && use.parts.channels == 0;
+    if (context.ops.packs_changes) source.changes.emplace_back();
+    if (packs_change) source.changes.back() = {low->a->value.data(), low->b->value.data(), low->rank, low->scale};
     if (const Parameter* parameter = dense(name)) source.parts.push_back(view_of(parameter->value.data(), use.parts.rows[i], use.parts.cols));
-    else if (const LowRank* low = low_rank(name)) source.parts.push_back(view_of(effective(context, *low).data, use.parts.rows[i], use.parts.cols));
+    else if (packs_change) source.parts.push_back(kept(context, *low));
+    else if (low) source.parts.push_back(view_of(effective(context, *low).data, use.parts.rows[i], use.parts.cols));
     else source.parts.push_back(use.stored[i]);
   }
   if (use.parts.channels > 0) {
@@ -329,7 +348,9 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const R
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
   product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
-  product(dy, *transposed(context, small_weight(context, scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale), format)), u);
+  const Matrix b =
+      low.scale == 1 ? matrix_of(low.b->value, rows, low.rank) : scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale);
+  product(dy, *transposed(context, small_weight(context, b, format)), u);
   context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});

@@ -2,8 +2,10 @@
 // that was loaded with this as observer. Values are f32 whatever the checkpoint holds, and lie with the device that trains them: host code
 // looks at them once it has finished.
 #pragma once
+#include <deque>
 #include <map>
 #include <memory>
+#include <span>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -15,10 +17,16 @@ namespace conan::train {
 struct Parameter {
   std::string name;
   std::vector<int64_t> shape;
-  Floats value, gradient, first, second;  // value, its gradient, AdamW's moments
-  bool decays = true;                     // biases and norms do not
+  std::span<float> value, gradient, first, second;  // value, its gradient, AdamW's moments: parts of a block
 
-  int64_t size() const { return value.size(); }
+  int64_t size() const { return int64_t(value.size()); }
+};
+
+/// Parameters that lie one behind the other, so that an operation takes them all: they may be many and small.
+struct Block {
+  Floats value, gradient, first, second;
+  int64_t used = 0;    // numbers; zeros between parameters
+  bool decays = true;  // biases and norms do not
 };
 
 /// W + scale * B A, with A [rank, cols] and B [rows, rank] (Hu et al. 2021); `tensor` is W's name in the checkpoint.
@@ -47,6 +55,7 @@ class Parameters : public WeightObserver, public Gradients {
   void require_found() const;
   const std::vector<std::unique_ptr<Parameter>>& all() const { return parameters_; }
   const std::vector<LowRank>& low_rank() const { return low_rank_; }
+  std::deque<Block>& blocks() { return blocks_; }
   int64_t count() const;
 
   void clear_gradients();
@@ -99,6 +108,8 @@ class Parameters : public WeightObserver, public Gradients {
   Matrix scaled_a(Context& context, const LowRank& low);
   /// x [rows, cols] as a weight; until the next of its shape.
   const Weight& small_weight(Context& context, const Matrix& x, WeightFormat format);
+  /// W of a tensor as it is stored. Needed at every step: where the device is not the host, it keeps it.
+  const TensorView& kept(Context& context, const LowRank& low);
   /// W + scale * B A of a tensor, in f32 and scratch memory.
   Matrix effective(Context& context, const LowRank& low);
   WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
@@ -106,6 +117,7 @@ class Parameters : public WeightObserver, public Gradients {
   void add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;
+  std::deque<Block> blocks_;
   std::map<std::string, Parameter*> dense_;  // by tensor; null until the model asks for it
   std::vector<LowRank> low_rank_;
   std::map<std::string, size_t> low_rank_index_;

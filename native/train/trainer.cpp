@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/safetensors.h"
@@ -86,19 +87,18 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   finish(context);
   parameters_.collect();
   if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
-  double* sums = static_cast<double*>(context.scratch.take(parameters_.all().size() * sizeof(double)));
-  for (size_t i = 0; i < parameters_.all().size(); ++i) {
-    const Parameter& parameter = *parameters_.all()[i];
-    context.ops.squares(context, {parameter.gradient.data(), parameter.size(), sums + i});
-  }
+  double* sums = static_cast<double*>(context.scratch.take(parameters_.blocks().size() * sizeof(double)));
+  int64_t blocks = 0;
+  for (const Block& block : parameters_.blocks()) context.ops.squares(context, {block.gradient.data(), block.used, sums + blocks++});
   finish(context);
-  double squares = 0;
-  for (size_t i = 0; i < parameters_.all().size(); ++i) {
-    if (!std::isfinite(sums[i])) {
-      parameters_.clear_gradients();
-      fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the gradient of \"", parameters_.all()[i]->name, "\" holds a NaN or an infinity");
-    }
-    squares += sums[i];
+  const double squares = std::accumulate(sums, sums + blocks, 0.0);
+  if (!std::isfinite(squares)) {
+    const auto broken = std::find_if(parameters_.all().begin(), parameters_.all().end(), [](const auto& parameter) {
+      return std::any_of(parameter->gradient.begin(), parameter->gradient.end(), [](float x) { return !std::isfinite(x); });
+    });
+    const std::string name = broken == parameters_.all().end() ? "" : text(" of \"", (*broken)->name, "\"");
+    parameters_.clear_gradients();
+    fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the gradient", name, " holds a NaN or an infinity");
   }
   result.gradient_norm = std::sqrt(squares);
   if (options.update) update(options, optimizer_.clip > 0 && result.gradient_norm > optimizer_.clip ? optimizer_.clip / result.gradient_norm : 1);
@@ -169,11 +169,11 @@ void Trainer::update(const StepOptions& options, double factor) {
   ++steps_;
   const double lr = options.learning_rate, b1 = optimizer_.beta1, b2 = optimizer_.beta2;
   const double correct1 = 1 - std::pow(b1, double(steps_)), correct2 = std::sqrt(1 - std::pow(b2, double(steps_)));
-  for (const auto& parameter : parameters_.all()) {
-    AdamWArgs args{parameter->value.data(), parameter->gradient.data(), parameter->first.data(), parameter->second.data(), parameter->size()};
+  for (Block& block : parameters_.blocks()) {
+    AdamWArgs args{block.value.data(), block.gradient.data(), block.first.data(), block.second.data(), block.used};
     args.scale = float(factor);
     args.beta1 = float(b1), args.beta2 = float(b2);
-    args.decay = float(1 - lr * (parameter->decays ? optimizer_.weight_decay : 0));
+    args.decay = float(1 - lr * (block.decays ? optimizer_.weight_decay : 0));
     args.rate = float(lr / correct1), args.correction = float(correct2), args.epsilon = float(optimizer_.epsilon);
     model_->context().ops.adamw(model_->context(), args);
   }
@@ -191,14 +191,14 @@ namespace {
 struct Named {
   std::string name;
   const Parameter* parameter;
-  const Floats* values;
+  std::span<const float> values;
 };
 
 void write_all(const std::string& path, const std::vector<Named>& tensors, const std::map<std::string, std::string>& metadata) {
   std::vector<TensorHeader> headers;
   for (const Named& tensor : tensors) headers.push_back({tensor.name, Dtype::f32, tensor.parameter->shape});
   SafetensorsWriter writer(path, headers, metadata);
-  for (size_t i = 0; i < tensors.size(); ++i) writer.write(i, 0, tensors[i].values->data(), size_t(tensors[i].values->size()) * sizeof(float));
+  for (size_t i = 0; i < tensors.size(); ++i) writer.write(i, 0, tensors[i].values.data(), tensors[i].values.size_bytes());
   writer.close();
 }
 
@@ -207,10 +207,10 @@ void write_all(const std::string& path, const std::vector<Named>& tensors, const
 void Trainer::save_state(const std::string& path) const {
   std::vector<Named> tensors;
   for (const auto& p : parameters_.all()) {
-    tensors.push_back({"value." + p->name, p.get(), &p->value});
-    tensors.push_back({"gradient." + p->name, p.get(), &p->gradient});
-    tensors.push_back({"first." + p->name, p.get(), &p->first});
-    tensors.push_back({"second." + p->name, p.get(), &p->second});
+    tensors.push_back({"value." + p->name, p.get(), p->value});
+    tensors.push_back({"gradient." + p->name, p.get(), p->gradient});
+    tensors.push_back({"first." + p->name, p.get(), p->first});
+    tensors.push_back({"second." + p->name, p.get(), p->second});
   }
   write_all(path, tensors, {{"steps", std::to_string(steps_)}});
 }
@@ -219,11 +219,11 @@ void Trainer::load_state(const std::string& path) {
   std::lock_guard<std::mutex> lock(model_->running());
   const SafetensorsFile file(path);
   for (const auto& p : parameters_.all())
-    for (const auto& [kind, values] : {std::pair{"value.", &p->value}, {"gradient.", &p->gradient}, {"first.", &p->first}, {"second.", &p->second}}) {
+    for (const auto& [kind, values] : {std::pair{"value.", p->value}, {"gradient.", p->gradient}, {"first.", p->first}, {"second.", p->second}}) {
       const auto found = file.tensors().find(kind + p->name);
       if (found == file.tensors().end() || found->second.shape != p->shape)
         fail("FILE_CORRUPT", path, ": expected a tensor \"", kind, p->name, "\" ", shape_text(p->shape), ": is this another run's state?");
-      read_f32(found->second, 0, found->second.size(), values->data());
+      read_f32(found->second, 0, found->second.size(), values.data());
     }
   const auto steps = file.metadata().find("steps");
   if (steps == file.metadata().end()) fail("FILE_CORRUPT", path, ": expected the number of steps in its metadata, found none");
@@ -237,7 +237,7 @@ void Trainer::save_tensors(const std::string& path) const {
   for (const auto& p : parameters_.all()) {
     const bool low_rank = std::any_of(parameters_.low_rank().begin(), parameters_.low_rank().end(),
                                       [&](const LowRank& low) { return low.a == p.get() || low.b == p.get(); });
-    tensors.push_back({(low_rank ? "base_model.model." : "") + p->name, p.get(), &p->value});
+    tensors.push_back({(low_rank ? "base_model.model." : "") + p->name, p.get(), p->value});
   }
   write_all(path, tensors, {{"format", "pt"}});
 }

@@ -631,6 +631,30 @@ void pack_cases(const OperationTable& table) {
   std::vector<float> w(6 * 4, 1.f);
   w[13] = NAN;
   check_error("WEIGHT_NOT_FINITE", text(table.name, " pack"), [&] { table.pack(context, {"w", {view(w, {6, 4})}, false}, WeightFormat::f32); });
+  if (!table.packs_changes) return;
+  // Two parts, of which the second changes; the same product as with the sum.
+  const int64_t K = 70, first = 24, second = 40, rank = 3, T = 5;
+  std::vector<float> one = random_floats(size_t(first * K), 1), two = random_floats(size_t(second * K), 2), sum = two,
+                     a = random_floats(size_t(rank * K), 3), b = random_floats(size_t(second * rank), 4);
+  for (int64_t n = 0; n < second; ++n)
+    for (int64_t k = 0; k < K; ++k)
+      for (int64_t r = 0; r < rank; ++r) sum[size_t(n * K + k)] += 0.5f * b[size_t(n * rank + r)] * a[size_t(r * K + k)];
+  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
+    for (const bool again : {false, true}) {
+      Owned x(T, K, 5), want(T, first + second, 6), got(T, first + second, 7);
+      const WeightSource changed{"w", {view(one, {first, K}), view(two, {second, K})}, false, {{}, {a.data(), b.data(), rank, 0.5f}}},
+          plain{"w", {view(one, {first, K}), view(sum, {second, K})}, false};
+      const auto product = [&](const Weight& weight, const Matrix& y) {
+        LinearArgs args;
+        args.x = x.m, args.weight = &weight, args.y = y;
+        table.linear(context, args);
+      };
+      const auto weight = table.pack(context, again ? plain : changed, format);
+      if (again) table.repack(context, changed, *weight);
+      product(*weight, got.m);
+      product(*table.pack(context, plain, format), want.m);
+      check_close(got.m, want.m, format == WeightFormat::f32 ? 1e-5 : 1e-2, text(table.name, " changes packed in ", weight_format_name(format)));
+    }
 }
 
 }  // namespace
