@@ -25,7 +25,10 @@ __device__ uint16_t to_f16(float x) {
 
 __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !gated ? row : row < rows / 2 ? 2 * row : 2 * (row - rows / 2) + 1; }
 
-/// A warp a row; `first`: the number of the part's first row among all `rows`. `broken` becomes `name`, if it is zero, by numbers that are none.
+constexpr int columns_packed = 256;
+
+/// A warp a row, of which y takes some columns (of whole numbers, which need the largest, all); `first`: the number of the part's first row
+/// among all `rows`. `broken` becomes `name`, if it is zero, by numbers that are none.
 __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
                           void* values, int64_t stride, float* scale, WeightSource::Change change, int name, int* broken) {
   const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
@@ -47,7 +50,9 @@ __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int6
     factor = most > 0 ? 127 / most : 0;
     if (threadIdx.x == 0) scale[to] = most / 127;
   }
-  for (int64_t k = threadIdx.x; k < stride; k += 32) {
+  const int64_t begin = int64_t(blockIdx.y) * columns_packed,
+                end = format == WeightFormat::i8 || begin + columns_packed > stride ? stride : begin + columns_packed;
+  for (int64_t k = begin + threadIdx.x; k < end; k += 32) {
     const float x = k < K ? word(k) : 0;
     const int64_t at = to * stride + k;
     if (format == WeightFormat::f32) static_cast<float*>(values)[at] = x;
@@ -100,8 +105,9 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, boo
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
-    launch(args.device, pack_rows, dim3(blocks(part.shape[0], 8)), dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows,
-           weight.gated, weight.format, weight.values, weight.stride, weight.scale, change, name, broken);
+    const dim3 grid(blocks(part.shape[0], 8), weight.format == WeightFormat::i8 ? 1 : blocks(weight.stride, columns_packed));
+    launch(args.device, pack_rows, grid, dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated, weight.format,
+           weight.values, weight.stride, weight.scale, change, name, broken);
     first += part.shape[0];
   }
 }
@@ -247,27 +253,38 @@ __global__ void __launch_bounds__(256) gemm_transposed_f32(View dy, View x, View
     }
 }
 
-/// The same with bf16 products on tensor cores: tiles of 128 x 128 by steps of 32 rows. Eight warps, 64 x 32 each; both sides lie in shared
-/// memory as they come, and fragments are turned as they are read.
-constexpr int tile_m = 128, tile_n = 128, tile_k = 32, turned_stride = tile_n + 8;
+/// The same with bf16 products on tensor cores, by steps of 32 rows: tiles of 128 x 128, of 128 x 32 or of 32 x 128 (few columns, as low rank
+/// has them). Both sides lie in shared memory as they come, and fragments are turned as they are read.
+constexpr int step_rows = 32;
 
-template <bool narrow_left, bool narrow_right>
+/// `columns` of a side: how a block reads them, four numbers a thread and pass.
+template <int columns>
+struct Side {
+  static constexpr int lanes = columns / 4, at_once = 256 / lanes, passes = step_rows / at_once, stride = columns + 8;
+};
+
+template <bool narrow_left, bool narrow_right, int tile_m, int tile_n>
 __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView narrow_dy, View x, NarrowView narrow_x, View dw) {
-  alignas(16) __shared__ uint16_t left[tile_k * turned_stride];
-  alignas(16) __shared__ uint16_t right[tile_k * turned_stride];
+  using Left = Side<tile_m>;
+  using Right = Side<tile_n>;
+  // Eight warps, beside and below one another; fragments of 16 rows and of 8 columns of results in each.
+  constexpr int beside = tile_m == tile_n ? 4 : tile_m < tile_n ? 8 : 1, below = 8 / beside, high = tile_m / below / 16, wide = tile_n / beside / 8;
+  alignas(16) __shared__ uint16_t left[step_rows * Left::stride];
+  alignas(16) __shared__ uint16_t right[step_rows * Right::stride];
   const int64_t n0 = int64_t(blockIdx.y) * tile_m, k0 = int64_t(blockIdx.x) * tile_n;
   const int id = int(threadIdx.x), warp = id / 32, lane = id % 32;
-  const int warp_n = warp / 4 * 64, warp_k = warp % 4 * 32;
-  float sums[4][4][4] = {};
+  const int warp_n = warp / beside * 16 * high, warp_k = warp % beside * 8 * wide;
+  float sums[high][wide][4] = {};
   const Part part = own_rows(narrow_left ? narrow_dy.rows : dy.rows, dw);
 
-  // A warp a row, four numbers a lane; they stay as they come until they are written, so that nobody waits for them before.
-  auto read = [&](const auto& m, int64_t t0, int64_t c0, auto(&held)[4]) {
+  // They stay as they come until they are written, so that nobody waits for them before.
+  auto read = [&](const auto& m, int64_t t0, int64_t c0, auto side, auto& held) {
+    using S = decltype(side);
     constexpr bool narrow = sizeof(*m.data) == 2;
     const bool aligned = reinterpret_cast<uintptr_t>(m.data) % (4 * sizeof(*m.data)) == 0 && m.stride % 4 == 0;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t t = t0 + warp + 8 * i, c = c0 + 4 * lane;
+    for (int i = 0; i < S::passes; ++i) {
+      const int64_t t = t0 + id / S::lanes + S::at_once * i, c = c0 + 4 * (id % S::lanes);
       held[i] = {};
       if (t >= part.end) continue;
       const auto* from = m.row(t) + c;
@@ -281,48 +298,49 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView 
       }
     }
   };
-  auto write = [&](uint16_t* tile, const auto(&held)[4]) {
+  auto write = [&](uint16_t* tile, auto side, const auto& held) {
+    using S = decltype(side);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      uint2& to = *reinterpret_cast<uint2*>(&tile[(warp + 8 * i) * turned_stride + 4 * lane]);
+    for (int i = 0; i < S::passes; ++i) {
+      uint2& to = *reinterpret_cast<uint2*>(&tile[(id / S::lanes + S::at_once * i) * S::stride + 4 * (id % S::lanes)]);
       if constexpr (sizeof held[i] == sizeof(uint2)) to = held[i];
       else to = {pack_bf16(held[i].x, held[i].y), pack_bf16(held[i].z, held[i].w)};
     }
   };
-  std::conditional_t<narrow_left, uint2, float4> slopes[4];
-  std::conditional_t<narrow_right, uint2, float4> inputs[4];
+  std::conditional_t<narrow_left, uint2, float4> slopes[Left::passes];
+  std::conditional_t<narrow_right, uint2, float4> inputs[Right::passes];
   auto read_both = [&](int64_t t0) {
-    if constexpr (narrow_left) read(narrow_dy, t0, n0, slopes);
-    else read(dy, t0, n0, slopes);
-    if constexpr (narrow_right) read(narrow_x, t0, k0, inputs);
-    else read(x, t0, k0, inputs);
+    if constexpr (narrow_left) read(narrow_dy, t0, n0, Left(), slopes);
+    else read(dy, t0, n0, Left(), slopes);
+    if constexpr (narrow_right) read(narrow_x, t0, k0, Right(), inputs);
+    else read(x, t0, k0, Right(), inputs);
   };
 
   read_both(part.first);
-  for (int64_t t0 = part.first; t0 < part.end; t0 += tile_k) {
-    write(left, slopes);
-    write(right, inputs);
+  for (int64_t t0 = part.first; t0 < part.end; t0 += step_rows) {
+    write(left, Left(), slopes);
+    write(right, Right(), inputs);
     __syncthreads();
-    if (t0 + tile_k < part.end) read_both(t0 + tile_k);
+    if (t0 + step_rows < part.end) read_both(t0 + step_rows);
 #pragma unroll
-    for (int t = 0; t < tile_k; t += 16) {
-      uint32_t a[4][4], b[2][4];
+    for (int t = 0; t < step_rows; t += 16) {
+      uint32_t a[high][4], b[wide / 2][4];
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-        load_matrices_transposed(a[i], &left[(t + lane / 16 * 8 + lane % 8) * turned_stride + warp_n + 16 * i + lane / 8 % 2 * 8]);
+      for (int i = 0; i < high; ++i)
+        load_matrices_transposed(a[i], &left[(t + lane / 16 * 8 + lane % 8) * Left::stride + warp_n + 16 * i + lane / 8 % 2 * 8]);
 #pragma unroll
-      for (int j = 0; j < 2; ++j) load_matrices_transposed(b[j], &right[(t + lane % 16) * turned_stride + warp_k + 16 * j + lane / 16 * 8]);
+      for (int j = 0; j < wide / 2; ++j) load_matrices_transposed(b[j], &right[(t + lane % 16) * Right::stride + warp_k + 16 * j + lane / 16 * 8]);
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
+      for (int i = 0; i < high; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j) mma_bf16(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < wide; ++j) mma_bf16(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
     }
     __syncthreads();
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i)
+  for (int i = 0; i < high; ++i)
 #pragma unroll
-    for (int j = 0; j < 4; ++j)
+    for (int j = 0; j < wide; ++j)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int64_t n = n0 + warp_n + 16 * i + lane / 4 + e / 2 * 8, k = k0 + warp_k + 8 * j + lane % 4 * 2 + e % 2;
@@ -332,12 +350,22 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView 
       }
 }
 
+/// A thread a number; eight parts are asked for at a time, and added in their order.
 __global__ void sum_parts(const float* from, int64_t apart, int parts, View to) {
-  const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x, n = blockIdx.y;
-  if (k >= to.cols) return;
-  float sum = to.row(n)[k];
-  for (int i = 0; i < parts; ++i) sum += from[i * apart + n * to.cols + k];
-  to.row(n)[k] = sum;
+  const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x;
+  if (i >= to.rows * to.cols) return;
+  float& out = to.row(i / to.cols)[i % to.cols];
+  float sum = out;
+  int part = 0;
+  for (; part + 8 <= parts; part += 8) {
+    float some[8];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) some[p] = from[(part + p) * apart + i];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) sum += some[p];
+  }
+  for (; part < parts; ++part) sum += from[part * apart + i];
+  out = sum;
 }
 
 /// Block y takes a part of the rows, and has sums of its own.
@@ -411,7 +439,7 @@ void linear(Context& context, const LinearArgs& a) {
 }
 
 void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to) {
-  launch(args.device, sum_parts, dim3(blocks(to.cols, 128), unsigned(to.rows)), dim3(128), from, apart, parts, to);
+  launch(args.device, sum_parts, dim3(blocks(to.rows * to.cols, 128)), dim3(128), from, apart, parts, to);
 }
 
 void linear_backward(Context& context, const LinearBackwardArgs& a) {
@@ -428,18 +456,25 @@ void linear_backward(Context& context, const LinearBackwardArgs& a) {
   if (!a.dw.data || rows == 0) return;
   const View x = args.in(a.x), dw = args.inout(a.dw);
   const NarrowView narrow_x = args.in(a.narrow_x);
-  const int64_t tile = a.reduced ? tile_n : 64, tiles = int64_t(blocks(dw.cols, tile)) * blocks(dw.rows, tile);
-  const int parts = int(std::clamp<int64_t>(2 * args.device.multiprocessors / tiles, 1, std::max<int64_t>(1, rows / 128)));
+  const int64_t tile_m = !a.reduced ? 64 : dw.rows <= 32 ? 32 : 128, tile_n = !a.reduced ? 64 : dw.cols <= 32 && dw.rows > 32 ? 32 : 128;
+  const int64_t tiles = int64_t(blocks(dw.cols, tile_n)) * blocks(dw.rows, tile_m);
+  // Blocks of few columns hardly multiply: more of them read at the same time.
+  const int at_once = a.reduced && std::min(tile_m, tile_n) == 32 ? 6 : 2;
+  const int parts = int(std::clamp<int64_t>(at_once * args.device.multiprocessors / tiles, 1, std::max<int64_t>(1, rows / 128)));
   const View results = parts == 1 ? dw : View{args.scratch<float>(parts * dw.rows * dw.cols), dw.rows, dw.cols, dw.cols};
-  const dim3 grid(blocks(dw.cols, tile), blocks(dw.rows, tile), unsigned(parts));
-  if (!a.reduced) {
-    launch(args.device, gemm_transposed_f32, grid, dim3(256), dy, x, results);
-  } else {
-    const auto kernel = narrow_dy.data  ? narrow_x.data ? gemm_transposed_bf16<true, true> : gemm_transposed_bf16<true, false>
-                         : narrow_x.data ? gemm_transposed_bf16<false, true>
-                                        : gemm_transposed_bf16<false, false>;
+  const dim3 grid(blocks(dw.cols, tile_n), blocks(dw.rows, tile_m), unsigned(parts));
+  const auto multiply = [&](auto m, auto n) {
+    const auto kernel = narrow_dy.data  ? narrow_x.data ? gemm_transposed_bf16<true, true, m, n> : gemm_transposed_bf16<true, false, m, n>
+                         : narrow_x.data ? gemm_transposed_bf16<false, true, m, n>
+                                        : gemm_transposed_bf16<false, false, m, n>;
     launch(args.device, kernel, grid, dim3(256), dy, narrow_dy, x, narrow_x, results);
-  }
+  };
+  using Many = std::integral_constant<int, 128>;
+  using Few = std::integral_constant<int, 32>;
+  if (!a.reduced) launch(args.device, gemm_transposed_f32, grid, dim3(256), dy, x, results);
+  else if (tile_m == 32) multiply(Few(), Many());
+  else if (tile_n == 32) multiply(Many(), Few());
+  else multiply(Many(), Many());
   if (parts > 1) add_parts(args, results.data, dw.rows * dw.cols, parts, dw);
 }
 

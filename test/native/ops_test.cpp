@@ -477,9 +477,8 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
               },
               what);
       }
-    {
-      const int64_t N = 33;
-      const std::string what = text(table.name, " linear_backward ", C);
+    for (const int64_t N : {33, 16}) {
+      const std::string what = text(table.name, " linear_backward ", C, " x ", N);
       Owned out(T, N, 10), dw(N, C, 11), dw2(N, C, 11), dw3(N, C, 11);
       std::vector<float> db(static_cast<size_t>(N), 1), db2 = db, db3 = db;
       reference.linear_backward(plain, {out.m, x.m, dw.m, db.data()});
