@@ -14,7 +14,7 @@ step() { # name command...
   [ "$wanted" = "  " ] || [[ "$wanted" == *" $name "* ]] || return 0
   shift
   # What is measured is shown at once: a run may be cut off.
-  if "$@" 2>&1 | tee "$out/$name.log" > "$([[ $name =~ ^(bench|peer|forward|train) ]] && echo /dev/stdout || echo /dev/null)"; then
+  if "$@" 2>&1 | tee "$out/$name.log" > "$([[ $name =~ ^(bench|peer|forward|train|profile) ]] && echo /dev/stdout || echo /dev/null)"; then
     report+=("$(printf '%-14s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")")
   else
     report+=("$(printf '%-14s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
@@ -31,7 +31,7 @@ step ops-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/ops_test
 step models timeout 60 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
   step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
-  step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test
+  step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 linear attention
 else
   report+=("memcheck, racecheck skipped: no compute-sanitizer on PATH")
 fi
@@ -40,6 +40,8 @@ step bench-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/cuda_bench
 if python3 -c 'import torch, transformers' 2> /dev/null; then
   step peer timeout 60 python3 bench/gpu_peer.py
   step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
+  # Where the time goes: not among what all checks are, as it is slow.
+  [[ "$wanted" == *" profile "* ]] && step profile timeout 120 python3 bench/gpu_profile.py build/native-tests/{forward,train}_bench ${PROFILE_OPTIONS:-}
   step train timeout 120 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}
 else
   report+=("peer, forward, train skipped: no Python with torch and transformers")

@@ -658,23 +658,25 @@ void pack_cases(const OperationTable& table) {
 
 }  // namespace
 
-int main() {
+/// Arguments: a table and the groups wanted of it; default: all of all.
+int main(int count, char** arguments) {
+  const std::vector<std::string> wanted(arguments + std::min(count, 2), arguments + count);
+  const auto wants = [&](const char* group) { return wanted.empty() || std::find(wanted.begin(), wanted.end(), group) != wanted.end(); };
   auto tables = cpu_backends();
+  const OperationTable& reference = *tables[0];
   for (const GpuReport& gpu : gpu_reports()) {
     if (gpu.device.empty()) std::printf("no GPU is checked: %s\n", gpu.name.c_str());
     else tables.push_back(&backend(gpu.device));
   }
+  if (count > 1) std::erase_if(tables, [&](const OperationTable* table) { return std::string(table->name) != arguments[1]; });
+  check(!tables.empty(), text("a table named ", count > 1 ? arguments[1] : ""));
   for (const OperationTable* table : tables) {
     require(*table);
-    linear_cases(*table, *tables[0]);
-    narrow_cases(*table);
-    narrow_row_cases(*table);
-    attention_cases(*table, *tables[0]);
-    row_cases(*table, *tables[0]);
     require_training(*table);
-    backward_cases(*table, *tables[0]);
-    optimizer_cases(*table, *tables[0]);
-    pack_cases(*table);
+    if (wants("linear")) linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table);
+    if (wants("attention")) attention_cases(*table, reference);
+    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference);
+    if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);
   }
   OperationTable empty;
