@@ -314,6 +314,43 @@ __global__ void __launch_bounds__(32 * warps)
   }
 }
 
+/// The way back through rope_pairs with a norm: dy turned by the negative angles, then the gradient of the norm at x. A warp a head of a token.
+__global__ void rope_pairs_backward(PairRows dy, PairRows x, PairRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps,
+                                    const float* cos, const float* sin, int half, const int32_t* positions) {
+  const int64_t at = own_row(), t = at / heads, column = at % heads * head_dim;
+  if (t >= rows) return;
+  // Channels in pairs of neighbours: of the first half of what turns, of the second, and behind; four in all at most.
+  constexpr int most = 2 * most_pairs;
+  float2 g[most] = {}, v[most] = {};
+  const int pairs = head_dim / 2;
+  const int64_t angle = half > 0 ? int64_t(positions[t]) * half : 0;
+  const auto channel = [&](int i) { return 2 * (lane() + 32 * i); };
+  float squares = 0, along = 0;
+#pragma unroll
+  for (int i = 0; i < most; ++i) {
+    const int d = channel(i);
+    if (lane() + 32 * i >= pairs) continue;
+    v[i] = x.at(t, column + d);
+    g[i] = dy.at(t, column + d);
+    if (d < 2 * half) {
+      const bool low = d < half;
+      const int64_t turn = angle + (low ? d : d - half);
+      const float2 other = dy.at(t, column + (low ? d + half : d - half)), c = *reinterpret_cast<const float2*>(cos + turn),
+                   s = *reinterpret_cast<const float2*>(sin + turn);
+      g[i] = low ? float2{g[i].x * c.x + other.x * s.x, g[i].y * c.y + other.y * s.y}
+                 : float2{g[i].x * c.x - other.x * s.x, g[i].y * c.y - other.y * s.y};
+    }
+    const float2 w = *reinterpret_cast<const float2*>(norm_weight + d);
+    g[i] = {g[i].x * w.x, g[i].y * w.y};
+    squares += v[i].x * v[i].x + v[i].y * v[i].y;
+    along += g[i].x * v[i].x + g[i].y * v[i].y;
+  }
+  const float factor = 1 / sqrtf(warp_sum(squares) / float(head_dim) + eps), share = warp_sum(along) / float(head_dim) * factor * factor;
+#pragma unroll
+  for (int i = 0; i < most; ++i)
+    if (lane() + 32 * i < pairs) dx.put(t, column + channel(i), {factor * (g[i].x - v[i].x * share), factor * (g[i].y - v[i].y * share)});
+}
+
 /// Rows of a matrix of files, or of what the host has picked from one, in its order.
 struct Table {
   const void* words;
@@ -611,11 +648,16 @@ void rope(Context& context, const RopeArgs& a) {
   const int half = a.cos ? a.half : 0;
   bool by_pairs = half % 2 == 0 && half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2);
   for (const float* each : {weight, cos, sin}) by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
-  if (!by_pairs && !narrow_x.data) {
+  if (!by_pairs && !narrow_x.data && !a.normed.data) {
     launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
     return;
   }
   const PairRows from = {x, narrow_x}, to = {x, narrow_y};
+  if (a.normed.data) {
+    launch_rows(args, rope_pairs_backward, rows * a.heads, from, PairRows{args.in(a.normed), {}}, to, rows, a.heads, a.head_dim, weight, a.eps, cos,
+                sin, half, positions);
+    return;
+  }
   launch_rows(args, rope_pairs, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin,
               half, positions, a.inverse);
 }

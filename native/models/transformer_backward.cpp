@@ -246,20 +246,37 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     back.dk = dqkv.columns(Q, KV), back.dv = dqkv.columns(Q + KV, KV);
     back.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
     ops.attention_backward(context, back);
+    // Back through rotation and norm at once, into rows for the products, where nobody wants more of them.
+    const int rope = c.layer[size_t(i)].rope;
+    const bool at_once = !few && narrow && narrow_into(context, *layer.qkv) && Q % 64 == 0 && KV % 64 == 0 && !layer.q_norm.empty() &&
+                         !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm) && c.head_dim <= 256 &&
+                         (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
+    Rows dqkvr;
+    if (at_once) {
+      dqkvr = context.scratch.bf16_matrix(T, Q + 2 * KV);
+      ops.narrow(context, {back.dv, dqkvr.narrow.columns(Q + KV, KV)});
+    }
     for (bool at_queries : {true, false}) {
       const Matrix d = at_queries ? back.dq : back.dk;
       const int64_t heads = at_queries ? c.heads : c.kv_heads;
-      if (const int rope = c.layer[size_t(i)].rope; rope >= 0) {
-        const RopeTable& table = *pass.ropes[size_t(rope)];
-        RopeArgs args;
-        args.x = d;
-        args.heads = int(heads), args.head_dim = int(c.head_dim);
-        args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
-        args.positions = at_queries ? q_positions : pass.positions.data();
-        args.inverse = true;
-        ops.rope(context, args);
-      }
       const Values& weight = at_queries ? layer.q_norm : layer.k_norm;
+      RopeArgs turn;
+      turn.x = d;
+      turn.heads = int(heads), turn.head_dim = int(c.head_dim);
+      if (rope >= 0) {
+        const RopeTable& table = *pass.ropes[size_t(rope)];
+        turn.cos = table.cos.data(), turn.sin = table.sin.data(), turn.half = table.half;
+        turn.positions = at_queries ? q_positions : pass.positions.data();
+      }
+      turn.inverse = true;
+      if (at_once) {
+        turn.norm_weight = weight.data(), turn.eps = c.norm_eps;
+        turn.normed = at_queries ? s.raw_q : s.raw_k;
+        turn.narrow_y = dqkvr.narrow.columns(at_queries ? 0 : Q, at_queries ? Q : KV);
+        ops.rope(context, turn);
+        continue;
+      }
+      if (rope >= 0) ops.rope(context, turn);
       if (!weight.empty()) {
         NormBackwardArgs args;
         args.kind = NormKind::rms;
@@ -281,7 +298,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.linear_backward(context, {dkv, {}, {}, bias + Q});
       }
     }
-    const Rows dqkvr = few ? Rows() : gradient_for(*layer.qkv, dqkv);
+    if (!few && !at_once) dqkvr = gradient_for(*layer.qkv, dqkv);
     if (!few) gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkvr, s.a);
     const bool norm_trains = !post && (gradients.wants(layer.attention_norm.weight) || gradients.wants(layer.attention_norm.bias));
     const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);

@@ -115,6 +115,9 @@ struct RopeArgs {
   int half = 0;
   const int32_t* positions = nullptr;  // [T]
   bool inverse = false;                // by the negative angles: the gradient of a rotation
+  /// With inverse and norm_weight, where OperationTable::narrow_rows and into narrow_y: what the norm was of. x, a gradient, then goes back
+  /// through rotation and norm.
+  Matrix normed = {};
   /// x as bf16 and in the place of the result, where OperationTable::narrow_rows and head_dim and half are even; they may be the same.
   Bf16Matrix narrow_x = {}, narrow_y = {};
 };

@@ -234,6 +234,26 @@ void narrow_row_cases(const OperationTable& table) {
       table.rope(context, rope);
       same(turned.columns(first, width), rounded.m.columns(first, width), queries ? "rope in place with norm" : "rope in place");
     }
+    // And back, through rotation and norm at once or one after the other.
+    for (const int half : {0, D / 2 - 4, D / 2}) {
+      Owned slope(T, Q, 8, 0.5f), raw(T, Q, 9), back(T, Q, 10), at_once(T, Q, 11);
+      RopeArgs rope{slope.m, heads, D, weight.data(), 1e-6f, half > 0 ? cos.data() : nullptr, sin.data(), half, positions.data(), true};
+      rope.normed = raw.m;
+      rope.narrow_y = got;
+      table.rope(context, rope);
+      table.widen(context, {got, at_once.m});
+      rope.norm_weight = nullptr, rope.normed = {}, rope.narrow_y = {};
+      if (half > 0) table.rope(context, rope);
+      NormBackwardArgs norm_back;
+      norm_back.kind = NormKind::rms, norm_back.eps = 1e-6f, norm_back.x = raw.m, norm_back.weight = weight.data();
+      norm_back.dy = slope.m, norm_back.dx = back.m, norm_back.groups = heads;
+      table.norm_backward(context, norm_back);
+      finish(context);
+      bool close = true;  // to half of bf16's last place
+      for (int64_t t = 0; t < T; ++t)
+        for (int64_t c = 0; c < Q; ++c) close &= std::fabs(at_once.m.row(t)[c] - back.m.row(t)[c]) <= std::fabs(back.m.row(t)[c]) / 256 + 1e-5f;
+      check(close, text(what, "back through rope and norm, ", half));
+    }
     table.narrow(context, {qkv.m.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
     AttentionArgs args;
     args.q = qkv.m.columns(0, Q), args.k = qkv.m.columns(Q, KV), args.v = qkv.m.columns(Q + KV, KV), args.y = y.m;
