@@ -101,7 +101,7 @@ __device__ __forceinline__ uint32_t pair_of(const View& m, int64_t row, int colu
 /// Rows [first, first + count) of a head, at most 64, into shared memory with 128 threads; zeros below them.
 template <int D>
 __device__ __forceinline__ void load_tile(uint16_t* tile, const View& m, int64_t first, int64_t count, int column, int head_dim) {
-  const bool by_four = reinterpret_cast<uintptr_t>(m.data) % 16 == 0 && m.stride % 4 == 0 && column % 4 == 0 && head_dim % 4 == 0;
+  const bool by_four = in_steps(m, 4) && column % 4 == 0 && head_dim % 4 == 0;
 #pragma unroll 2
   for (int i = int(threadIdx.x); i < 64 * D / 4; i += 128) {
     const int r = i / (D / 4), d = i % (D / 4) * 4;

@@ -49,8 +49,7 @@ template <int D>
 __device__ __forceinline__ void store(const float (&sums)[D / 2], const float (&factor)[2], int64_t first, int own, int rows, int column,
                                       int head_dim, const View& y, const NarrowView& narrow_y = {}) {
   const int lane = int(threadIdx.x) % 32;
-  const bool in_pairs = reinterpret_cast<uintptr_t>(y.data) % 8 == 0 && y.stride % 2 == 0;
-  const bool in_fours = reinterpret_cast<uintptr_t>(narrow_y.data) % 8 == 0 && narrow_y.stride % 4 == 0;
+  const bool in_pairs = in_steps(y, 2), in_fours = in_steps(narrow_y, 4);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     const bool there = own + 8 * half < rows;

@@ -254,6 +254,12 @@ struct NarrowView {
   __device__ uint16_t* row(int64_t i) const { return data + i * stride; }
 };
 
+/// Whether so many neighbouring numbers can be read together, of every row.
+template <class Rows>
+__host__ __device__ bool in_steps(const Rows& m, int numbers) {
+  return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(*m.data)) == 0 && m.stride % numbers == 0;
+}
+
 /// The arguments of one operation, on the device. Results that lie in host memory are there when it is destroyed.
 class Arguments {
  public:
@@ -418,12 +424,6 @@ __device__ __forceinline__ float activated_derivative(Activation activation, flo
 
 /// What is given as bf16, or x rounded here: `stride` words a row, zeros behind the last column.
 NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& x, int64_t stride);
-/// Whether so many neighbouring numbers can be read together, of every row.
-template <class Rows>
-bool in_steps(const Rows& m, int numbers) {
-  return reinterpret_cast<uintptr_t>(m.data) % (size_t(numbers) * sizeof(*m.data)) == 0 && m.stride % numbers == 0;
-}
-
 /// Into how many parts sums over so many rows are divided.
 inline int parts_of(int64_t rows) { return int(std::clamp<int64_t>(rows / 64, 1, 256)); }
 /// to += the parts, in their order; `apart` numbers lie between their beginnings, and their rows one behind the other.

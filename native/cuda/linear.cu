@@ -153,7 +153,7 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
   alignas(16) __shared__ float left[2][depth][tile + 4];
   alignas(16) __shared__ float right[2][depth][tile + 4];
   const int64_t t0 = int64_t(blockIdx.y) * tile, n0 = int64_t(blockIdx.x) * tile, steps = (x.cols + depth - 1) / depth;
-  const bool aligned = reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && x.stride % 4 == 0;
+  const bool aligned = in_steps(x, 4);
   const int id = int(threadIdx.x), row = id / 16, column = id % 16, own_k = id % 4 * 4;
   float sums[4 * fours][4 * fours] = {};
   float4 a[fours], b[fours];
@@ -281,7 +281,7 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView 
   auto read = [&](const auto& m, int64_t t0, int64_t c0, auto side, auto& held) {
     using S = decltype(side);
     constexpr bool narrow = sizeof(*m.data) == 2;
-    const bool aligned = reinterpret_cast<uintptr_t>(m.data) % (4 * sizeof(*m.data)) == 0 && m.stride % 4 == 0;
+    const bool aligned = in_steps(m, 4);
 #pragma unroll
     for (int i = 0; i < S::passes; ++i) {
       const int64_t t = t0 + id / S::lanes + S::at_once * i, c = c0 + 4 * (id % S::lanes);

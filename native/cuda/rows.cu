@@ -601,8 +601,7 @@ void norm(Context& context, const NormArgs& a) {
   const float *weight = args.in(a.weight, x.cols), *bias = args.in(a.bias, x.cols);
   const NarrowView narrow_y = args.inout(a.narrow_y);
   const bool by_four = in_steps(x, 4) && in_steps(residual, 4) && in_steps(y, 4) && x.cols % 4 == 0 &&
-                       reinterpret_cast<uintptr_t>(weight) % 16 == 0 && reinterpret_cast<uintptr_t>(bias) % 16 == 0 &&
-                       reinterpret_cast<uintptr_t>(narrow_y.data) % 8 == 0 && narrow_y.stride % 4 == 0;
+                       reinterpret_cast<uintptr_t>(weight) % 16 == 0 && reinterpret_cast<uintptr_t>(bias) % 16 == 0 && in_steps(narrow_y, 4);
   const auto run = [&](auto kernel) { launch_rows(args, kernel, x.rows, a.kind, a.eps, x, weight, bias, residual, y, narrow_y); };
   if (!by_four || x.cols > 4096) run(norm_f32);
   else if (x.cols <= 512) run(norm_held<4>);

@@ -220,9 +220,13 @@ bool Transformer::narrow_inner(Context& context, const Layer& layer) const {
 bool Transformer::narrow_only(const Pass& pass, int64_t index) const {
   const Layer& layer = layers_[size_t(index)];
   const Weight& weight = *(layer.qkv ? layer.qkv : layer.kv);
+  return pass.narrow_qkv.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 && turns_narrow(pass, index);
+}
+
+/// Whether a layer's rotation, if it has one, takes and makes bf16 (RopeArgs).
+bool Transformer::turns_narrow(const Pass& pass, int64_t index) const {
   const int rope = config_.layer[size_t(index)].rope;
-  return pass.narrow_qkv.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 &&
-         (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
+  return rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0;
 }
 
 void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual,

@@ -166,6 +166,7 @@ class Transformer {
   bool narrow_attention(Context& context) const;
   bool narrow_inner(Context& context, const Layer& layer) const;
   bool narrow_only(const Pass& pass, int64_t index) const;
+  bool turns_narrow(const Pass& pass, int64_t index) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
   AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,
                              const int32_t* q_starts) const;

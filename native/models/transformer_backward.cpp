@@ -249,8 +249,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     // Back through rotation and norm at once, into rows for the products, where nobody wants more of them.
     const int rope = c.layer[size_t(i)].rope;
     const bool at_once = !few && narrow && narrow_into(context, *layer.qkv) && Q % 64 == 0 && KV % 64 == 0 && !layer.q_norm.empty() &&
-                         !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm) && c.head_dim <= 256 &&
-                         (rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0);
+                         !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm) && turns_narrow(pass, i);
     Rows dqkvr;
     if (at_once) {
       dqkvr = context.scratch.bf16_matrix(T, Q + 2 * KV);

@@ -202,10 +202,15 @@ Matrix Parameters::scaled(Context& context, const TensorView& x, float factor) {
   return out;
 }
 
+Matrix Parameters::scaled(Context& context, const Parameter& parameter, float factor) {
+  const int64_t rows = parameter.shape[0], cols = parameter.shape[1];
+  return factor == 1 ? matrix_of(parameter.value, rows, cols) : scaled(context, view_of(parameter.value.data(), rows, cols), factor);
+}
+
 Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
-  if (low.scale == 1 && low.mask.empty()) return matrix_of(low.a->value, low.rank, low.a->shape[1]);
+  if (low.mask.empty()) return scaled(context, *low.a, low.scale);
   const Matrix a = scaled(context, view_of(low.a->value.data(), low.rank, low.a->shape[1]), low.scale);
-  if (!low.mask.empty()) finish(context);
+  finish(context);
   mask_columns(low, a);
   return a;
 }
@@ -348,9 +353,7 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const R
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
   product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
-  const Matrix b =
-      low.scale == 1 ? matrix_of(low.b->value, rows, low.rank) : scaled(context, view_of(low.b->value.data(), rows, low.rank), low.scale);
-  product(dy, *transposed(context, small_weight(context, b, format)), u);
+  product(dy, *transposed(context, small_weight(context, scaled(context, *low.b, low.scale), format)), u);
   context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});

@@ -104,6 +104,8 @@ class Parameters : public WeightObserver, public Gradients {
   void repack(Context& context);
   /// factor * x [rows, cols], in f32 and scratch memory.
   Matrix scaled(Context& context, const TensorView& x, float factor);
+  /// The same of a matrix that trains; itself where the factor is 1, so that nobody may change it.
+  Matrix scaled(Context& context, const Parameter& parameter, float factor);
   /// scale * A with the columns of this step.
   Matrix scaled_a(Context& context, const LowRank& low);
   /// x [rows, cols] as a weight; until the next of its shape.
