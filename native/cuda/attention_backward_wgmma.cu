@@ -74,7 +74,7 @@ __device__ __forceinline__ void produce(const Tiles<D>& tile, Barriers& barriers
 template <int D>
 __global__ void __launch_bounds__(threads, 1)
     attention_backward_query_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
-                                   const CONAN_GRID_CONSTANT TileMap dy, View dq, Row* stats, Shape s) {
+                                   const CONAN_GRID_CONSTANT TileMap dy, View dq, NarrowView narrow_dq, Row* stats, int64_t stats_rows, Shape s) {
 #if CONAN_WARPGROUPS
   const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, own_rows, gridDim.z - 1 - blockIdx.z);
   const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(threads, 1)
         mean[half] = row_sum(mean[half]) / total[half];
         base[half] = most[half] * factor + log2f(total[half]);
         const int r = own + 8 * half;
-        if (r < rows && lane % 4 == 0) stats[head * dq.rows + q0 + r] = {base[half], mean[half]};
+        if (r < rows && lane % 4 == 0) stats[head * stats_rows + q0 + r] = {base[half], mean[half]};
         if (!(r < rows)) base[half] = mean[half] = 0;
       }
       continue;
@@ -160,7 +160,7 @@ __global__ void __launch_bounds__(threads, 1)
     settled(sums);
     if (id % 128 == 0) arrive(barriers.empty[stage]);
   }
-  store<D>(sums, {1, 1}, q0, own, rows, column, s.head_dim, dq);
+  store<D>(sums, {1, 1}, q0, own, rows, column, s.head_dim, dq, narrow_dq);
 #endif
 }
 
@@ -168,7 +168,8 @@ __global__ void __launch_bounds__(threads, 1)
 template <int D>
 __global__ void __launch_bounds__(threads, 1)
     attention_backward_key_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
-                                 const CONAN_GRID_CONSTANT TileMap dy, View dk, View dv, const Row* stats, int64_t stats_rows, Shape s) {
+                                 const CONAN_GRID_CONSTANT TileMap dy, View dk, NarrowView narrow_dk, View dv, NarrowView narrow_dv, const Row* stats,
+                                 int64_t stats_rows, Shape s) {
 #if CONAN_WARPGROUPS
   const int b = int(blockIdx.x), kv_head = int(blockIdx.y), j0 = int(blockIdx.z) * own_rows;
   const int64_t kv0 = s.kv_offsets[b], q0 = s.q_offsets[b];
@@ -238,8 +239,8 @@ __global__ void __launch_bounds__(threads, 1)
     settled(key_sums), settled(value_sums);
     if (id % 128 == 0) arrive(barriers.empty[stage]);
   }
-  store<D>(key_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dk);
-  store<D>(value_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dv);
+  store<D>(key_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dk, narrow_dk);
+  store<D>(value_sums, {1, 1}, kv0 + j0, own, rows, kv_head * s.head_dim, s.head_dim, dv, narrow_dv);
 #endif
 }
 
@@ -253,11 +254,12 @@ void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
   const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, f.head_dim, rows); };
   launch_shared(args.device, attention_backward_query_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
-                map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq, stats, s);
+                map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq,
+                args.inout(a.narrow_dq), stats, q.rows, s);
   launch_shared(args.device, attention_backward_key_wgmma<D>,
                 dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(threads),
                 memory_bytes<D>, map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows),
-                dk, dv, static_cast<const Row*>(stats), q.rows, s);
+                dk, args.inout(a.narrow_dk), dv, args.inout(a.narrow_dv), static_cast<const Row*>(stats), q.rows, s);
 }
 
 }  // namespace

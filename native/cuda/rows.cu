@@ -51,6 +51,35 @@ void launch_columns(const Arguments& arguments, void (*kernel)(Parameters...), i
 
 __device__ __forceinline__ int64_t own_column() { return int64_t(blockIdx.y) * 128 + threadIdx.x; }
 
+/// Rows in either of their forms: one number, two neighbouring ones or four.
+struct EitherRows {
+  View wide;
+  NarrowView narrow;
+  __device__ __forceinline__ float one(int64_t t, int64_t c) const { return narrow.data ? file_word(narrow.row(t), Dtype::bf16, c) : wide.row(t)[c]; }
+  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
+    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
+    return widened(*reinterpret_cast<const uint32_t*>(narrow.row(t) + c));
+  }
+  __device__ __forceinline__ float4 four(int64_t t, int64_t c) const {
+    if (!narrow.data) return *reinterpret_cast<const float4*>(wide.row(t) + c);
+    const uint2 words = *reinterpret_cast<const uint2*>(narrow.row(t) + c);
+    const float2 low = widened(words.x), high = widened(words.y);
+    return {low.x, low.y, high.x, high.y};
+  }
+  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
+    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
+    else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
+  }
+
+ private:
+  static __device__ __forceinline__ float2 widened(uint32_t both) {
+    const uint32_t words[2] = {both << 16, both & 0xffff0000u};
+    float2 out;
+    memcpy(&out, words, sizeof out);
+    return out;
+  }
+};
+
 struct Moments {
   float mean, factor;
 };
@@ -118,30 +147,34 @@ __global__ void __launch_bounds__(32 * warps)
   }
 }
 
-__global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const float* weight, View dy, View dx, bool add, int groups) {
+/// narrow_dx: the result once more.
+__global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const float* weight, EitherRows dy, View dx, NarrowView narrow_dx, bool add,
+                                        int groups) {
   const int64_t t = own_row() / groups, C = x.cols / groups, column = own_row() % groups * C;
   if (t >= x.rows) return;
-  const float *from = x.row(t) + column, *slope = dy.row(t) + column;
+  const float* from = x.row(t) + column;
+  const auto slope = [&](int64_t c) { return dy.one(t, column + c) * (weight ? weight[c] : 1); };
   const Moments m = moments(from, C, kind, eps);
   float sum = 0, along = 0;
   for (int64_t c = lane(); c < C; c += 32) {
-    const float g = slope[c] * (weight ? weight[c] : 1);
+    const float g = slope(c);
     sum += g;
     along += g * (from[c] - m.mean) * m.factor;
   }
   sum = kind == NormKind::rms ? 0 : warp_sum(sum) / float(C);
   along = warp_sum(along) / float(C);
   for (int64_t c = lane(); c < C; c += 32) {
-    const float g = slope[c] * (weight ? weight[c] : 1), hat = (from[c] - m.mean) * m.factor;
+    const float hat = (from[c] - m.mean) * m.factor;
     float& to = dx.row(t)[column + c];
-    to = m.factor * (g - sum - hat * along) + (add ? to : 0);
+    to = m.factor * (slope(c) - sum - hat * along) + (add ? to : 0);
+    if (narrow_dx.data) narrow_dx.row(t)[column + c] = uint16_t(pack_bf16(to, 0));
   }
 }
 
 /// The same where a row fits the registers of a warp, by fours: up to 128 N channels.
 template <int N>
 __global__ void __launch_bounds__(32 * warps)
-    norm_backward_held(NormKind kind, float eps, View x, const float* weight, View dy, View dx, bool add, int groups) {
+    norm_backward_held(NormKind kind, float eps, View x, const float* weight, EitherRows dy, View dx, NarrowView narrow_dx, bool add, int groups) {
   const int C = int(x.cols) / groups;
   const int64_t t = own_row() / groups, column = own_row() % groups * C;
   if (t >= x.rows) return;
@@ -151,7 +184,7 @@ __global__ void __launch_bounds__(32 * warps)
   for (int i = 0; i < N; ++i) {
     const int c = 4 * (32 * i + lane());
     v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + column + c) : float4{0, 0, 0, 0};
-    g[i] = c < C ? *reinterpret_cast<const float4*>(dy.row(t) + column + c) : float4{0, 0, 0, 0};
+    g[i] = c < C ? dy.four(t, column + c) : float4{0, 0, 0, 0};
     total += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   const float mean = kind == NormKind::layer ? warp_sum(total) / float(C) : 0;
@@ -175,8 +208,10 @@ __global__ void __launch_bounds__(32 * warps)
     if (c >= C) continue;
     float4* to = reinterpret_cast<float4*>(dx.row(t) + column + c);
     const float4 before = add ? *to : float4{0, 0, 0, 0};
-    *to = {factor * (g[i].x - sum - v[i].x * along) + before.x, factor * (g[i].y - sum - v[i].y * along) + before.y,
-           factor * (g[i].z - sum - v[i].z * along) + before.z, factor * (g[i].w - sum - v[i].w * along) + before.w};
+    const float4 out = {factor * (g[i].x - sum - v[i].x * along) + before.x, factor * (g[i].y - sum - v[i].y * along) + before.y,
+                        factor * (g[i].z - sum - v[i].z * along) + before.z, factor * (g[i].w - sum - v[i].w * along) + before.w};
+    *to = out;
+    if (narrow_dx.data) *reinterpret_cast<uint2*>(narrow_dx.row(t) + column + c) = {pack_bf16(out.x, out.y), pack_bf16(out.z, out.w)};
   }
 }
 
@@ -188,14 +223,14 @@ __global__ void moments_f32(NormKind kind, float eps, View x, int groups, Moment
 }
 
 /// Block x takes a part of the rows, and has sums [2, C] of its own: by the weight, and by the bias.
-__global__ void norm_backward_weight_f32(View x, View dy, int groups, const Moments* rows, float* out) {
+__global__ void norm_backward_weight_f32(View x, EitherRows dy, int groups, const Moments* rows, float* out) {
   const int64_t c = own_column(), C = x.cols / groups, first = x.rows * blockIdx.x / gridDim.x, end = x.rows * (blockIdx.x + 1) / gridDim.x;
   if (c >= C) return;
   float weight = 0, bias = 0;
   for (int64_t t = first; t < end; ++t)
     for (int g = 0; g < groups; ++g) {
       const Moments m = rows[t * groups + g];
-      const float slope = dy.row(t)[g * C + c];
+      const float slope = dy.one(t, g * C + c);
       weight += slope * (x.row(t)[g * C + c] - m.mean) * m.factor;
       bias += slope;
     }
@@ -232,29 +267,12 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
     for (int d = 2 * turned + lane(); d < head_dim; d += 32) put(d, normed(d));
 }
 
-/// Rows in either of their forms, two neighbouring numbers at a time.
-struct PairRows {
-  View wide;
-  NarrowView narrow;
-  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
-    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
-    const uint32_t both = *reinterpret_cast<const uint32_t*>(narrow.row(t) + c), words[2] = {both << 16, both & 0xffff0000u};
-    float2 out;
-    memcpy(&out, words, sizeof out);
-    return out;
-  }
-  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
-    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
-    else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
-  }
-};
-
 /// rope_f32 by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
 constexpr int heads_at_once = 4, most_pairs = 2;  // pairs of channels that a lane turns
 
 __global__ void __launch_bounds__(32 * warps)
-    rope_pairs(PairRows x, PairRows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos, const float* sin,
-               int half, const int32_t* positions, bool inverse) {
+    rope_pairs(EitherRows x, EitherRows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
+               const float* sin, int half, const int32_t* positions, bool inverse) {
   const int groups = (heads + heads_at_once - 1) / heads_at_once;
   const int64_t at = own_row(), t = at / groups;
   if (t >= rows) return;
@@ -315,8 +333,8 @@ __global__ void __launch_bounds__(32 * warps)
 }
 
 /// The way back through rope_pairs with a norm: dy turned by the negative angles, then the gradient of the norm at x. A warp a head of a token.
-__global__ void rope_pairs_backward(PairRows dy, PairRows x, PairRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps,
-                                    const float* cos, const float* sin, int half, const int32_t* positions) {
+__global__ void rope_pairs_backward(EitherRows dy, EitherRows x, EitherRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight,
+                                    float eps, const float* cos, const float* sin, int half, const int32_t* positions) {
   const int64_t at = own_row(), t = at / heads, column = at % heads * head_dim;
   if (t >= rows) return;
   // Channels in pairs of neighbours: of the first half of what turns, of the second, and behind; four in all at most.
@@ -463,7 +481,7 @@ __global__ void normalize_backward_f32(View x, View dy) {
   for (int64_t c = lane(); c < x.cols; c += 32) dy.row(b)[c] = factor * (dy.row(b)[c] - x.row(b)[c] * factor * along);
 }
 
-__global__ void activate_pairs(Activation activation, bool gated, PairRows x, PairRows y, int64_t rows, int64_t cols) {
+__global__ void activate_pairs(Activation activation, bool gated, EitherRows x, EitherRows y, int64_t rows, int64_t cols) {
   const auto [t, first] = own_part(cols / 2);
   if (t >= rows) return;
   struct Inputs {
@@ -479,7 +497,7 @@ __global__ void activate_pairs(Activation activation, bool gated, PairRows x, Pa
       });
 }
 
-__global__ void activate_backward_pairs(Activation activation, bool gated, PairRows x, PairRows dy, PairRows dx, int64_t rows, int64_t cols) {
+__global__ void activate_backward_pairs(Activation activation, bool gated, EitherRows x, EitherRows dy, EitherRows dx, int64_t rows, int64_t cols) {
   const auto [t, first] = own_part(cols / 2);
   if (t >= rows) return;
   struct Inputs {
@@ -613,7 +631,8 @@ void norm(Context& context, const NormArgs& a) {
 void norm_backward(Context& context, const NormBackwardArgs& a) {
   Arguments args(context);
   const int64_t C = a.x.cols / a.groups, segments = a.x.rows * a.groups;
-  const View x = args.in(a.x), dy = args.in(a.dy);
+  const View x = args.in(a.x);
+  const EitherRows dy = {args.in(a.dy), args.in(a.narrow_dy)};
   if (a.dweight || a.dbias) {
     Moments* rows = args.scratch<Moments>(segments);
     launch_rows(args, moments_f32, segments, a.kind, a.eps, x, a.groups, rows);
@@ -626,8 +645,10 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
   if (!a.dx.data) return;
   const float* weight = args.in(a.weight, C);
   const View dx = args.inout(a.dx);
-  const bool by_four = in_steps(x, 4) && in_steps(dy, 4) && in_steps(dx, 4) && C % 4 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-  const auto run = [&](auto kernel) { launch_rows(args, kernel, segments, a.kind, a.eps, x, weight, dy, dx, a.add, a.groups); };
+  const NarrowView narrow_dx = args.inout(a.narrow_dx);
+  const bool by_four = in_steps(x, 4) && in_steps(dy.wide, 4) && in_steps(dy.narrow, 4) && in_steps(dx, 4) && in_steps(narrow_dx, 4) && C % 4 == 0 &&
+                       reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  const auto run = [&](auto kernel) { launch_rows(args, kernel, segments, a.kind, a.eps, x, weight, dy, dx, narrow_dx, a.add, a.groups); };
   if (!by_four || C > 2048) run(norm_backward_input_f32);
   else if (C <= 128) run(norm_backward_held<1>);
   else if (C <= 512) run(norm_backward_held<4>);
@@ -647,14 +668,15 @@ void rope(Context& context, const RopeArgs& a) {
   const int half = a.cos ? a.half : 0;
   bool by_pairs = half % 2 == 0 && half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2);
   for (const float* each : {weight, cos, sin}) by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
-  if (!by_pairs && !narrow_x.data && !a.normed.data) {
+  const EitherRows normed = {args.in(a.normed), args.in(a.narrow_normed)};
+  const bool backward = normed.wide.data || normed.narrow.data;
+  if (!by_pairs && !narrow_x.data && !backward) {
     launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
     return;
   }
-  const PairRows from = {x, narrow_x}, to = {x, narrow_y};
-  if (a.normed.data) {
-    launch_rows(args, rope_pairs_backward, rows * a.heads, from, PairRows{args.in(a.normed), {}}, to, rows, a.heads, a.head_dim, weight, a.eps, cos,
-                sin, half, positions);
+  const EitherRows from = {x, narrow_x}, to = {x, narrow_y};
+  if (backward) {
+    launch_rows(args, rope_pairs_backward, rows * a.heads, from, normed, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin, half, positions);
     return;
   }
   launch_rows(args, rope_pairs, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin,
@@ -720,8 +742,8 @@ void activate(Context& context, const ActivateArgs& a) {
   const View x = args.in(a.x), y = args.out(a.y);
   const int64_t rows = a.narrow_y.data ? a.narrow_y.rows : y.rows, cols = a.narrow_y.data ? a.narrow_y.cols : y.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(y, 2) && cols % 2 == 0))
-    launch_parts(args, activate_pairs, rows, cols / 2, a.activation, a.gated, PairRows{x, args.in(a.narrow_x)}, PairRows{y, args.inout(a.narrow_y)},
-                 rows, cols);
+    launch_parts(args, activate_pairs, rows, cols / 2, a.activation, a.gated, EitherRows{x, args.in(a.narrow_x)},
+                 EitherRows{y, args.inout(a.narrow_y)}, rows, cols);
   else launch_parts(args, activate_f32, rows, cols, a.activation, a.gated, x, y);
 }
 
@@ -730,8 +752,8 @@ void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   const View x = args.in(a.x), dy = args.in(a.dy), dx = args.out(a.dx);
   const int64_t rows = a.narrow_dy.data ? a.narrow_dy.rows : dy.rows, cols = a.narrow_dy.data ? a.narrow_dy.cols : dy.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(dy, 2) && in_steps(dx, 2) && cols % 2 == 0))
-    launch_parts(args, activate_backward_pairs, rows, cols / 2, a.activation, a.gated, PairRows{x, args.in(a.narrow_x)},
-                 PairRows{dy, args.in(a.narrow_dy)}, PairRows{dx, args.inout(a.narrow_dx)}, rows, cols);
+    launch_parts(args, activate_backward_pairs, rows, cols / 2, a.activation, a.gated, EitherRows{x, args.in(a.narrow_x)},
+                 EitherRows{dy, args.in(a.narrow_dy)}, EitherRows{dx, args.inout(a.narrow_dx)}, rows, cols);
   else launch_parts(args, activate_backward_f32, rows, cols, a.activation, a.gated, x, dy, dx);
 }
 

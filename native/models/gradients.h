@@ -18,6 +18,7 @@ struct Rows {
   int64_t rows() const { return narrow.data ? narrow.rows : wide.rows; }
   int64_t cols() const { return narrow.data ? narrow.cols : wide.cols; }
   Rows columns(int64_t first, int64_t count) const { return {wide.data ? wide.columns(first, count) : Matrix{}, narrow.columns(first, count)}; }
+  Rows slice(int64_t first, int64_t count) const { return {wide.data ? wide.slice(first, count) : Matrix{}, narrow.slice(first, count)}; }
 };
 
 class Gradients {

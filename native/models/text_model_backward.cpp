@@ -24,7 +24,7 @@ Matrix TextModel::forward(TrainingPass& pass, const TokenBatch& batch, const Med
   pass.media = &media;
   pass.input = input_of(batch, media, &pass);
   const int64_t lowest = trains_in_front(media, gradients) ? 0 : transformer_->lowest_trained(gradients);
-  const Transformer::Observer record = transformer_->record(context, pass.tape, lowest);
+  const Transformer::Observer record = transformer_->record(context, pass.tape, lowest, gradients);
   const bool pooled = transformer_->pools_itself(pooling_);
   pass.final = transformer_->forward(context, pass.input, pooled ? std::optional(pooling_) : std::nullopt, record, &pass.tape);
   Matrix x = pass.final;

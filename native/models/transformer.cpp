@@ -200,10 +200,13 @@ void Transformer::check(const TokenBatch& batch) const {
       fail("INVALID_INPUT", "token id ", batch.ids[t], ": expected 0 to ", config_.vocab_size - 1, " (does the tokenizer belong to this model?)");
 }
 
-/// Whether rows that norm or attention makes for this weight may be bf16.
-bool Transformer::narrow_into(Context& context, const Weight& weight) const {
-  return context.ops.narrow_rows && weight.format == WeightFormat::bf16 && weight.cols % 64 == 0;
+/// Whether so many columns may be bf16 in a product with this weight, or with its transpose.
+bool Transformer::takes_narrow(Context& context, const Weight& weight, int64_t cols) const {
+  return context.ops.narrow_rows && weight.format == WeightFormat::bf16 && cols % 64 == 0;
 }
+
+/// Whether rows that norm or attention makes for this weight may be, or the gradients of these.
+bool Transformer::narrow_into(Context& context, const Weight& weight) const { return takes_narrow(context, weight, weight.cols); }
 
 /// Whether attention is given bf16.
 bool Transformer::narrow_attention(Context& context) const {
@@ -220,7 +223,7 @@ bool Transformer::narrow_inner(Context& context, const Layer& layer) const {
 bool Transformer::narrow_only(const Pass& pass, int64_t index) const {
   const Layer& layer = layers_[size_t(index)];
   const Weight& weight = *(layer.qkv ? layer.qkv : layer.kv);
-  return pass.narrow_qkv.data && !pass.kept(index) && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 && turns_narrow(pass, index);
+  return pass.narrow && weight.format == WeightFormat::bf16 && weight.rows % 64 == 0 && turns_narrow(pass, index);
 }
 
 /// Whether a layer's rotation, if it has one, takes and makes bf16 (RopeArgs).
@@ -243,15 +246,29 @@ void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x,
   context.ops.norm(context, args);
 }
 
-void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries,
-                         const int32_t* positions, const Bf16Matrix& narrow_y) const {
+Rows Transformer::made(const Pass& pass, int64_t index) const {
+  const Tape::Kept* kept = pass.kept(index);
+  if (narrow_only(pass, index)) return kept ? kept->qkv : Rows(pass.narrow_qkv);
+  // What is turned in its place is kept only where it is not wanted as it was before.
+  return kept && (layers_[size_t(index)].q_norm.empty() || pass.narrow) ? kept->qkv : Rows(pass.qkv);
+}
+
+Rows Transformer::turned(const Pass& pass, int64_t index) const {
+  const Tape::Kept* kept = pass.kept(index);
+  if (!pass.narrow) return made(pass, index);
+  if (!kept || !narrow_only(pass, index)) return pass.narrow_qkv;
+  return kept->turned ? kept->turned : kept->qkv;
+}
+
+void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
+                         const Rows& y) const {
   const int rope = config_.layer[size_t(index)].rope;
   if (rope < 0 && layer.q_norm.empty()) {
-    if (x.data && narrow_y.data) context.ops.narrow(context, {x, narrow_y});
+    if (x.wide.data && y.narrow.data) context.ops.narrow(context, {x.wide, y.narrow});
     return;
   }
   RopeArgs args;
-  args.x = x;
+  args.x = x.wide;
   args.heads = int(queries ? config_.heads : config_.kv_heads);
   args.head_dim = int(config_.head_dim);
   args.norm_weight = (queries ? layer.q_norm : layer.k_norm).data();
@@ -261,8 +278,8 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
     args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
     args.positions = positions;
   }
-  if (!x.data) args.narrow_x = narrow_y;
-  args.narrow_y = narrow_y;
+  args.narrow_x = x.narrow;
+  args.narrow_y = y.narrow;
   context.ops.rope(context, args);
 }
 
@@ -271,37 +288,40 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   const Layer& layer = layers_[size_t(index)];
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
   Arena::Scope scope(context.scratch);
-  const Matrix x = pass.x.slice(first, count), qkv = qkv_of(pass, index).slice(first, count);
-  const Bf16Matrix narrow = pass.narrow_qkv.slice(first, count);
+  const Tape::Kept* kept = pass.kept(index);
+  const Matrix x = pass.x.slice(first, count);
+  const Rows qkv = made(pass, index).slice(first, count), to = turned(pass, index).slice(first, count);
   const Weight& weight = *(layer.qkv ? layer.qkv : layer.kv);
   LinearArgs args;
   args.x = x;
   if (config_.placement != NormPlacement::post && layer.attention_norm) {
-    if (narrow_into(context, weight)) args.narrow_x = context.scratch.bf16_matrix(count, config_.hidden);
+    if (kept && kept->a.data) args.narrow_x = kept->a.slice(first, count);
+    else if (narrow_into(context, weight)) args.narrow_x = context.scratch.bf16_matrix(count, config_.hidden);
     else args.x = context.scratch.matrix(count, config_.hidden);
     normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x);
   }
-  const Matrix wide = narrow_only(pass, index) ? Matrix{} : qkv;
   const int64_t own = layer.qkv ? 0 : Q;  // queries come later where few are wanted
+  const Rows y = qkv.columns(own, weight.rows);
   args.weight = &weight;
   args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + own;
-  if (wide.data) args.y = wide.columns(own, weight.rows);
-  else args.narrow_y = narrow.columns(own, weight.rows);
+  args.y = y.wide, args.narrow_y = y.narrow;
   context.ops.linear(context, args);
-  const auto part = [&](int64_t column, int64_t count) { return wide.data ? wide.columns(column, count) : Matrix{}; };
+  const auto part = [&](int64_t column, int64_t count, bool queries) {
+    rotate(context, layer, index, pass, qkv.columns(column, count), queries, pass.positions.data() + first, to.columns(column, count));
+  };
   if (layer.qkv) {
-    if (const Tape::Kept* kept = pass.kept(index); kept && !layer.q_norm.empty() && !narrow.data)
-      put(context, qkv, kept->qkv.slice(first, count), false);
-    rotate(context, layer, index, pass, part(0, Q), true, pass.positions.data() + first, narrow.columns(0, Q));
+    if (kept && !layer.q_norm.empty() && !to.narrow.data) put(context, qkv.wide, kept->qkv.wide.slice(first, count), false);
+    part(0, Q, true);
   }
-  rotate(context, layer, index, pass, part(Q, KV), false, pass.positions.data() + first, narrow.columns(Q, KV));
-  if (narrow.data && wide.data) context.ops.narrow(context, {wide.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
+  part(Q, KV, false);
+  if (to.narrow.data && qkv.wide.data) context.ops.narrow(context, {qkv.wide.columns(Q + KV, KV), to.narrow.columns(Q + KV, KV)});
 }
 
-AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch,
-                                        const int32_t* q_offsets, const int32_t* q_starts) const {
+AttentionArgs Transformer::attention_of(int64_t index, const Rows& q, const Rows& k, const Rows& v, const TokenBatch& batch, const int32_t* q_offsets,
+                                        const int32_t* q_starts) const {
   AttentionArgs args;
-  args.q = q, args.k = k, args.v = v;
+  args.q = q.wide, args.k = k.wide, args.v = v.wide;
+  args.narrow_q = q.narrow, args.narrow_k = k.narrow, args.narrow_v = v.narrow;
   args.q_offsets = q_offsets;
   args.kv_offsets = batch.offsets;
   args.q_starts = q_starts;
@@ -315,30 +335,25 @@ AttentionArgs Transformer::attention_of(int64_t index, const Matrix& q, const Ma
   return args;
 }
 
-void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Bf16Matrix& narrow_q, const Matrix& y,
-                         const Bf16Matrix& narrow_y, const int32_t* q_offsets, const int32_t* q_starts) const {
+void Transformer::attend(Context& context, int64_t index, const Pass& pass, const Rows& q, const Rows& y, const int32_t* q_offsets,
+                         const int32_t* q_starts) const {
   const int64_t Q = config_.query_width(), KV = config_.kv_width();
-  const Matrix& qkv = qkv_of(pass, index);
-  const bool narrow = pass.narrow_qkv.data;
-  AttentionArgs args =
-      attention_of(index, q, narrow ? Matrix{} : qkv.columns(Q, KV), narrow ? Matrix{} : qkv.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
-  args.y = y;
-  args.narrow_q = narrow_q, args.narrow_k = pass.narrow_qkv.columns(Q, KV), args.narrow_v = pass.narrow_qkv.columns(Q + KV, KV);
-  args.narrow_y = narrow_y;
+  const Rows rows = turned(pass, index), values = rows.cols() > Q + KV ? rows : made(pass, index);
+  AttentionArgs args = attention_of(index, q, rows.columns(Q, KV), values.columns(Q + KV, KV), pass.batch, q_offsets, q_starts);
+  args.y = y.wide, args.narrow_y = y.narrow;
   context.ops.attention(context, args);
 }
 
 /// From attention to the end of the layer; x holds the layer's input and receives its output.
-void Transformer::finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Bf16Matrix& narrow_attended, const Matrix& x,
-                               const Tape::Kept* kept, int64_t first) const {
+void Transformer::finish_layer(Context& context, const Layer& layer, const Rows& attended, const Matrix& x, const Tape::Kept* kept,
+                               int64_t first) const {
   Arena::Scope scope(context.scratch);
   const TransformerConfig& c = config_;
   const bool sandwich = c.placement == NormPlacement::sandwich, post = c.placement == NormPlacement::post;
   Matrix side = post ? Matrix{} : context.scratch.matrix(x.rows, c.hidden);
-  auto add_linear = [&](const Matrix& input, const Bf16Matrix& narrow_input, const Weight& weight, const Values& bias, const Norm& norm_before_sum) {
+  auto add_linear = [&](const Rows& input, const Weight& weight, const Values& bias, const Norm& norm_before_sum) {
     LinearArgs args;
-    args.x = input;
-    args.narrow_x = narrow_input;
+    args.x = input.wide, args.narrow_x = input.narrow;
     args.weight = &weight;
     args.bias = bias.data();
     if (sandwich) {
@@ -350,37 +365,39 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Matri
       context.ops.linear(context, args);
     }
   };
-  add_linear(attended, narrow_attended, *layer.output, layer.output_bias, layer.attention_post_norm);
+  add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
   if (kept) put(context, x, kept->middle.slice(first, x.rows), false);
   if (post) normalize(context, layer.attention_norm, x, x);
   LinearArgs args;
   args.x = x;
   if (!post) {
-    if (narrow_into(context, *layer.mlp_in)) args.narrow_x = context.scratch.bf16_matrix(x.rows, c.hidden);
+    if (kept && kept->m.data) args.narrow_x = kept->m.slice(first, x.rows);
+    else if (narrow_into(context, *layer.mlp_in)) args.narrow_x = context.scratch.bf16_matrix(x.rows, c.hidden);
     else args.x = side;
     normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x);
   }
   const bool narrow = narrow_inner(context, layer);
-  const Bf16Matrix narrow_inner = narrow ? context.scratch.bf16_matrix(x.rows, c.intermediate) : Bf16Matrix{};
-  const Matrix inner = narrow ? Matrix{} : context.scratch.matrix(x.rows, c.intermediate);
+  Rows inner;
+  if (kept && kept->g.data) inner = kept->g.slice(first, x.rows);
+  else if (narrow) inner = context.scratch.bf16_matrix(x.rows, c.intermediate);
+  else inner = context.scratch.matrix(x.rows, c.intermediate);
   args.weight = layer.mlp_in.get();
   args.bias = layer.mlp_in_bias.data();
   if (apart_ && narrow) {
-    args.narrow_y = kept ? kept->narrow_inner.slice(first, x.rows) : context.scratch.bf16_matrix(x.rows, layer.mlp_in->rows);
+    args.narrow_y = kept ? kept->u.narrow.slice(first, x.rows) : context.scratch.bf16_matrix(x.rows, layer.mlp_in->rows);
     context.ops.linear(context, args);
-    context.ops.activate(context, {c.activation, c.gated, {}, {}, args.narrow_y, narrow_inner});
+    context.ops.activate(context, {c.activation, c.gated, {}, {}, args.narrow_y, inner.narrow});
   } else if (apart_) {
-    args.y = kept && kept->inner.data ? kept->inner.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
+    args.y = kept && kept->u.wide.data ? kept->u.wide.slice(first, x.rows) : context.scratch.matrix(x.rows, layer.mlp_in->rows);
     context.ops.linear(context, args);
-    if (kept && kept->narrow_inner.data) context.ops.narrow(context, {args.y, kept->narrow_inner.slice(first, x.rows)});
-    context.ops.activate(context, {c.activation, c.gated, args.y, inner});
+    if (kept && kept->u.narrow.data) context.ops.narrow(context, {args.y, kept->u.narrow.slice(first, x.rows)});
+    context.ops.activate(context, {c.activation, c.gated, args.y, inner.wide});
   } else {
     args.activation = c.activation;
-    args.y = inner;
-    args.narrow_y = narrow_inner;
+    args.y = inner.wide, args.narrow_y = inner.narrow;
     context.ops.linear(context, args);
   }
-  add_linear(inner, narrow_inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
+  add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
   if (post) normalize(context, layer.mlp_norm, x, x);
 }
 
@@ -402,7 +419,8 @@ void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix
 Transformer::Pass Transformer::begin(Context& context, const TransformerInput& input) const {
   const TransformerConfig& c = config_;
   const TokenBatch& batch = input.batch;
-  Pass pass{batch, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr};
+  Pass pass(batch);
+  pass.narrow = narrow_attention(context);
   int64_t longest = 0;
   for (int b = 0; b < batch.sequences; ++b) {
     int32_t counted = 0;
@@ -451,21 +469,40 @@ void Transformer::embed(Context& context, const TokenBatch& batch, const Pass& p
   context.ops.embed(context, args);
 }
 
-/// Room for what backward() then need not compute again, where the budget allows it and the layers are of a kind that keeps it.
-void Transformer::keep(Tape& tape, int64_t tokens) const {
+/// Room for what backward() then need not compute again, of layers of a kind that keeps it and while the budget lasts.
+void Transformer::keep(Context& context, const Pass& pass) const {
   const TransformerConfig& c = config_;
+  Tape& tape = *pass.tape;
   tape.kept.clear();
-  const int64_t Q = c.query_width(), KV = c.kv_width(), inner = c.gated ? 2 * c.intermediate : c.intermediate;
-  const int64_t width = padded_stride(Q + 2 * KV) + padded_stride(c.hidden) + (reduced_ ? inner / 2 : padded_stride(inner));
+  if (c.placement != NormPlacement::pre) return;
+  const int64_t T = pass.batch.tokens(), Q = c.query_width(), KV = c.kv_width(), C = c.hidden;
   const int64_t layers = one_row_ ? c.layers - 1 : c.layers;  // a last layer of few rows costs little to compute again
-  const size_t bytes = size_t(std::max<int64_t>(0, layers - tape.lowest) * tokens * width) * sizeof(float);
-  if (c.placement != NormPlacement::pre || bytes > tape.budget) return;
-  tape.budget -= bytes;
   for (int64_t i = tape.lowest; i < layers; ++i) {
-    Arena& memory = *tape.memory;
-    tape.kept.push_back({memory.matrix(tokens, Q + 2 * KV), memory.matrix(tokens, c.hidden), {}, {}});
-    if (reduced_) tape.kept.back().narrow_inner = memory.bf16_matrix(tokens, inner);
-    else tape.kept.back().inner = memory.matrix(tokens, inner);
+    const Layer& layer = layers_[size_t(i)];
+    Tape::Kept kept;
+    size_t bytes = 0;
+    // First what it comes to, then the memory.
+    const auto lay_out = [&](auto wide, auto narrow) {
+      const auto either = [&](bool is_narrow, int64_t cols) -> Rows { return is_narrow ? Rows(narrow(cols)) : Rows(wide(cols)); };
+      const auto product_of = [&](bool is_narrow, const Weight& weight, Bf16Matrix& x) {
+        if (is_narrow && narrow_into(context, weight) && tape.gradients->wants(weight)) x = narrow(weight.cols);
+      };
+      const bool narrow_made = narrow_only(pass, i);
+      kept.qkv = either(narrow_made, Q + 2 * KV);
+      if (narrow_made && !layer.q_norm.empty()) kept.turned = narrow(Q + KV);
+      kept.middle = wide(C);
+      kept.u = either(reduced_, layer.mlp_in->rows);
+      product_of(bool(layer.attention_norm), *layer.qkv, kept.a);
+      product_of(bool(pass.attended.narrow.data), *layer.output, kept.attended);
+      product_of(true, *layer.mlp_in, kept.m);
+      product_of(narrow_inner(context, layer), *layer.mlp_out, kept.g);
+    };
+    lay_out([&](int64_t cols) { return bytes += size_t(T * padded_stride(cols)) * sizeof(float), Matrix{}; },
+            [&](int64_t cols) { return bytes += size_t(T * cols) * sizeof(uint16_t), Bf16Matrix{}; });
+    if (bytes > tape.budget) return;
+    tape.budget -= bytes;
+    lay_out([&](int64_t cols) { return tape.memory->matrix(T, cols); }, [&](int64_t cols) { return tape.memory->bf16_matrix(T, cols); });
+    tape.kept.push_back(kept);
   }
 }
 
@@ -499,16 +536,15 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   const int64_t T = batch.tokens(), B = batch.sequences, Q = c.query_width(), KV = c.kv_width();
 
   Pass pass = begin(context, input);
-  pass.tape = tape;
-  if (tape) keep(*tape, T);
   pass.x = batch.ids ? context.scratch.matrix(T, c.hidden) : input.embeddings;
-  if (narrow_attention(context)) pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
+  if (pass.narrow) pass.narrow_qkv = context.scratch.bf16_matrix(T, Q + 2 * KV);
   bool wide = false;
   for (int64_t i = 0; i < c.layers; ++i) wide |= !narrow_only(pass, i);
   if (wide) pass.qkv = context.scratch.matrix(T, Q + 2 * KV);
-  if (pass.narrow_qkv.data && layers_[0].output->format == WeightFormat::bf16 && Q % 64 == 0)
-    pass.narrow_attended = context.scratch.bf16_matrix(T, Q);
+  if (pass.narrow && narrow_into(context, *layers_[0].output)) pass.attended = context.scratch.bf16_matrix(T, Q);
   else pass.attended = context.scratch.matrix(T, Q);
+  pass.tape = tape;
+  if (tape) keep(context, pass);
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
   const std::vector<RowValues> replaced = with_positions(context, input.replaced, pass.table_rows);
 
@@ -544,20 +580,21 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       args.bias = layer.qkv_bias.data();
       args.y = q;
       ops.linear(context, args);
-      rotate(context, layer, i, pass, q, true, positions.data());
-      attend(context, i, pass, q, {}, attended, {}, offsets.data(), starts.data());
+      rotate(context, layer, i, pass, q, true, positions.data(), q);
+      attend(context, i, pass, q, attended, offsets.data(), starts.data());
       ops.for_rows(context, R, width, [&](Context& own, int64_t first, int64_t count) {
-        finish_layer(own, layer, attended.slice(first, count), {}, x.slice(first, count));
+        finish_layer(own, layer, attended.slice(first, count), x.slice(first, count));
         if (observer || !final_norm_) return;
         normalize(own, final_norm_, x.slice(first, count), x.slice(first, count));
       });
       pass.x = x;
     } else {
-      attend(context, i, pass, pass.narrow_qkv.data ? Matrix{} : qkv_of(pass, i).columns(0, Q), pass.narrow_qkv.columns(0, Q), pass.attended,
-             pass.narrow_attended, batch.offsets, pass.zeros.data());
+      const Tape::Kept* kept = pass.kept(i);
+      const Rows attended = kept && kept->attended.data ? Rows(kept->attended) : pass.attended;
+      attend(context, i, pass, turned(pass, i).columns(0, Q), attended, batch.offsets, pass.zeros.data());
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
-        finish_layer(own, layer, pass.attended.slice(first, count), pass.narrow_attended.slice(first, count), x, pass.kept(i), first);
+        finish_layer(own, layer, attended.slice(first, count), x, kept, first);
         if (size_t(i) < input.added.size()) put_rows(own, input.added[size_t(i)], pass.x, first, count, true);
         if (!last) project(own, i + 1, pass, first, count);
         else if (final_norm_ && !observer) normalize(own, final_norm_, x, x);

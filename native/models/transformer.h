@@ -37,18 +37,22 @@ struct TransformerInput {
 
 /// States of one pass, from layer `lowest` on.
 struct Tape {
-  /// What a layer need not compute again: queries, keys and values (where queries and keys have a norm, or attention reads bf16, as they are
-  /// before they are normed and turned), the state after attention, the MLP's inner products (as bf16 where products are of bf16).
+  /// What a layer need not compute again. All have [T, ...] rows; what is absent is.
   struct Kept {
-    Matrix qkv, middle, inner;
-    Bf16Matrix narrow_inner;
+    Rows qkv;       // as the product made them where queries and keys have a norm or `turned` is there, else turned in their place
+    Rows turned;    // queries and keys as attention reads them, where they are bf16 and not in their place
+    Matrix middle;  // the state after attention
+    Rows u;         // the MLP's inner products, before the activation
+    // As bf16, where gradients of weights look at them: what each product was of.
+    Bf16Matrix a, attended, m, g;
   };
 
   int64_t lowest = 0;
   std::unique_ptr<Arena> memory;  // its own: a forward pass gives its scratch memory back
   std::vector<Matrix> states;     // before layer lowest, lowest + 1, ..., after the last (before the final norm)
-  std::vector<Kept> kept;         // of layer lowest, ...; empty: layers are computed again
-  size_t budget = 0;              // bytes that `kept` may take, else it stays empty
+  std::vector<Kept> kept;         // of layer lowest, ...; those that are not there are computed again
+  size_t budget = 0;              // bytes that `kept` may take: of as many layers as they are enough for
+  const Gradients* gradients = nullptr;
 
   const Kept* kept_of(int64_t layer) const {
     return layer >= lowest && layer - lowest < int64_t(kept.size()) ? &kept[size_t(layer - lowest)] : nullptr;
@@ -85,7 +89,7 @@ class Transformer {
 
   /// Keeps what backward() needs of a pass: the states before layers `lowest` and up, and after the last. To be handed to forward() as
   /// observer.
-  Observer record(Context& context, Tape& tape, int64_t lowest) const;
+  Observer record(Context& context, Tape& tape, int64_t lowest, const Gradients& gradients) const;
   /// From the gradient of what forward() returned, `dy` [T, hidden] or where it pools [B, hidden], which it overwrites, to the gradients of
   /// all that trains, and, with `inputs`, of what took the place of embeddings and was added (memory: the context's scratch). Layers are
   /// computed again from their inputs (activation checkpointing). `above` sees the gradient of the states after each layer first, and may
@@ -123,24 +127,27 @@ class Transformer {
   };
   /// What the layers of one pass share.
   struct Pass {
+    explicit Pass(const TokenBatch& batch) : batch(batch) {}
+
     const TokenBatch& batch;
-    Matrix x, qkv, attended;                 // [T, hidden], [T, Q + 2 KV], [T, Q]
-    Bf16Matrix narrow_qkv, narrow_attended;  // in their places: what attention reads, and writes
-    std::vector<int32_t> positions;          // rows of the rotation tables: within the sequence, or the token's own
-    std::vector<int32_t> table_rows;         // of the learned position embedding
-    std::vector<int32_t> zeros;              // [B]
-    std::vector<const RopeTable*> ropes;     // filled before the threads start
-    std::vector<RopeTable> own_ropes;        // of this pass alone: its row t is token t's
+    Matrix x, qkv;                        // [T, hidden], [T, Q + 2 KV]
+    Bf16Matrix narrow_qkv;                // in its place: what attention reads
+    Rows attended;                        // [T, Q]
+    bool narrow = false;                  // attention reads bf16
+    std::vector<int32_t> positions;       // rows of the rotation tables: within the sequence, or the token's own
+    std::vector<int32_t> table_rows;      // of the learned position embedding
+    std::vector<int32_t> zeros;           // [B]
+    std::vector<const RopeTable*> ropes;  // filled before the threads start
+    std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
     std::vector<Resident> residents;
     Tape* tape = nullptr;
 
     const Tape::Kept* kept(int64_t layer) const { return tape ? tape->kept_of(layer) : nullptr; }
   };
-  /// What is turned in its place is kept only where it is not wanted as it was before.
-  const Matrix& qkv_of(const Pass& pass, int64_t layer) const {
-    return pass.kept(layer) && (layers_[size_t(layer)].q_norm.empty() || pass.narrow_qkv.data) ? pass.kept(layer)->qkv : pass.qkv;
-  }
-  void keep(Tape& tape, int64_t tokens) const;
+  /// Where queries, keys and values go from the product, and where attention finds them (values perhaps where they came from).
+  Rows made(const Pass& pass, int64_t index) const;
+  Rows turned(const Pass& pass, int64_t index) const;
+  void keep(Context& context, const Pass& pass) const;
   struct LayerState;
 
   /// The queries of a last layer that looks at one row of each sequence, or at all.
@@ -159,21 +166,22 @@ class Transformer {
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {},
                  const Bf16Matrix& narrow_y = {}) const;
-  /// Into `narrow_y` where it is there, else in place; of what `narrow_y` holds where x is not there.
-  void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Matrix& x, bool queries, const int32_t* positions,
-              const Bf16Matrix& narrow_y = {}) const;
+  /// To y, which may be x.
+  void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
+              const Rows& y) const;
   bool narrow_into(Context& context, const Weight& weight) const;
+  bool takes_narrow(Context& context, const Weight& weight, int64_t cols) const;
   bool narrow_attention(Context& context) const;
   bool narrow_inner(Context& context, const Layer& layer) const;
   bool narrow_only(const Pass& pass, int64_t index) const;
   bool turns_narrow(const Pass& pass, int64_t index) const;
   void project(Context& context, int64_t index, const Pass& pass, int64_t first, int64_t count) const;
-  AttentionArgs attention_of(int64_t index, const Matrix& q, const Matrix& k, const Matrix& v, const TokenBatch& batch, const int32_t* q_offsets,
+  AttentionArgs attention_of(int64_t index, const Rows& q, const Rows& k, const Rows& v, const TokenBatch& batch, const int32_t* q_offsets,
                              const int32_t* q_starts) const;
-  void attend(Context& context, int64_t index, const Pass& pass, const Matrix& q, const Bf16Matrix& narrow_q, const Matrix& y,
-              const Bf16Matrix& narrow_y, const int32_t* q_offsets, const int32_t* q_starts) const;
-  void finish_layer(Context& context, const Layer& layer, const Matrix& attended, const Bf16Matrix& narrow_attended, const Matrix& x,
-                    const Tape::Kept* kept = nullptr, int64_t first = 0) const;
+  void attend(Context& context, int64_t index, const Pass& pass, const Rows& q, const Rows& y, const int32_t* q_offsets,
+              const int32_t* q_starts) const;
+  void finish_layer(Context& context, const Layer& layer, const Rows& attended, const Matrix& x, const Tape::Kept* kept = nullptr,
+                    int64_t first = 0) const;
   const RopeTable& rope_table(Context& context, int rope, int64_t positions) const;
   RopeTable rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const;
   std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;

@@ -35,12 +35,13 @@ bool Transformer::trains(const Gradients& gradients) const {
 /// What a layer computes on its way; the names are those of the formulas in backward(). A last layer of few rows has its queries, and all
 /// that follows attention, for those alone.
 struct Transformer::LayerState {
-  Matrix x_few, raw_q, raw_k, q, k, v, o, middle, d;
-  Rows a, a_few, attended, m, u, g;
+  Matrix x_few, o, middle, d;
+  Rows a, a_few, raw_q, raw_k, q, k, v, attended, m, u, g;
 };
 
-Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest) const {
+Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t lowest, const Gradients& gradients) const {
   tape.lowest = lowest;
+  tape.gradients = &gradients;
   tape.states.clear();
   if (tape.memory) tape.memory->clear();  // what the pass before took serves this one too
   else tape.memory = std::make_unique<Arena>(context.ops);
@@ -78,7 +79,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     return context.scratch.matrix(rows, cols);
   };
   auto gradient_for = [&](const Weight& weight, const Matrix& d) -> Rows {
-    if (!ops.narrow_rows || weight.format != WeightFormat::bf16 || d.cols % 64 != 0) return d;
+    if (!takes_narrow(context, weight, d.cols)) return d;
     const Rows out(d, context.scratch.bf16_matrix(d.rows, d.cols));
     ops.narrow(context, {d, out.narrow});
     return out;
@@ -93,14 +94,15 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     normalize(context, norm, x, y.wide, {}, y.narrow);
     return y;
   };
-  auto norm_gradient = [&](const Norm& norm, const Matrix& x, const Matrix& d, const Matrix& dx, bool add) {
+  // `narrow_dx`: dx once more, for a product.
+  auto norm_gradient = [&](const Norm& norm, const Matrix& x, const Rows& d, const Matrix& dx, bool add, const Bf16Matrix& narrow_dx = {}) {
     NormBackwardArgs args;
     args.kind = c.norm;
     args.eps = c.norm_eps;
     args.x = x;
     args.weight = norm.weight.data();
-    args.dy = d;
-    args.dx = dx;
+    args.dy = d.wide, args.narrow_dy = d.narrow;
+    args.dx = dx, args.narrow_dx = narrow_dx;
     args.add = add;
     args.dweight = gradients.values(norm.weight);
     args.dbias = gradients.values(norm.bias);
@@ -117,6 +119,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
   if (final_norm_) norm_gradient(final_norm_, tape.states.back(), dy, dy, false);
   const bool one_row = dy.rows != T;
   const Matrix whole = one_row_ ? context.scratch.matrix(T, C) : Matrix{};  // takes over from dy below the last layer
+  // dy as bf16, where the layer above has made it so (and nobody adds to it in between).
+  const bool rounds = ops.narrow_rows && C % 64 == 0 && !post && !sandwich && !above;
+  const Bf16Matrix rounded = rounds ? context.scratch.bf16_matrix(T, C) : Bf16Matrix{};
+  bool is_rounded = false;
   InputGradients out;
   std::vector<float> bias_gradient;
   if (gradients.wants(relative_values_)) bias_gradient.assign(relative_bias_.size(), 0);
@@ -141,10 +147,17 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     const int32_t* q_starts = few ? queries.starts.data() : pass.zeros.data();
     const int64_t R = few ? int64_t(queries.rows.size()) : T;
     LayerState s;
-    Matrix before_norm, kv;
+    Matrix before_norm;
+    if (kept) {
+      s.middle = kept->middle, s.u = kept->u;
+      if (kept->a.data) s.a = kept->a;
+      if (kept->attended.data) s.attended = kept->attended;
+      if (kept->m.data) s.m = kept->m;
+      if (kept->g.data) s.g = kept->g;
+    }
     if (post || !layer.attention_norm) s.a = x;
     else if (few) s.a = normed(layer.attention_norm, x);
-    else if (!kept || at_qkv) s.a = normed_for(*layer.qkv, layer.attention_norm, x);
+    else if (!s.a && (!kept || at_qkv)) s.a = normed_for(*layer.qkv, layer.attention_norm, x);
     s.a_few = s.a, s.x_few = x;
     if (few) {
       for (Matrix* each : {&s.a_few.wide, &s.x_few}) {
@@ -153,44 +166,40 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.gather(context, {all, *each, queries.rows.data()});
       }
       s.q = project(s.a_few, *layer.q, layer.qkv_bias.data());
-      kv = project(s.a, *layer.kv, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q);
+      const Matrix kv = project(s.a, *layer.kv, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q);
+      s.k = kv.columns(0, KV), s.v = kv.columns(KV, KV);
     } else {
-      const Matrix qkv = kept ? kept->qkv : project(s.a, *layer.qkv, layer.qkv_bias.data());
-      s.q = qkv.columns(0, Q), kv = qkv.columns(Q, 2 * KV);
+      Rows qkv;
+      if (kept) qkv = kept->qkv;
+      else project_into(s.a, *layer.qkv, layer.qkv_bias.data(), qkv = made_for(narrow_only(pass, i), T, Q + 2 * KV));
+      s.q = qkv.columns(0, Q), s.k = qkv.columns(Q, KV), s.v = qkv.columns(Q + KV, KV);
     }
     const bool narrow_mlp = narrow_inner(context, layer);
-    if (kept) s.middle = kept->middle, s.u = kept->inner;
-    if (kept && kept->narrow_inner.data && narrow_mlp) {
-      s.u = kept->narrow_inner;
-    } else if (kept && kept->narrow_inner.data) {
-      s.u = context.scratch.matrix(T, kept->narrow_inner.cols);
-      ops.widen(context, {kept->narrow_inner, s.u.wide});
+    if (s.u.narrow.data && !narrow_mlp) {
+      s.u = context.scratch.matrix(T, kept->u.narrow.cols);
+      ops.widen(context, {kept->u.narrow, s.u.wide});
     }
-    s.k = kv.columns(0, KV), s.v = kv.columns(KV, KV);
-    const bool narrow = narrow_attention(context);
-    Bf16Matrix narrow_q, narrow_k, narrow_v;
-    if (narrow) {  // what is turned has a place of its own
-      s.raw_q = s.q, s.raw_k = s.k;
-      narrow_q = context.scratch.bf16_matrix(R, Q), narrow_k = context.scratch.bf16_matrix(T, KV), narrow_v = context.scratch.bf16_matrix(T, KV);
-      rotate(context, layer, i, pass, s.q, true, q_positions, narrow_q);
-      rotate(context, layer, i, pass, s.k, false, pass.positions.data(), narrow_k);
-      ops.narrow(context, {s.v, narrow_v});
-    } else if (!layer.q_norm.empty()) {  // queries and keys as they are before their norm
-      s.raw_q = s.q, s.raw_k = s.k;
-      for (Matrix* each : {&s.q, &s.k}) {
-        const Matrix raw = *each;
-        *each = context.scratch.matrix(raw.rows, raw.cols);
-        put(context, raw, *each, false);
+    // Queries and keys as attention reads them: in their place, unless they are wanted as they were before, or otherwise.
+    const bool narrow = narrow_attention(context), in_place = narrow == bool(s.q.narrow.data), normed_heads = !layer.q_norm.empty();
+    if (normed_heads || !in_place) s.raw_q = s.q, s.raw_k = s.k;
+    if (kept && kept->turned) {
+      s.q = kept->turned.columns(0, Q), s.k = kept->turned.columns(Q, KV);
+    } else if (!kept || s.raw_q) {
+      for (bool queries : {true, false}) {
+        Rows& rows = queries ? s.q : s.k;
+        const Rows before = rows;
+        if (normed_heads || !in_place) rows = made_for(narrow, before.rows(), before.cols());
+        if (normed_heads && !narrow) put(context, before.wide, rows.wide, false);
+        rotate(context, layer, i, pass, narrow ? before : rows, queries, queries ? q_positions : pass.positions.data(), rows);
+      }
+      if (!in_place) {
+        const Bf16Matrix values = context.scratch.bf16_matrix(T, KV);
+        ops.narrow(context, {s.v.wide, values});
+        s.v = values;
       }
     }
-    if (!narrow && (!kept || s.raw_q.data)) {
-      rotate(context, layer, i, pass, s.q, true, q_positions);
-      rotate(context, layer, i, pass, s.k, false, pass.positions.data());
-    }
-    AttentionArgs attention =
-        attention_of(i, narrow ? Matrix{} : s.q, narrow ? Matrix{} : s.k, narrow ? Matrix{} : s.v, input.batch, q_offsets, q_starts);
-    attention.narrow_q = narrow_q, attention.narrow_k = narrow_k, attention.narrow_v = narrow_v;
-    if (!kept || at_output) {
+    AttentionArgs attention = attention_of(i, s.q, s.k, s.v, input.batch, q_offsets, q_starts);
+    if (!s.attended && (!kept || at_output)) {
       s.attended = made_for(narrow && narrow_into(context, *layer.output), R, Q);
       attention.y = s.attended.wide, attention.narrow_y = s.attended.narrow;
       ops.attention(context, attention);
@@ -204,12 +213,12 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         s.middle = sum(s.x_few, sandwich ? normed(layer.attention_post_norm, s.o) : s.o);
       }
     }
-    if (!kept || gradients.wants(*layer.mlp_in)) s.m = post ? Rows(s.middle) : normed_for(*layer.mlp_in, layer.mlp_norm, s.middle);
+    if (!s.m && (!kept || gradients.wants(*layer.mlp_in))) s.m = post ? Rows(s.middle) : normed_for(*layer.mlp_in, layer.mlp_norm, s.middle);
     if (!kept) {
       s.u = made_for(narrow_mlp, R, layer.mlp_in->rows);
       project_into(s.m, *layer.mlp_in, layer.mlp_in_bias.data(), s.u);
     }
-    if (post || sandwich || gradients.wants(*layer.mlp_out)) {
+    if (!s.g && (post || sandwich || gradients.wants(*layer.mlp_out))) {
       s.g = made_for(narrow_mlp, R, c.intermediate);
       ops.activate(context, {c.activation, c.gated, s.u.wide, s.g.wide, s.u.narrow, s.g.narrow});
     }
@@ -219,48 +228,49 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     Matrix dd = dy;
     if (post) norm_gradient(layer.mlp_norm, sum(s.middle, s.d), dy, dy, false);
     if (sandwich) norm_gradient(layer.mlp_post_norm, s.d, dy, dd = context.scratch.matrix(R, C), false);
-    const Rows ddr = gradient_for(*layer.mlp_out, dd), dg = made_for(narrow_mlp, R, c.intermediate);
+    const bool is_narrow = is_rounded && takes_narrow(context, *layer.mlp_out, C);
+    const Rows ddr = is_narrow ? Rows(dd, rounded) : gradient_for(*layer.mlp_out, dd), dg = made_for(narrow_mlp, R, c.intermediate);
     gradients.linear(context, *layer.mlp_out, layer.mlp_out_bias, ddr, s.g);
     linear_input(context, gradients, *layer.mlp_out, ddr, dg);
     const Rows du = narrow_mlp ? made_for(true, R, layer.mlp_in->rows) : s.u;  // what was kept stays
     ops.activate_backward(context, {c.activation, c.gated, s.u.wide, dg.wide, du.wide, s.u.narrow, dg.narrow, du.narrow});
     gradients.linear(context, *layer.mlp_in, layer.mlp_in_bias, du, s.m);
+    Bf16Matrix narrow_middle;
     if (post) {
       linear_input(context, gradients, *layer.mlp_in, du, dy, dy);
       norm_gradient(layer.attention_norm, before_norm, dy, dy, false);
     } else {
-      const Matrix dm = context.scratch.matrix(R, C);
+      const Rows dm = made_for(narrow_into(context, *layer.mlp_in), R, C);
+      if (!sandwich && takes_narrow(context, *layer.output, C)) narrow_middle = context.scratch.bf16_matrix(R, C);
       linear_input(context, gradients, *layer.mlp_in, du, dm);
-      norm_gradient(layer.mlp_norm, s.middle, dm, dy, true);
+      norm_gradient(layer.mlp_norm, s.middle, dm, dy, true, narrow_middle);
     }
     Matrix d_out = dy;
     if (sandwich) norm_gradient(layer.attention_post_norm, s.o, dy, d_out = context.scratch.matrix(R, C), false);
-    const Rows do_ = gradient_for(*layer.output, d_out), da = made_for(narrow && narrow_into(context, *layer.output), R, Q);
+    const Rows do_ = narrow_middle.data ? Rows(d_out, narrow_middle) : gradient_for(*layer.output, d_out),
+               da = made_for(narrow && narrow_into(context, *layer.output), R, Q);
     gradients.linear(context, *layer.output, layer.output_bias, do_, s.attended);
-    const Matrix dqkv = context.scratch.matrix(T, Q + 2 * KV);
     linear_input(context, gradients, *layer.output, do_, da);
+    // bf16 for the product where nobody wants more: back through rotation and norm at once, in its place.
+    const bool at_once = !few && narrow && narrow_into(context, *layer.qkv) && Q % 64 == 0 && KV % 64 == 0 && turns_narrow(pass, i) &&
+                         !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm);
+    const Rows dqkv = made_for(at_once, T, Q + 2 * KV), dq = few ? Rows(context.scratch.matrix(R, Q)) : dqkv.columns(0, Q);
+    const Rows dk = dqkv.columns(Q, KV), dv = dqkv.columns(Q + KV, KV);
     AttentionBackwardArgs back;
     back.forward = attention;
     back.dy = da.wide, back.narrow_dy = da.narrow;
-    back.dq = few ? context.scratch.matrix(R, Q) : dqkv.columns(0, Q);
-    back.dk = dqkv.columns(Q, KV), back.dv = dqkv.columns(Q + KV, KV);
+    back.dq = dq.wide, back.dk = dk.wide, back.dv = dv.wide;
+    back.narrow_dq = dq.narrow, back.narrow_dk = dk.narrow, back.narrow_dv = dv.narrow;
     back.dbias = bias_gradient.empty() ? nullptr : bias_gradient.data();
     ops.attention_backward(context, back);
-    // Back through rotation and norm at once, into rows for the products, where nobody wants more of them.
     const int rope = c.layer[size_t(i)].rope;
-    const bool at_once = !few && narrow && narrow_into(context, *layer.qkv) && Q % 64 == 0 && KV % 64 == 0 && !layer.q_norm.empty() &&
-                         !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm) && turns_narrow(pass, i);
-    Rows dqkvr;
-    if (at_once) {
-      dqkvr = context.scratch.bf16_matrix(T, Q + 2 * KV);
-      ops.narrow(context, {back.dv, dqkvr.narrow.columns(Q + KV, KV)});
-    }
     for (bool at_queries : {true, false}) {
-      const Matrix d = at_queries ? back.dq : back.dk;
+      const Rows& d = at_queries ? dq : dk;
+      const Rows& raw = at_queries ? s.raw_q : s.raw_k;
       const int64_t heads = at_queries ? c.heads : c.kv_heads;
       const Values& weight = at_queries ? layer.q_norm : layer.k_norm;
       RopeArgs turn;
-      turn.x = d;
+      turn.x = d.wide, turn.narrow_x = turn.narrow_y = d.narrow;
       turn.heads = int(heads), turn.head_dim = int(c.head_dim);
       if (rope >= 0) {
         const RopeTable& table = *pass.ropes[size_t(rope)];
@@ -268,10 +278,9 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         turn.positions = at_queries ? q_positions : pass.positions.data();
       }
       turn.inverse = true;
-      if (at_once) {
+      if (at_once && !weight.empty()) {
         turn.norm_weight = weight.data(), turn.eps = c.norm_eps;
-        turn.normed = at_queries ? s.raw_q : s.raw_k;
-        turn.narrow_y = dqkvr.narrow.columns(at_queries ? 0 : Q, at_queries ? Q : KV);
+        turn.normed = raw.wide, turn.narrow_normed = raw.narrow;
         ops.rope(context, turn);
         continue;
       }
@@ -280,16 +289,20 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         NormBackwardArgs args;
         args.kind = NormKind::rms;
         args.eps = c.norm_eps;
-        args.x = at_queries ? s.raw_q : s.raw_k;
+        args.x = raw.wide;
+        if (raw.narrow.data) {
+          args.x = context.scratch.matrix(raw.rows(), raw.cols());
+          ops.widen(context, {raw.narrow, args.x});
+        }
         args.weight = weight.data();
-        args.dy = args.dx = d;
+        args.dy = args.dx = d.wide;
         args.dweight = gradients.values(weight);
         args.groups = int(heads);
         ops.norm_backward(context, args);
       }
     }
     if (few) {
-      const Matrix dkv = dqkv.columns(Q, 2 * KV);
+      const Matrix dkv = dqkv.wide.columns(Q, 2 * KV);
       gradients.linear(context, *layer.q, {}, back.dq, s.a_few);
       gradients.linear(context, *layer.kv, {}, dkv, s.a);
       if (float* bias = gradients.values(layer.qkv_bias)) {
@@ -297,7 +310,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         ops.linear_backward(context, {dkv, {}, {}, bias + Q});
       }
     }
-    if (!few && !at_once) dqkvr = gradient_for(*layer.qkv, dqkv);
+    const Rows dqkvr = few || at_once ? dqkv : gradient_for(*layer.qkv, dqkv.wide);
     if (!few) gradients.linear(context, *layer.qkv, layer.qkv_bias, dqkvr, s.a);
     const bool norm_trains = !post && (gradients.wants(layer.attention_norm.weight) || gradients.wants(layer.attention_norm.bias));
     const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);
@@ -305,18 +318,20 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     if (few) {
       const bool has_norm = !post && layer.attention_norm;
       const Matrix dn = has_norm ? context.scratch.matrix(T, C) : whole, dn_few = context.scratch.matrix(R, C);
-      linear_input(context, gradients, *layer.kv, dqkv.columns(Q, 2 * KV), dn);
+      linear_input(context, gradients, *layer.kv, dqkv.wide.columns(Q, 2 * KV), dn);
       linear_input(context, gradients, *layer.q, back.dq, dn_few);
       ops.scatter(context, {dn_few, dn, queries.rows.data(), true});
       if (has_norm) norm_gradient(layer.attention_norm, x, dn, go_on ? whole : Matrix{}, false);
       if (go_on) ops.scatter(context, {dy, whole, queries.rows.data(), true});
-      dy = whole;
+      dy = whole, is_rounded = false;
     } else if (!post && layer.attention_norm) {
-      const Matrix dn = context.scratch.matrix(T, C);
+      const Rows dn = made_for(narrow_into(context, *layer.qkv), T, C);
       linear_input(context, gradients, *layer.qkv, dqkvr, dn);
-      norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true);
+      norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true, go_on ? rounded : Bf16Matrix{});
+      is_rounded = rounds;
     } else {
       linear_input(context, gradients, *layer.qkv, dqkvr, dy, dy);
+      is_rounded = false;
     }
   }
 

@@ -177,7 +177,7 @@ bool VisionTower::trains(const Gradients& gradients) const {
 }
 
 Transformer::Observer VisionTower::record(Context& context, Tape& tape, const Gradients& gradients) const {
-  return blocks_->record(context, tape, lowest_trained(gradients));
+  return blocks_->record(context, tape, lowest_trained(gradients), gradients);
 }
 
 void VisionTower::merge_backward(Context& context, const Merger& merger, const Matrix& x, const Matrix& dy, const Matrix& dx,

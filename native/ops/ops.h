@@ -118,6 +118,7 @@ struct RopeArgs {
   /// With inverse and norm_weight, where OperationTable::narrow_rows and into narrow_y: what the norm was of. x, a gradient, then goes back
   /// through rotation and norm.
   Matrix normed = {};
+  Bf16Matrix narrow_normed = {};  // in its place
   /// x as bf16 and in the place of the result, where OperationTable::narrow_rows and head_dim and half are even; they may be the same.
   Bf16Matrix narrow_x = {}, narrow_y = {};
 };
@@ -195,6 +196,7 @@ struct NormBackwardArgs {
   bool add = false;               // dx += instead of =
   float *dweight = nullptr, *dbias = nullptr;
   int groups = 1;  // of C / groups neighbouring channels, each normed by itself and with the same weight [C / groups]: heads
+  Bf16Matrix narrow_dy = {}, narrow_dx = {};  // in the place of dy, and dx once more beside it, where OperationTable::narrow_rows
 
   /// One of them alone.
   NormBackwardArgs group(int g) const {
@@ -237,7 +239,7 @@ struct AttentionBackwardArgs {
   AttentionArgs forward;
   Matrix dy, dq, dk, dv;
   float* dbias = nullptr;
-  Bf16Matrix narrow_dy = {};  // in the place of dy, as in forward
+  Bf16Matrix narrow_dy = {}, narrow_dq = {}, narrow_dk = {}, narrow_dv = {};  // in their places, as in forward
 };
 
 /// dtable [V, C] += dy of the rows with that id, times scale.

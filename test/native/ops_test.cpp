@@ -253,6 +253,39 @@ void narrow_row_cases(const OperationTable& table) {
       for (int64_t t = 0; t < T; ++t)
         for (int64_t c = 0; c < Q; ++c) close &= std::fabs(at_once.m.row(t)[c] - back.m.row(t)[c]) <= std::fabs(back.m.row(t)[c]) / 256 + 1e-5f;
       check(close, text(what, "back through rope and norm, ", half));
+      // All of it bf16, in the place of the gradient.
+      const Bf16Matrix slopes = context.scratch.bf16_matrix(T, Q), before = context.scratch.bf16_matrix(T, Q);
+      table.narrow(context, {y.m, before});
+      table.narrow(context, {slope.m, slopes});
+      table.widen(context, {before, raw.m});
+      table.widen(context, {slopes, slope.m});
+      rope.x = slope.m, rope.norm_weight = weight.data(), rope.normed = raw.m, rope.narrow_y = got;
+      table.rope(context, rope);
+      table.widen(context, {got, at_once.m});
+      rope.x = rope.normed = {}, rope.narrow_normed = before, rope.narrow_x = rope.narrow_y = slopes;
+      table.rope(context, rope);
+      same(slopes, at_once.m, "back through rope and norm in place");
+    }
+    // Gradients of norm: of rows of bf16, and with the result once more as bf16.
+    for (const int64_t C : {Q, int64_t(2112)}) {
+      const int64_t rows = 9;
+      Owned x(rows, C, 12), slope(rows, C, 13), dx(rows, C, 14), want(rows, C, 14);
+      const std::vector<float> scale = random_floats(size_t(C), 15);
+      std::vector<float> dweight(scale.size()), wanted(scale.size());
+      const Bf16Matrix slopes = context.scratch.bf16_matrix(rows, C), again = context.scratch.bf16_matrix(rows, C),
+                       expected = context.scratch.bf16_matrix(rows, C);
+      table.narrow(context, {slope.m, slopes});
+      table.widen(context, {slopes, slope.m});
+      NormBackwardArgs back;
+      back.kind = NormKind::rms, back.x = x.m, back.weight = scale.data(), back.add = true;
+      back.dy = slope.m, back.dx = want.m, back.dweight = wanted.data();
+      table.norm_backward(context, back);
+      back.dy = {}, back.narrow_dy = slopes, back.dx = dx.m, back.narrow_dx = again, back.dweight = dweight.data();
+      table.norm_backward(context, back);
+      table.narrow(context, {dx.m, expected});
+      finish(context);
+      check(equal(dx.m, want.m) && dweight == wanted, text(what, "norm back from bf16, ", C));
+      check(std::equal(again.data, again.data + rows * C, expected.data), text(what, "norm back, as bf16 too, ", C));
     }
     table.narrow(context, {qkv.m.columns(Q + KV, KV), narrow.columns(Q + KV, KV)});
     AttentionArgs args;
@@ -268,6 +301,19 @@ void narrow_row_cases(const OperationTable& table) {
     args.y = {}, args.narrow_y = got;
     table.attention(context, args);
     same(got, y.m, "attention's results");
+    AttentionBackwardArgs back;
+    Owned gradients(T, Q + 2 * KV, 16);
+    const Bf16Matrix rows = context.scratch.bf16_matrix(T, Q + 2 * KV);
+    back.forward = args;
+    back.narrow_dy = got;
+    back.dq = gradients.m.columns(0, Q), back.dk = gradients.m.columns(Q, KV), back.dv = gradients.m.columns(Q + KV, KV);
+    table.attention_backward(context, back);
+    back.dq = back.dk = back.dv = {};
+    back.narrow_dq = rows.columns(0, Q), back.narrow_dk = rows.columns(Q, KV), back.narrow_dv = rows.columns(Q + KV, KV);
+    table.attention_backward(context, back);
+    same(back.narrow_dq, gradients.m.columns(0, Q), "attention's gradients by queries");
+    same(back.narrow_dk, gradients.m.columns(Q, KV), "attention's gradients by keys");
+    same(back.narrow_dv, gradients.m.columns(Q + KV, KV), "attention's gradients by values");
   }
 }
 

@@ -147,7 +147,7 @@ void convolve_backward(Context& context, const Convolution& convolution, const M
 }
 
 Transformer::Observer AudioEncoder::record(Context& context, Tape& tape, const Gradients& gradients) const {
-  return blocks_->record(context, tape, stem_trains(gradients) ? 0 : blocks_->lowest_trained(gradients));
+  return blocks_->record(context, tape, stem_trains(gradients) ? 0 : blocks_->lowest_trained(gradients), gradients);
 }
 
 bool AudioEncoder::trains(const Gradients& gradients) const {
