@@ -339,6 +339,19 @@ void linear_backward(Context&, const LinearBackwardArgs& a) {
   }
 }
 
+void low_rank_backward(Context&, const LowRankBackwardArgs& a) {
+  const auto at = [](const Bf16Matrix& m, int64_t t, int64_t c) { return double(bf16_to_f32(m.row(t)[c])); };
+  for (const LowRankBackwardArgs::Part& p : a.parts)
+    for (int64_t t = 0; t < a.dy.rows; ++t)
+      for (int64_t r = 0; r < p.rank; ++r) {
+        double through_a = 0, through_b = 0;
+        for (int64_t k = 0; k < a.x.cols; ++k) through_a += at(a.x, t, k) * p.a[r * a.x.cols + k];
+        for (int64_t n = 0; n < p.rows; ++n) through_b += at(a.dy, t, p.first + n) * p.b[n * p.rank + r];
+        for (int64_t k = 0; k < a.x.cols; ++k) p.da[r * a.x.cols + k] += float(p.scale * through_b * at(a.x, t, k));
+        for (int64_t n = 0; n < p.rows; ++n) p.db[n * p.rank + r] += float(p.scale * through_a * at(a.dy, t, p.first + n));
+      }
+}
+
 void attention_backward(Context&, const AttentionBackwardArgs& args) {
   const AttentionArgs& a = args.forward;
   for (const Matrix* m : {&args.dq, &args.dk, &args.dv})
@@ -461,6 +474,7 @@ const OperationTable& reference_table() {
     t.activate = activate;
     t.activate_backward = activate_backward;
     t.linear_backward = linear_backward;
+    t.low_rank_backward = low_rank_backward;
     t.attention_backward = attention_backward;
     t.embed_backward = embed_backward;
     t.pool_backward = pool_backward;

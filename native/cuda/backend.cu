@@ -199,6 +199,7 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
 #endif
     fill(*made);
     made->table.narrow_rows = made->device.warpgroups;
+    if (made->table.narrow_rows) made->table.low_rank_backward = low_rank_backward;
     made->table.packs_changes = true;
     backend = std::move(made);
     return &backend->table;

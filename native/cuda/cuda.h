@@ -437,6 +437,7 @@ void repack(Context&, const WeightSource&, Weight&);
 void pack_transposed(Context&, const Weight&, std::unique_ptr<Weight>&);
 void linear(Context&, const LinearArgs&);
 void linear_backward(Context&, const LinearBackwardArgs&);
+void low_rank_backward(Context&, const LowRankBackwardArgs&);
 void attention(Context&, const AttentionArgs&);
 void attention_backward(Context&, const AttentionBackwardArgs&);
 void embed(Context&, const EmbedArgs&);

@@ -234,6 +234,25 @@ struct LinearBackwardArgs {
   Bf16Matrix narrow_dy = {}, narrow_x = {};  // in their places, where OperationTable::narrow_rows; then reduced
 };
 
+/// Gradients of low-rank changes scale * b a of parts of a weight, each having outputs [first, first + rows) of it (LoRA): with its columns
+/// dy' of dy, da [rank, K] += scale * (dy' b)^T x and db [rows, rank] += scale * dy'^T (x a^T). a, b and what they are multiplied with may be
+/// rounded to bf16.
+struct LowRankBackwardArgs {
+  struct Part {
+    int64_t first, rows, rank;
+    float scale;
+    const float *a, *b;
+    float *da, *db;
+  };
+  Bf16Matrix dy, x;  // [T, N], [T, K]
+  std::vector<Part> parts;
+
+  /// Whether a part like this is supported: rows are read by eights.
+  static bool fits(const Bf16Matrix& dy, const Bf16Matrix& x, int64_t first, int64_t rows, int64_t rank) {
+    return dy.data && x.data && dy.stride % 8 == 0 && x.stride % 8 == 0 && x.cols % 64 == 0 && first % 8 == 0 && rows % 8 == 0 && rank <= 32;
+  }
+};
+
 /// Gradients of attention; `forward` without y. dq, dk, dv are overwritten. dbias like AttentionArgs::bias.
 struct AttentionBackwardArgs {
   AttentionArgs forward;
@@ -345,6 +364,8 @@ struct OperationTable {
   void (*activate)(Context&, const ActivateArgs&) = nullptr;
   void (*activate_backward)(Context&, const ActivateBackwardArgs&) = nullptr;
   void (*linear_backward)(Context&, const LinearBackwardArgs&) = nullptr;
+  /// Null: by linear and linear_backward, as where it does not fit.
+  void (*low_rank_backward)(Context&, const LowRankBackwardArgs&) = nullptr;
   void (*attention_backward)(Context&, const AttentionBackwardArgs&) = nullptr;
   void (*embed_backward)(Context&, const EmbedBackwardArgs&) = nullptr;
   void (*pool_backward)(Context&, const PoolBackwardArgs&) = nullptr;

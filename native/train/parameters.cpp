@@ -313,12 +313,19 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
   if (found == uses_.end() || !found->second.trains) return;
   const bool reduced = is_reduced(weight.format);
   int64_t first = 0;
+  LowRankBackwardArgs together{dy.narrow, x.narrow, {}};
   for (size_t i = 0; i < found->second.parts.names.size(); ++i) {
     const int64_t rows = found->second.parts.rows[i];
     const Rows own = dy.columns(first, rows);
     const std::string& name = found->second.parts.names[i];
     const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
-    if (const LowRank* low = low_rank(name)) low_rank_gradient(context, *low, own, x, channels, reduced);
+    if (const LowRank* low = low_rank(name)) {
+      if (context.ops.low_rank_backward && reduced && channels == 0 && low->mask.empty() &&
+          LowRankBackwardArgs::fits(dy.narrow, x.narrow, first, rows, low->rank))
+        together.parts.push_back({first, rows, low->rank, low->scale, low->a->value.data(), low->b->value.data(), low->a->gradient.data(),
+                                  low->b->gradient.data()});
+      else low_rank_gradient(context, *low, own, x, channels, reduced);
+    }
     Parameter* parameter = dense(name);
     first += rows;
     if (!parameter) continue;
@@ -330,6 +337,7 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
       context.ops.linear_backward(context, args);
     }
   }
+  if (!together.parts.empty()) context.ops.low_rank_backward(context, together);
 }
 
 /// With t = x (scale A)^T and u = dy (scale B): dB += dy^T t, dA += u^T x.

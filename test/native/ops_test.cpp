@@ -317,6 +317,47 @@ void narrow_row_cases(const OperationTable& table) {
   }
 }
 
+/// Parts of different ranks, some more than one block has columns or multiplies at a time.
+void low_rank_cases(const OperationTable& table, const OperationTable& reference) {
+  if (!table.low_rank_backward || &table == &reference) return;
+  struct Case {
+    int64_t rows, k;
+    std::vector<std::array<int64_t, 2>> parts;  // outputs, rank
+  };
+  for (const auto& [T, K, parts] : {Case{1, 64, {{{8, 1}}}}, Case{37, 192, {{{520, 16}}, {{64, 4}}, {{1032, 20}}}}, Case{700, 128, {{{64, 32}}}},
+                                    Case{130, 64, {{{40, 8}}, {{8, 32}}, {{24, 16}}, {{16, 3}}, {{72, 17}}}}}) {
+    Context context(table, 1), plain(reference, 1);
+    int64_t N = 0;
+    for (const auto& part : parts) N += part[0];
+    const std::string what = text(table.name, " low_rank_backward ", T, "x", K, "x", N);
+    // Columns of a longer row, as those of queries and keys are.
+    Owned dy(T, N + 8, 1), x(T, K, 2);
+    const Bf16Matrix slopes = context.scratch.bf16_matrix(T, N + 8), inputs = context.scratch.bf16_matrix(T, K);
+    table.narrow(context, {dy.m, slopes});
+    table.narrow(context, {x.m, inputs});
+    finish(context);
+    LowRankBackwardArgs got{slopes.columns(8, N), inputs, {}}, want = got;
+    std::vector<std::vector<float>> memory;
+    const auto values = [&](int64_t count, unsigned seed) { return memory.emplace_back(random_floats(size_t(count), seed)).data(); };
+    memory.reserve(6 * parts.size());
+    int64_t first = 0;
+    for (const auto& [rows, rank] : parts) {
+      const float *a = values(rank * K, 3), *b = values(rows * rank, 4);
+      for (LowRankBackwardArgs* args : {&got, &want}) args->parts.push_back({first, rows, rank, 0.5f, a, b, values(rank * K, 5), values(rows * rank, 6)});
+      first += rows;
+    }
+    reference.low_rank_backward(plain, want);
+    table.low_rank_backward(context, got);
+    finish(context);
+    for (size_t i = 0; i < parts.size(); ++i) {
+      const auto [rows, rank] = parts[i];
+      const std::string which = text(what, ", part ", i);
+      check_close({got.parts[i].da, rank, K, K}, {want.parts[i].da, rank, K, K}, 3e-2, which + ", a");
+      check_close({got.parts[i].db, rows, rank, rank}, {want.parts[i].db, rows, rank, rank}, 3e-2, which + ", b");
+    }
+  }
+}
+
 void row_cases(const OperationTable& table, const OperationTable& reference) {
   Context context(table, 2), plain(reference, 1);
   for (int64_t C : {5, 16, 20, 384, 1001}) {
@@ -739,7 +780,7 @@ int main(int count, char** arguments) {
   for (const OperationTable* table : tables) {
     require(*table);
     require_training(*table);
-    if (wants("linear")) linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table);
+    if (wants("linear")) linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table), low_rank_cases(*table, reference);
     if (wants("attention")) attention_cases(*table, reference);
     if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference);
     if (wants("backward")) backward_cases(*table, reference);
