@@ -632,6 +632,15 @@ void attention_backward(Context& context, const AttentionBackwardArgs& args) {
   });
 }
 
+void contrast_rows(Context& context, const ContrastArgs& args) {
+  each_rows(context, args.scores.rows, args.scores.cols, [&](int64_t first, int64_t count) {
+    ContrastArgs part = args;
+    part.scores = args.scores.slice(first, count), part.y = args.y.slice(first, count);
+    part.offsets += first, part.losses += first;
+    contrast(context, part);
+  });
+}
+
 constexpr int64_t kNumbers = 1 << 15;  // in a block of the optimizer's
 
 void adamw(Context& context, const AdamWArgs& args) {
@@ -682,6 +691,7 @@ OperationTable table_of(const Kernels& kernels) {
   t.embed_backward = embed_backward;
   t.pool_backward = pool_backward;
   t.normalize_backward = normalize_backward;
+  t.contrast = contrast_rows;
   t.adamw = adamw;
   t.squares = squares;
   return t;

@@ -393,6 +393,32 @@ void attention_backward(Context&, const AttentionBackwardArgs& args) {
 
 }  // namespace
 
+void contrast(Context&, const ContrastArgs& a) {
+  std::vector<char> is_positive(static_cast<size_t>(a.scores.cols));
+  for (int64_t i = 0; i < a.scores.rows; ++i) {
+    const float* s = a.scores.row(i);
+    float* y = a.y.row(i);
+    std::fill_n(y, a.y.cols, 0.f);
+    a.losses[i] = 0;
+    std::fill(is_positive.begin(), is_positive.end(), 0);
+    for (int32_t p = a.offsets[i]; p < a.offsets[i + 1]; ++p) is_positive[size_t(a.positives[p])] = 1;
+    for (int32_t p = a.offsets[i]; p < a.offsets[i + 1]; ++p) {
+      const int64_t own = a.positives[p];
+      const auto counts = [&](int64_t d) { return d == own || (!is_positive[size_t(d)] && (a.margin < 0 || s[d] <= s[own] + a.margin)); };
+      double most = s[own], sum = 0;
+      for (int64_t d = 0; d < a.scores.cols; ++d)
+        if (counts(d)) most = std::max<double>(most, s[d]);
+      const auto power = [&](int64_t d) { return std::exp((s[d] - most) / a.temperature); };
+      for (int64_t d = 0; d < a.scores.cols; ++d)
+        if (counts(d)) sum += power(d);
+      const double weight = 1.0 / (a.offsets[i + 1] - a.offsets[i]);
+      a.losses[i] += weight * (std::log(sum) + (most - s[own]) / a.temperature);
+      for (int64_t d = 0; d < a.scores.cols; ++d)
+        if (counts(d)) y[d] += float(a.factor * weight / a.temperature * (power(d) / sum - (d == own)));
+    }
+  }
+}
+
 void embed_backward(Context&, const EmbedBackwardArgs& a) {
   for (int64_t t = 0; t < a.dy.rows; ++t)
     for (int64_t c = 0; a.ids[t] >= 0 && c < a.dy.cols; ++c) a.dtable.row(a.ids[t])[c] += a.dy.row(t)[c] * a.scale;
@@ -479,6 +505,7 @@ const OperationTable& reference_table() {
     t.embed_backward = embed_backward;
     t.pool_backward = pool_backward;
     t.normalize_backward = normalize_backward;
+    t.contrast = contrast;
     t.adamw = adamw;
     t.squares = squares;
     return t;

@@ -95,6 +95,7 @@ void fill(Backend& backend) {
   t.attention = attention;
   t.gather = gather;
   t.scatter = scatter;
+  t.clear = clear;
   t.pool = pool;
   t.normalize = normalize;
   t.narrow = narrow;
@@ -107,6 +108,7 @@ void fill(Backend& backend) {
   t.embed_backward = embed_backward;
   t.pool_backward = pool_backward;
   t.normalize_backward = normalize_backward;
+  t.contrast = contrast;
   t.adamw = adamw;
   t.squares = squares;
   t.merge = merge;

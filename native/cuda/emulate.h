@@ -326,6 +326,12 @@ inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream
   conan::cuda::emulated::later([=] { std::memset(to, value, bytes); });
   return cudaSuccess;
 }
+inline cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
+  conan::cuda::emulated::later([=] {
+    for (size_t i = 0; i < height; ++i) std::memset(static_cast<char*>(to) + i * pitch, value, width);
+  });
+  return cudaSuccess;
+}
 /// From pageable memory: its bytes have been taken when this returns. To pageable memory: they are there when this returns.
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind,
                                      cudaStream_t) {

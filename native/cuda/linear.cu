@@ -62,6 +62,46 @@ __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int6
   }
 }
 
+/// The same of a part with a change of few ranks, not in whole numbers: a thread has two columns of so many rows, and holds a's numbers.
+constexpr int rows_changed = 64;
+
+template <int ranks>
+__global__ void __launch_bounds__(columns_packed / 2)
+    pack_changed(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
+                 void* values, int64_t stride, WeightSource::Change change, int name, int* broken) {
+  __shared__ float b[rows_changed][ranks];
+  const int64_t row0 = int64_t(blockIdx.x) * rows_changed, k = int64_t(blockIdx.y) * columns_packed + 2 * threadIdx.x;
+  for (int i = int(threadIdx.x); i < rows_changed * ranks; i += columns_packed / 2) {
+    const int64_t row = row0 + i / ranks, r = i % ranks;
+    b[i / ranks][r] = row < part_rows && r < change.rank ? change.b[row * change.rank + r] : 0;
+  }
+  float a[2][ranks];
+#pragma unroll
+  for (int e = 0; e < 2; ++e)
+#pragma unroll
+    for (int r = 0; r < ranks; ++r) a[e][r] = r < change.rank && k + e < K ? change.scale * change.a[r * K + k + e] : 0;
+  __syncthreads();
+  if (k >= stride) return;
+#pragma unroll 4
+  for (int i = 0; i < rows_changed; ++i) {
+    const int64_t row = row0 + i;
+    if (row >= part_rows) break;
+    float x[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float sum = 0;
+#pragma unroll
+      for (int r = 0; r < ranks; ++r) sum += b[i][r] * a[e][r];
+      x[e] = k + e < K ? file_word(part, dtype, row * K + k + e) + sum : 0;
+      if (!(fabsf(x[e]) <= 3.402823466e38f)) atomicCAS(broken, 0, name);
+    }
+    const int64_t at = packed_row(first + row, rows, gated) * stride + k;
+    if (format == WeightFormat::f32) *reinterpret_cast<float2*>(static_cast<float*>(values) + at) = {x[0], x[1]};
+    else if (format == WeightFormat::bf16) *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(values) + at) = pack_bf16(x[0], x[1]);
+    else *reinterpret_cast<uint32_t*>(static_cast<uint16_t*>(values) + at) = uint32_t(to_f16(x[0])) | uint32_t(to_f16(x[1])) << 16;
+  }
+}
+
 /// Columns become rows, zeros up to the stride; by tiles of 32 x 32, so that neighbours read and write neighbours.
 template <class Word>
 __global__ void turn(const void* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t to_stride) {
@@ -105,6 +145,13 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, boo
     if (part.dtype != Dtype::f32 && part.dtype != Dtype::bf16 && part.dtype != Dtype::f16)
       fail("UNSUPPORTED_DTYPE", "tensor \"", source.name, "\": expected float32, bfloat16 or float16, got ", dtype_name(part.dtype));
     const void* bytes = there ? part.data : args.in(static_cast<const char*>(part.data), int64_t(part.bytes()));
+    if (change.rank > 0 && change.rank <= 32 && weight.format != WeightFormat::i8) {
+      launch(args.device, change.rank <= 16 ? pack_changed<16> : pack_changed<32>,
+             dim3(blocks(part.shape[0], rows_changed), blocks(weight.stride, columns_packed)), dim3(columns_packed / 2), bytes, part.dtype,
+             part.shape[0], weight.cols, first, weight.rows, weight.gated, weight.format, weight.values, weight.stride, change, name, broken);
+      first += part.shape[0];
+      continue;
+    }
     const dim3 grid(blocks(part.shape[0], 8), weight.format == WeightFormat::i8 ? 1 : blocks(weight.stride, columns_packed));
     launch(args.device, pack_rows, grid, dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated, weight.format,
            weight.values, weight.stride, weight.scale, change, name, broken);

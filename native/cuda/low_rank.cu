@@ -34,7 +34,7 @@ struct Layout {
 /// Block x has some columns of m [T, N], block y some rows. Sums over the rows, m^T v, v [T, ranks of all]: a part of its own for every y,
 /// [y, N, 16 tiles]. With by_rows products with b too, a part of its own for every block of a span, [block, T, ranks of all].
 template <int tiles, int columns, bool by_rows>
-__global__ void __launch_bounds__(threads) low_rank_columns(Spans spans, NarrowView m, NarrowView v, float* sums_by_columns, float* sums_by_rows) {
+__global__ void __launch_bounds__(threads, tiles == 1 || !by_rows ? 2 : 1) low_rank_columns(Spans spans, NarrowView m, NarrowView v, float* sums_by_columns, float* sums_by_rows) {
   using L = Layout<tiles, columns, by_rows>;
   constexpr int high = columns / warps / 16, own_words = columns / warps / 8;
   CONAN_LAUNCH_MEMORY(memory);
@@ -164,8 +164,7 @@ __global__ void add_rows(Spans spans, const float* sums, NarrowView y, int colum
   while (which + 1 < spans.count && rank >= spans.of[which + 1].rank0) ++which;
   const int blocks = (spans.of[which].count + columns - 1) / columns;
   const float* const from = sums + 2 * i;
-  *reinterpret_cast<uint32_t*>(y.data + 2 * i) =
-      pack_bf16(sum_of(from, y.rows * y.cols, blocks), sum_of(from + 1, y.rows * y.cols, blocks));
+  *reinterpret_cast<uint32_t*>(y.data + 2 * i) = pack_bf16(sum_of(from, y.rows * y.cols, blocks), sum_of(from + 1, y.rows * y.cols, blocks));
 }
 
 /// A span's gradient [count, rank], or where it is `turned` [rank, count], += scale times the sum of the parts [parts, all, ranks] of it.
@@ -205,8 +204,8 @@ void run(Arguments& args, const NarrowView& dy, const NarrowView& x, const LowRa
     const LowRankBackwardArgs::Part& part = parts[i];
     const int rank = int(part.rank);
     by_a.of[i] = {0, int(K), 0, ranks, rank, part.scale, args.in(part.a, rank * K), args.inout(part.da, rank * K)};
-    by_b.of[i] = {int(part.first), int(part.rows), 0, ranks, rank, part.scale, args.in(part.b, part.rows * rank),
-                  args.inout(part.db, part.rows * rank)};
+    by_b.of[i] = {
+        int(part.first), int(part.rows), 0, ranks, rank, part.scale, args.in(part.b, part.rows * rank), args.inout(part.db, part.rows * rank)};
     ranks += 16 * tiles_of(rank);
   }
   by_a.count = by_b.count = count;
@@ -245,8 +244,8 @@ void run(Arguments& args, const NarrowView& dy, const NarrowView& x, const LowRa
     using L = Layout<tiles, wide, true>;
     const int stripes = stripes_of(all, L::rows);
     float* const sums = args.scratch<float>(stripes * dy.cols * L::ranks);
-    launch_shared(args.device, low_rank_columns<tiles, wide, true>, dim3(unsigned(all), unsigned(stripes)), dim3(threads), L::shared, some, dy, t, sums,
-                  by_rows);
+    launch_shared(args.device, low_rank_columns<tiles, wide, true>, dim3(unsigned(all), unsigned(stripes)), dim3(threads), L::shared, some, dy, t,
+                  sums, by_rows);
     const int64_t numbers = most(some, [](const Span& s) { return int64_t(s.count) * s.rank; });
     launch(args.device, add_gradients, dim3(blocks(numbers, 128), unsigned(some.count)), dim3(128), some, static_cast<const float*>(sums), stripes,
            dy.cols, int(L::ranks), false);

@@ -566,6 +566,62 @@ __global__ void widen_f32(NarrowView x, View y) {
       });
 }
 
+/// What `each` makes of all lanes' values, for every thread of a block of 256.
+template <class Each>
+__device__ __forceinline__ float of_block(float value, float (&shares)[warps], const Each& each) {
+  value = each.of_warp(value);
+  __syncthreads();  // what was there has been read
+  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = value;
+  __syncthreads();
+  value = shares[0];
+#pragma unroll
+  for (int w = 1; w < warps; ++w) value = each(value, shares[w]);
+  return value;
+}
+struct Most {
+  static __device__ __forceinline__ float of_warp(float x) { return warp_max(x); }
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+  static __device__ __forceinline__ float of_warp(float x) { return warp_sum(x); }
+  __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+};
+
+/// A block a row; a thread has every 256th column. Which are positives is one bit each.
+__global__ void __launch_bounds__(32 * warps) contrast_f32(ContrastArgs a, View scores, View y, double* losses) {
+  CONAN_LAUNCH_MEMORY(memory);
+  __shared__ float shares[warps];
+  uint32_t* const bits = reinterpret_cast<uint32_t*>(memory);
+  const int id = int(threadIdx.x), M = int(scores.cols), first = a.offsets[blockIdx.x], end = a.offsets[blockIdx.x + 1];
+  const float* const s = scores.row(blockIdx.x);
+  float* const to = y.row(blockIdx.x);
+  for (int word = id; word < (M + 31) / 32; word += 32 * warps) bits[word] = 0;
+  for (int p = first; p < end; ++p)  // each word has one thread that writes it
+    if (const int d = a.positives[p]; d / 32 % (32 * warps) == id) bits[d / 32] |= 1u << d % 32;
+  for (int d = id; d < M; d += 32 * warps) to[d] = 0;
+  __syncthreads();
+  float loss = 0;
+  const float weight = 1 / float(end - first);
+  for (int p = first; p < end; ++p) {
+    const int positive = a.positives[p];
+    const float own = s[positive];
+    const auto counts = [&](int d, float score) {
+      return d == positive || (!(bits[d / 32] >> d % 32 & 1) && (a.margin < 0 || score <= own + a.margin));
+    };
+    float most = own, sum = 0;
+    for (int d = id; d < M; d += 32 * warps)
+      if (counts(d, s[d])) most = fmaxf(most, s[d]);
+    most = of_block(most, shares, Most());
+    for (int d = id; d < M; d += 32 * warps)
+      if (counts(d, s[d])) sum += expf((s[d] - most) / a.temperature);
+    sum = of_block(sum, shares, Sum());
+    loss += weight * (logf(sum) + (most - own) / a.temperature);
+    for (int d = id; d < M; d += 32 * warps)
+      if (counts(d, s[d])) to[d] += a.factor * weight / a.temperature * (expf((s[d] - most) / a.temperature) / sum - (d == positive ? 1 : 0));
+  }
+  if (id == 0) losses[blockIdx.x] = loss;
+}
+
 __global__ void adamw_f32(AdamWArgs a) {
   const int64_t i = int64_t(blockIdx.x) * 256 + threadIdx.x;
   if (i >= a.count) return;
@@ -706,6 +762,14 @@ void scatter(Context& context, const ScatterArgs& a) {
   launch_parts(args, scatter_f32, a.x.rows, a.x.cols, args.in(a.x), args.inout(a.y), args.in(a.rows, a.x.rows), a.add);
 }
 
+void clear(Context& context, const Matrix& x) {
+  Arguments args(context);
+  const View there = args.out(x);
+  if (x.rows > 0)
+    check(cudaMemset2DAsync(there.data, size_t(there.stride) * sizeof(float), 0, size_t(x.cols) * sizeof(float), size_t(x.rows), args.device.stream),
+          "memset");
+}
+
 void pool(Context& context, const PoolArgs& a) {
   Arguments args(context);
   launch_columns(args, pool_f32, a.y.cols, unsigned(a.y.rows), args.in(a.x), args.out(a.y), args.in(a.offsets, a.y.rows + 1), a.mode);
@@ -757,6 +821,16 @@ void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   else launch_parts(args, activate_backward_f32, rows, cols, a.activation, a.gated, x, dy, dx);
 }
 
+void contrast(Context& context, const ContrastArgs& a) {
+  Arguments args(context);
+  const int64_t N = a.scores.rows;
+  ContrastArgs there = a;
+  there.offsets = args.in(a.offsets, N + 1);
+  there.positives = args.in(a.positives, N > 0 ? a.offsets[N] : 0);
+  launch_shared(args.device, contrast_f32, dim3(unsigned(N)), dim3(32 * warps), int((a.scores.cols + 31) / 32 * 4), there, args.in(a.scores),
+                args.out(a.y), args.out(a.losses, N));
+}
+
 void adamw(Context& context, const AdamWArgs& a) {
   Arguments args(context);
   AdamWArgs there = a;
@@ -769,7 +843,7 @@ void squares(Context& context, const SquaresArgs& a) {
   const unsigned parts = blocks(a.count, numbers);
   double* sums = args.scratch<double>(parts);
   launch(args.device, squares_f32, dim3(parts), dim3(32, 8), args.in(a.values, a.count), a.count, sums);
-  launch(args.device, sum_f64, dim3(1), dim3(1), static_cast<const double*>(sums), int64_t(parts), args.inout(a.sum, 1));
+  launch(args.device, sum_f64, dim3(1), dim3(1), static_cast<const double*>(sums), int64_t(parts), args.out(a.sum, 1));
 }
 
 }  // namespace conan::cuda

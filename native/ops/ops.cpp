@@ -33,6 +33,7 @@ void require_training(const OperationTable& t) {
                                                   {"embed_backward", t.embed_backward},
                                                   {"pool_backward", t.pool_backward},
                                                   {"normalize_backward", t.normalize_backward},
+                                                  {"contrast", t.contrast},
                                                   {"adamw", t.adamw},
                                                   {"squares", t.squares}};
   for (const auto& [name, present] : entries)
@@ -57,7 +58,7 @@ Floats::~Floats() {
 }
 
 void clear(Context& context, const Matrix& x) {
-  finish(context);
+  if (context.ops.clear) return context.ops.clear(context, x);
   for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x.row(i), x.cols, 0.f);
 }
 

@@ -280,6 +280,16 @@ struct NormalizeBackwardArgs {
   Matrix x, dy;
 };
 
+/// Rows of scores [N, M] look for their own columns: a row's loss is the mean over its positives p of
+/// -log(e^(s_p / t) / (e^(s_p / t) + the sum over its negatives of e^(s / t))) (InfoNCE), its negatives being all columns that are no
+/// positives, save those above s_p + margin where margin >= 0. y = factor times the gradient of the row's loss by the row.
+struct ContrastArgs {
+  Matrix scores, y;
+  const int32_t *offsets = nullptr, *positives = nullptr;  // row i's: positives[offsets[i] .. offsets[i + 1]); none: no loss
+  float temperature = 1, margin = -1, factor = 1;
+  double* losses = nullptr;  // [N]
+};
+
 /// A step of AdamW (Loshchilov & Hutter 2019) on `count` numbers; their gradient is cleared. With g = scale * gradient:
 /// first = beta1 * first + (1 - beta1) * g, second likewise with g^2,
 /// value = decay * value - rate * first / (sqrt(second) / correction + epsilon).
@@ -355,6 +365,8 @@ struct OperationTable {
   void (*attention)(Context&, const AttentionArgs&) = nullptr;
   void (*gather)(Context&, const GatherArgs&) = nullptr;
   void (*scatter)(Context&, const ScatterArgs&) = nullptr;
+  /// Sets x to zero. Null: by the host.
+  void (*clear)(Context&, const Matrix& x) = nullptr;
   void (*pool)(Context&, const PoolArgs&) = nullptr;
   void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
 
@@ -370,6 +382,7 @@ struct OperationTable {
   void (*embed_backward)(Context&, const EmbedBackwardArgs&) = nullptr;
   void (*pool_backward)(Context&, const PoolBackwardArgs&) = nullptr;
   void (*normalize_backward)(Context&, const NormalizeBackwardArgs&) = nullptr;
+  void (*contrast)(Context&, const ContrastArgs&) = nullptr;
   void (*adamw)(Context&, const AdamWArgs&) = nullptr;
   void (*squares)(Context&, const SquaresArgs&) = nullptr;
   /// Null on the CPU, where merging has loops of its own. From any thread; the result is there when it returns.

@@ -6,7 +6,6 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "base/thread_pool.h"
 
 namespace conan::train {
 
@@ -28,16 +27,20 @@ void add(std::vector<double>& y, double factor, const std::vector<double>& x) {
   for (size_t c = 0; c < y.size(); ++c) y[c] += factor * x[c];
 }
 
+std::vector<int64_t> sizes_of(const Matrix& vectors, const Matryoshka& matryoshka) {
+  for (const int64_t d : matryoshka.dimensions)
+    if (d < 1 || d > vectors.cols) fail("INVALID_OPTION", "matryoshka: expected 1 to ", vectors.cols, " dimensions, got ", d);
+  return matryoshka.dimensions.empty() ? std::vector<int64_t>{vectors.cols} : matryoshka.dimensions;
+}
+
 /// Calls body(unit rows, their gradient) for every size, and takes the gradient back to the rows as they are.
 double over_sizes(const Matrix& vectors, const Matryoshka& matryoshka, const Matrix& dy, const std::function<double(const Rows&, Rows&)>& body) {
   for (int64_t i = 0; i < dy.rows; ++i) std::fill_n(dy.row(i), dy.cols, 0.f);
-  std::vector<int64_t> sizes = matryoshka.dimensions;
-  if (sizes.empty()) sizes = {vectors.cols};
+  const std::vector<int64_t> sizes = sizes_of(vectors, matryoshka);
   Rows total(size_t(vectors.rows), std::vector<double>(size_t(vectors.cols)));
   double loss = 0, weights = 0;
   for (size_t s = 0; s < sizes.size(); ++s) {
     const auto d = size_t(sizes[s]);
-    if (sizes[s] < 1 || sizes[s] > vectors.cols) fail("INVALID_OPTION", "matryoshka: expected 1 to ", vectors.cols, " dimensions, got ", sizes[s]);
     const double weight = matryoshka.weights.empty() ? 1 : matryoshka.weights.at(s);
     weights += weight;
     Rows unit, gradient(size_t(vectors.rows), std::vector<double>(d));
@@ -58,79 +61,73 @@ double over_sizes(const Matrix& vectors, const Matryoshka& matryoshka, const Mat
   return loss / weights;
 }
 
-/// The loss of one that seeks, and by each score its slope; `share`: of its loss in the whole.
-double seek(const std::vector<double>& scores, const std::vector<int32_t>& partners, const Contrastive& options, double share, double* pull) {
-  if (partners.empty()) return 0;
-  std::vector<char> is_partner(scores.size());
-  for (int32_t d : partners) is_partner[size_t(d)] = 1;
-  double loss = 0;
-  const double weight = share / double(partners.size());
-  for (int32_t positive : partners) {
-    const double own = scores[size_t(positive)];
-    const auto counts = [&](size_t d) {
-      return d == size_t(positive) || (!is_partner[d] && (options.margin < 0 || scores[d] <= own + options.margin));
-    };
-    double most = own, sum = 0;
-    for (size_t d = 0; d < scores.size(); ++d)
-      if (counts(d)) most = std::max(most, scores[d]);
-    for (size_t d = 0; d < scores.size(); ++d)
-      if (counts(d)) sum += std::exp((scores[d] - most) / options.temperature);
-    loss += weight * (std::log(sum) + (most - own) / options.temperature);
-    for (size_t d = 0; d < scores.size(); ++d)
-      if (counts(d)) pull[d] += weight / options.temperature * (std::exp((scores[d] - most) / options.temperature) / sum - (d == size_t(positive)));
-  }
-  return loss;
-}
-
-/// body(first, end) on blocks of a few of `count`: what the others have is read once for all of a block.
-template <class Body>
-void each_few(int threads, size_t count, const Body& body) {
-  constexpr size_t few = 8;
-  WorkQueue queue(int64_t((count + few - 1) / few));
-  ThreadPool::instance().run(threads, [&](int) {
-    for (int64_t block; queue.next(block);) body(size_t(block) * few, std::min(count, (size_t(block) + 1) * few));
-  });
-}
-
-/// One direction: rows of `from` look for their partners among rows of `to`.
-double one_direction(const Rows& unit, const std::vector<int32_t>& from, const std::vector<int32_t>& to,
-                     const std::vector<std::vector<int32_t>>& partners, const Contrastive& options, double share, int threads, Rows& gradient) {
-  const size_t width = unit.empty() ? 0 : unit[0].size();
-  int64_t seekers = 0;
-  for (const auto& own : partners) seekers += !own.empty();
-  std::vector<double> pulls(from.size() * to.size()), losses(from.size());
-  each_few(threads, from.size(), [&](size_t first, size_t end) {
-    std::vector<std::vector<double>> scores(end - first, std::vector<double>(to.size()));
-    for (size_t d = 0; d < to.size(); ++d)
-      for (size_t q = first; q < end; ++q) scores[q - first][d] = inner(unit[size_t(from[q])], unit[size_t(to[d])]);
-    for (size_t q = first; q < end; ++q) losses[q] = seek(scores[q - first], partners[q], options, share / double(seekers), &pulls[q * to.size()]);
-  });
-  Rows at_from(from.size(), std::vector<double>(width)), at_to(to.size(), std::vector<double>(width));
-  each_few(threads, from.size(), [&](size_t first, size_t end) {
-    for (size_t d = 0; d < to.size(); ++d)
-      for (size_t q = first; q < end; ++q) add(at_from[q], pulls[q * to.size() + d], unit[size_t(to[d])]);
-  });
-  each_few(threads, to.size(), [&](size_t first, size_t end) {
-    for (size_t q = 0; q < from.size(); ++q)
-      for (size_t d = first; d < end; ++d) add(at_to[d], pulls[q * to.size() + d], unit[size_t(from[q])]);
-  });
-  for (size_t q = 0; q < from.size(); ++q) add(gradient[size_t(from[q])], 1, at_from[q]);
-  for (size_t d = 0; d < to.size(); ++d) add(gradient[size_t(to[d])], 1, at_to[d]);
-  return std::accumulate(losses.begin(), losses.end(), 0.0);
-}
-
 }  // namespace
 
-double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy, int threads) {
+double contrastive_loss(Context& context, const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, double factor,
+                        const Matrix& dy, PackedMatrices& packed) {
+  const OperationTable& ops = context.ops;
+  const int64_t R = vectors.rows;
+  const std::vector<int64_t> sizes = sizes_of(vectors, matryoshka);
+  const double weights =
+      matryoshka.weights.empty() ? double(sizes.size()) : std::accumulate(matryoshka.weights.begin(), matryoshka.weights.end(), 0.0);
   std::vector<std::vector<int32_t>> back(pairs.documents.size());
   for (size_t q = 0; q < pairs.positives.size(); ++q)
     for (int32_t d : pairs.positives[q]) back.at(size_t(d)).push_back(int32_t(q));
-  const double share = pairs.both_directions ? 0.5 : 1;
-  return over_sizes(vectors, matryoshka, dy, [&](const Rows& unit, Rows& gradient) {
-    double loss = one_direction(unit, pairs.queries, pairs.documents, pairs.positives, pairs, share, threads, gradient);
-    if (pairs.both_directions) loss += one_direction(unit, pairs.documents, pairs.queries, back, pairs, share, threads, gradient);
-    return loss;
-  });
+
+  double loss = 0;
+  clear(context, dy);
+  for (size_t s = 0; s < sizes.size(); ++s) {
+    Arena::Scope scope(context.scratch);
+    const int64_t d = sizes[s];
+    const double share = (matryoshka.weights.empty() ? 1 : matryoshka.weights.at(s)) / weights * (pairs.both_directions ? 0.5 : 1);
+    const Matrix raw = vectors.columns(0, d), unit = context.scratch.matrix(R, d), slope = context.scratch.matrix(R, d);
+    ops.scatter(context, {raw, unit});
+    ops.normalize(context, {unit});
+    clear(context, slope);
+    // Rows `from` look for their partners among rows `to`.
+    const auto seek = [&](const std::vector<int32_t>& from, const std::vector<int32_t>& to, const std::vector<std::vector<int32_t>>& partners) {
+      const auto N = int64_t(from.size()), M = int64_t(to.size());
+      std::vector<int32_t> offsets{0}, positives;
+      for (const std::vector<int32_t>& own : partners) {
+        positives.insert(positives.end(), own.begin(), own.end());
+        offsets.push_back(int32_t(positives.size()));
+      }
+      const auto seekers = std::count_if(partners.begin(), partners.end(), [](const auto& own) { return !own.empty(); });
+      if (seekers == 0) return;
+      const auto rows_of = [&](const std::vector<int32_t>& rows) {
+        const Matrix out = context.scratch.contiguous(int64_t(rows.size()), d);
+        ops.gather(context, {unit, out, rows.data()});
+        return out;
+      };
+      const auto product = [&](const Matrix& x, const Weight& weight, const Matrix& y) {
+        LinearArgs args;
+        args.x = x, args.weight = &weight, args.y = y;
+        ops.linear(context, args);
+      };
+      const Matrix seeking = rows_of(from), sought = rows_of(to), scores = context.scratch.matrix(N, M), pulls = context.scratch.matrix(N, M),
+                   at_from = context.scratch.matrix(N, d), at_to = context.scratch.matrix(M, d);
+      const Weight& weight = packed.pack(context, sought, WeightFormat::f32);
+      product(seeking, weight, scores);
+      std::vector<double> losses(from.size());
+      ContrastArgs contrast{scores, pulls, offsets.data(), positives.data()};
+      contrast.temperature = float(pairs.temperature), contrast.margin = float(pairs.margin);
+      contrast.factor = float(factor * share / double(seekers));
+      contrast.losses = losses.data();
+      ops.contrast(context, contrast);
+      product(pulls, packed.transposed(context, weight), at_from);
+      clear(context, at_to);
+      ops.linear_backward(context, {pulls, seeking, at_to});
+      ops.scatter(context, {at_from, slope, from.data(), true});
+      ops.scatter(context, {at_to, slope, to.data(), true});
+      finish(context);
+      loss += share / double(seekers) * std::accumulate(losses.begin(), losses.end(), 0.0);
+    };
+    seek(pairs.queries, pairs.documents, pairs.positives);
+    if (pairs.both_directions) seek(pairs.documents, pairs.queries, back);
+    ops.normalize_backward(context, {raw, slope});
+    ops.scatter(context, {slope, dy.columns(0, d), nullptr, true});
+  }
+  return loss;
 }
 
 double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy) {

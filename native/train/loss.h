@@ -4,13 +4,14 @@
 #include <cstdint>
 #include <vector>
 
-#include "base/tensor.h"
+#include "ops/ops.h"
+#include "train/packed.h"
 
 namespace conan::train {
 
 /// For each query the documents that belong to it; all other documents of the batch are its negatives, save those of `excluded`.
 struct Contrastive {
-  std::vector<int32_t> queries, documents;      // rows of the vectors
+  std::vector<int32_t> queries, documents;      // rows of the vectors, none twice in one of them
   std::vector<std::vector<int32_t>> positives;  // per query, indices into documents
   double temperature = 0.02;
   bool both_directions = false;  // documents look for their queries as well
@@ -37,9 +38,11 @@ struct Matryoshka {
 };
 
 /// Mean over queries, and over their positives, of -log(e^(s+/t) / (e^(s+/t) + sum over negatives of e^(s/t))), s the cosine; with both
-/// directions the mean of the two. dy [rows, C] is overwritten with the gradient.
-double contrastive_loss(const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, const Matrix& dy, int threads);
-/// log(1 + sum over pairs (i, j), grade i > grade j, of e^(scale (cos j - cos i))).
+/// directions the mean of the two. dy [rows, C] is overwritten with `factor` times the gradient. By operations: vectors and dy lie with the
+/// device.
+double contrastive_loss(Context& context, const Matrix& vectors, const Contrastive& pairs, const Matryoshka& matryoshka, double factor,
+                        const Matrix& dy, PackedMatrices& packed);
+/// log(1 + sum over pairs (i, j), grade i > grade j, of e^(scale (cos j - cos i))). By the host, as the next: dy is the gradient.
 double graded_loss(const Matrix& vectors, const Graded& pairs, const Matryoshka& matryoshka, const Matrix& dy);
 /// Mean over rows of 1 - cos(row, teacher), where the teacher has the model's dimensions (compared at every size), plus `relations` times
 /// the mean over pairs of rows of (their cosine - that of the teacher's)^2. As the first stage of Jasper and Stella (Zhang et al. 2024).

@@ -215,14 +215,6 @@ Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
   return a;
 }
 
-const Weight& Parameters::small_weight(Context& context, const Matrix& x, WeightFormat format) {
-  std::unique_ptr<Weight>& weight = small_weights_[{int(format), x.rows, x.cols}];
-  const WeightSource source{"LoRA", {view_of(x.data, x.rows, x.cols)}, false};
-  if (weight) context.ops.repack(context, source, *weight);
-  else weight = context.ops.pack(context, source, format);
-  return *weight;
-}
-
 const TensorView& Parameters::kept(Context& context, const LowRank& low) {
   const TensorView& stored = stored_.at(low.tensor);
   if (const auto [found, fresh] = residents_.try_emplace(low.tensor); fresh) found->second = reside(context, stored.data, stored.bytes());
@@ -234,7 +226,7 @@ Matrix Parameters::effective(Context& context, const LowRank& low) {
   const Matrix out = scaled(context, stored, 1);
   LinearArgs args;
   args.x = matrix_of(low.b->value, out.rows, low.rank);
-  args.weight = transposed(context, small_weight(context, scaled_a(context, low), WeightFormat::f32));
+  args.weight = &packed_.transposed(context, packed_.pack(context, scaled_a(context, low), WeightFormat::f32));
   args.residual = args.y = out;
   context.ops.linear(context, args);
   return out;
@@ -300,13 +292,6 @@ bool Parameters::wants(const TensorView& table) const {
          std::any_of(dense_.begin(), dense_.end(), [&](const auto& entry) { return entry.second && entry.second->value.data() == table.data; });
 }
 
-const Weight* Parameters::transposed(Context& context, const Weight& weight) {
-  // One for all weights of a shape: to turn a weight costs little beside a product with it, and to keep all turned would double the model.
-  std::unique_ptr<Weight>& turned = turned_[{int(weight.format), weight.rows, weight.cols}];
-  context.ops.pack_transposed(context, weight, turned);
-  return turned.get();
-}
-
 void Parameters::linear(Context& context, const Weight& weight, const Values& bias, const Rows& dy, const Rows& x) {
   const auto found = uses_.find(&weight);
   if (float* gradient = values(bias)) context.ops.linear_backward(context, {dy.wide, {}, {}, gradient, false, dy.narrow});
@@ -322,8 +307,8 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
     if (const LowRank* low = low_rank(name)) {
       if (context.ops.low_rank_backward && reduced && channels == 0 && low->mask.empty() &&
           LowRankBackwardArgs::fits(dy.narrow, x.narrow, first, rows, low->rank))
-        together.parts.push_back({first, rows, low->rank, low->scale, low->a->value.data(), low->b->value.data(), low->a->gradient.data(),
-                                  low->b->gradient.data()});
+        together.parts.push_back(
+            {first, rows, low->rank, low->scale, low->a->value.data(), low->b->value.data(), low->a->gradient.data(), low->b->gradient.data()});
       else low_rank_gradient(context, *low, own, x, channels, reduced);
     }
     Parameter* parameter = dense(name);
@@ -360,8 +345,8 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const R
     finish(context);
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
-  product(x, small_weight(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
-  product(dy, *transposed(context, small_weight(context, scaled(context, *low.b, low.scale), format)), u);
+  product(x, packed_.pack(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
+  product(dy, packed_.transposed(context, packed_.pack(context, scaled(context, *low.b, low.scale), format)), u);
   context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});

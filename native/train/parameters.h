@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "models/gradients.h"
+#include "train/packed.h"
 
 namespace conan::train {
 
@@ -78,7 +79,7 @@ class Parameters : public WeightObserver, public Gradients {
   bool wants(const Weight& weight) const override;
   bool wants(const Values& values) const override;
   bool wants(const TensorView& table) const override;
-  const Weight* transposed(Context& context, const Weight& weight) override;
+  const Weight* transposed(Context& context, const Weight& weight) override { return &packed_.transposed(context, weight); }
   void linear(Context& context, const Weight& weight, const Values& bias, const Rows& dy, const Rows& x) override;
   float* values(const Values& values) override;
   Matrix table(const TensorView& table) override;
@@ -108,8 +109,6 @@ class Parameters : public WeightObserver, public Gradients {
   Matrix scaled(Context& context, const Parameter& parameter, float factor);
   /// scale * A with the columns of this step.
   Matrix scaled_a(Context& context, const LowRank& low);
-  /// x [rows, cols] as a weight; until the next of its shape.
-  const Weight& small_weight(Context& context, const Matrix& x, WeightFormat format);
   /// W of a tensor as it is stored. Needed at every step: where the device is not the host, it keeps it.
   const TensorView& kept(Context& context, const LowRank& low);
   /// W + scale * B A of a tensor, in f32 and scratch memory.
@@ -126,9 +125,8 @@ class Parameters : public WeightObserver, public Gradients {
   std::map<std::string, TensorView> stored_;  // of what trains, as the checkpoint has it
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
-  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> turned_;         // by format, rows and columns
-  std::map<std::tuple<int, int64_t, int64_t>, std::unique_ptr<Weight>> small_weights_;  // ditto
-  std::map<std::string, Resident> residents_;                                           // of stored tensors that low rank changes
+  PackedMatrices packed_;
+  std::map<std::string, Resident> residents_;  // of stored tensors that low rank changes
   std::map<const void*, SmallUse> small_;
   std::vector<int32_t> rows_;  // 0, 1, 2, ...
   uint64_t seed_;

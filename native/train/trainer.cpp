@@ -12,11 +12,19 @@ namespace conan::train {
 
 namespace {
 
-/// To memory of the host.
+/// Between memory of the device and of the host, either way, or within it.
 void copy_rows(Context& context, const Matrix& from, const Matrix& to) {
-  finish(context);
-  for (int64_t i = 0; i < from.rows; ++i) std::copy_n(from.row(i), from.cols, to.row(i));
+  std::vector<int32_t> rows(static_cast<size_t>(from.rows));
+  std::iota(rows.begin(), rows.end(), 0);
+  context.ops.gather(context, {from, to, rows.data()});
 }
+
+/// Rows in memory of the host.
+struct HostRows {
+  std::vector<float> values;
+  Matrix rows;
+  HostRows(int64_t count, int64_t cols) : values(size_t(count * cols)), rows{values.data(), count, cols, cols} {}
+};
 
 }  // namespace
 
@@ -75,8 +83,6 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   StepResult result;
   result.loss = loss_of(vectors, options, gradient);
   if (!std::isfinite(result.loss)) fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the loss is not a number");
-  for (int64_t i = 0; i < rows; ++i)
-    for (int64_t c = 0; c < gradient.cols; ++c) gradient.row(i)[c] *= float(options.weight);
   for (Part& part : parts) {
     if (!part.learns) continue;
     Arena::Scope own(context.scratch);
@@ -87,11 +93,11 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   finish(context);
   parameters_.collect();
   if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
-  double* sums = static_cast<double*>(context.scratch.take(parameters_.blocks().size() * sizeof(double)));
-  int64_t blocks = 0;
-  for (const Block& block : parameters_.blocks()) context.ops.squares(context, {block.gradient.data(), block.used, sums + blocks++});
+  std::vector<double> sums(parameters_.blocks().size());
+  for (size_t i = 0; i < sums.size(); ++i)
+    context.ops.squares(context, {parameters_.blocks()[i].gradient.data(), parameters_.blocks()[i].used, &sums[i]});
   finish(context);
-  const double squares = std::accumulate(sums, sums + blocks, 0.0);
+  const double squares = std::accumulate(sums.begin(), sums.end(), 0.0);
   if (!std::isfinite(squares)) {
     const auto broken = std::find_if(parameters_.all().begin(), parameters_.all().end(), [](const auto& parameter) {
       return std::any_of(parameter->gradient.begin(), parameter->gradient.end(), [](float x) { return !std::isfinite(x); });
@@ -109,8 +115,9 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
 void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   constexpr size_t kMostBytes = size_t(256) << 20;
   const TokenBatch batch = chunk.view();
-  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty())
-    return copy_rows(model_->context(), model_->infer(batch, chunk.media), out);
+  Context& context = model_->context();
+  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(context, model_->infer(batch, chunk.media), out);
+  HostRows own(out.rows, out.cols);
   Chunk fresh;
   fresh.offsets.push_back(0);
   std::vector<int64_t> places;
@@ -120,29 +127,45 @@ void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   };
   for (int64_t b = 0; b < batch.sequences; ++b) {
     if (const auto found = known_.find(key(b)); found != known_.end()) {
-      std::copy(found->second.begin(), found->second.end(), out.row(b));
+      std::copy(found->second.begin(), found->second.end(), own.rows.row(b));
       continue;
     }
     fresh.ids.insert(fresh.ids.end(), batch.ids + batch.offsets[b], batch.ids + batch.offsets[b + 1]);
     fresh.offsets.push_back(int32_t(fresh.ids.size()));
     places.push_back(b);
   }
-  if (places.empty()) return;
-  const Matrix made = model_->infer(fresh.view(), fresh.media);
-  finish(model_->context());
-  for (int64_t i = 0; i < made.rows; ++i) {
-    std::copy_n(made.row(i), made.cols, out.row(places[size_t(i)]));
-    if (known_.size() * size_t(made.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(made.row(i), made.row(i) + made.cols);
+  if (!places.empty()) {
+    HostRows made(int64_t(places.size()), out.cols);
+    copy_rows(context, model_->infer(fresh.view(), fresh.media), made.rows);
+    finish(context);
+    for (int64_t i = 0; i < made.rows.rows; ++i) {
+      const float* const row = made.rows.row(i);
+      std::copy_n(row, out.cols, own.rows.row(places[size_t(i)]));
+      if (known_.size() * size_t(out.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(row, row + out.cols);
+    }
   }
+  copy_rows(context, own.rows, out);
 }
 
-double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const {
-  switch (options.loss) {
-    case Loss::graded: return graded_loss(vectors, options.grades, options.matryoshka, gradient);
-    case Loss::distillation: return distillation_loss(vectors, options.distillation, options.matryoshka, gradient);
-    case Loss::contrastive: break;
+/// And its gradient, times the step's weight.
+double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) {
+  Context& context = model_->context();
+  if (options.loss == Loss::contrastive) {
+    try {
+      return contrastive_loss(context, vectors, options.contrastive, options.matryoshka, options.weight, gradient, packed_);
+    } catch (const Error& error) {
+      if (error.code() != std::string("WEIGHT_NOT_FINITE")) throw;
+      return NAN;  // vectors
+    }
   }
-  return contrastive_loss(vectors, options.contrastive, options.matryoshka, gradient, model_->context().threads);
+  HostRows own(vectors.rows, vectors.cols), slopes(vectors.rows, vectors.cols);
+  copy_rows(context, vectors, own.rows);
+  finish(context);
+  const double loss = options.loss == Loss::graded ? graded_loss(own.rows, options.grades, options.matryoshka, slopes.rows)
+                                                   : distillation_loss(own.rows, options.distillation, options.matryoshka, slopes.rows);
+  for (float& slope : slopes.values) slope *= float(options.weight);
+  copy_rows(context, slopes.rows, gradient);
+  return loss;
 }
 
 /// A pass with the memory of one before.

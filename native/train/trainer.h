@@ -68,7 +68,7 @@ class Trainer {
   void save_tensors(const std::string& path) const;
 
  private:
-  double loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient) const;
+  double loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient);
   void infer(const Chunk& chunk, const Matrix& out);
   void update(const StepOptions& options, double factor);
   TextModel::TrainingPass begin_pass(size_t budget);
@@ -77,6 +77,7 @@ class Trainer {
   Parameters parameters_;
   std::unique_ptr<TextModel> model_;
   OptimizerOptions optimizer_;
+  PackedMatrices packed_;
   std::vector<std::unique_ptr<Arena>> memory_[3];  // of passes that have ended: of the language model and the towers
   /// Vectors of texts that nothing that trains has a part in, by their token ids: they never change.
   std::unordered_map<std::string, std::vector<float>> known_;

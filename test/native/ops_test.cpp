@@ -343,7 +343,8 @@ void low_rank_cases(const OperationTable& table, const OperationTable& reference
     int64_t first = 0;
     for (const auto& [rows, rank] : parts) {
       const float *a = values(rank * K, 3), *b = values(rows * rank, 4);
-      for (LowRankBackwardArgs* args : {&got, &want}) args->parts.push_back({first, rows, rank, 0.5f, a, b, values(rank * K, 5), values(rows * rank, 6)});
+      for (LowRankBackwardArgs* args : {&got, &want})
+        args->parts.push_back({first, rows, rank, 0.5f, a, b, values(rank * K, 5), values(rows * rank, 6)});
       first += rows;
     }
     reference.low_rank_backward(plain, want);
@@ -356,6 +357,52 @@ void low_rank_cases(const OperationTable& table, const OperationTable& reference
       check_close({got.parts[i].db, rows, rank, rank}, {want.parts[i].db, rows, rank, rank}, 3e-2, which + ", b");
     }
   }
+}
+
+void contrast_cases(const OperationTable& table, const OperationTable& reference) {
+  Context context(table, 2), plain(reference, 1);
+  const int64_t N = 9;
+  for (const int64_t M : {5, 40, 700})
+    for (const float margin : {-1.f, 0.f, 0.4f}) {
+      const std::string what = text(table.name, " contrast ", M, ", margin ", margin);
+      Owned scores(N, M, 1), want(N, M, 2), got(N, M, 3);
+      std::vector<int32_t> offsets{0}, positives;
+      for (int64_t i = 0; i < N; ++i) {  // none, one, some
+        for (int64_t p = 0; p < i % 4; ++p) positives.push_back(int32_t((i * 7 + p * 3) % M));
+        offsets.push_back(int32_t(positives.size()));
+      }
+      std::vector<double> losses(static_cast<size_t>(N)), expected(losses);
+      ContrastArgs args{scores.m, want.m, offsets.data(), positives.data(), 0.3f, margin, 1.5f, expected.data()};
+      reference.contrast(plain, args);
+      args.y = got.m, args.losses = losses.data();
+      table.contrast(context, args);
+      finish(context);
+      check_close(got.m, want.m, 1e-4, what);
+      for (size_t i = 0; i < losses.size(); ++i) check(std::fabs(losses[i] - expected[i]) < 1e-5 * (1 + expected[i]), text(what, ", loss ", i));
+      if (&table != &reference) continue;
+      // The gradient is that of the losses' sum.
+      const auto sum = [&] {
+        reference.contrast(plain, args);
+        double out = 0;
+        for (double loss : losses) out += loss;
+        return out;
+      };
+      for (int64_t i = 1; i < N; i += 2) {
+        float& at = scores.m.row(i)[(i * 7) % M];
+        const float before = at, slope = want.m.row(i)[(i * 7) % M];
+        const float step = 1.f / 1024;
+        at = before + step;
+        const double above = sum();
+        at = before - step;
+        const double below = sum();
+        at = before;
+        if (margin < 0) check(std::fabs(1.5 * (above - below) / (2 * double(step)) - slope) < 2e-3, text(what, ", slope of row ", i));
+      }
+    }
+  Owned x(7, 30, 4);
+  clear(context, x.m);
+  finish(context);
+  for (int64_t i = 0; i < 7; ++i) check(std::count(x.m.row(i), x.m.row(i) + 30, 0.f) == 30, text(table.name, " clear"));
 }
 
 void row_cases(const OperationTable& table, const OperationTable& reference) {
@@ -739,28 +786,31 @@ void pack_cases(const OperationTable& table) {
   check_error("WEIGHT_NOT_FINITE", text(table.name, " pack"), [&] { table.pack(context, {"w", {view(w, {6, 4})}, false}, WeightFormat::f32); });
   if (!table.packs_changes) return;
   // Two parts, of which the second changes; the same product as with the sum.
-  const int64_t K = 70, first = 24, second = 40, rank = 3, T = 5;
-  std::vector<float> one = random_floats(size_t(first * K), 1), two = random_floats(size_t(second * K), 2), sum = two,
-                     a = random_floats(size_t(rank * K), 3), b = random_floats(size_t(second * rank), 4);
-  for (int64_t n = 0; n < second; ++n)
-    for (int64_t k = 0; k < K; ++k)
-      for (int64_t r = 0; r < rank; ++r) sum[size_t(n * K + k)] += 0.5f * b[size_t(n * rank + r)] * a[size_t(r * K + k)];
-  for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
-    for (const bool again : {false, true}) {
-      Owned x(T, K, 5), want(T, first + second, 6), got(T, first + second, 7);
-      const WeightSource changed{"w", {view(one, {first, K}), view(two, {second, K})}, false, {{}, {a.data(), b.data(), rank, 0.5f}}},
-          plain{"w", {view(one, {first, K}), view(sum, {second, K})}, false};
-      const auto product = [&](const Weight& weight, const Matrix& y) {
-        LinearArgs args;
-        args.x = x.m, args.weight = &weight, args.y = y;
-        table.linear(context, args);
-      };
-      const auto weight = table.pack(context, again ? plain : changed, format);
-      if (again) table.repack(context, changed, *weight);
-      product(*weight, got.m);
-      product(*table.pack(context, plain, format), want.m);
-      check_close(got.m, want.m, format == WeightFormat::f32 ? 1e-5 : 1e-2, text(table.name, " changes packed in ", weight_format_name(format)));
-    }
+  for (const auto& [K, second, rank] : {std::array<int64_t, 3>{70, 40, 3}, {300, 100, 20}, {70, 40, 40}}) {
+    const int64_t first = 24, T = 5;
+    std::vector<float> one = random_floats(size_t(first * K), 1), two = random_floats(size_t(second * K), 2), sum = two,
+                       a = random_floats(size_t(rank * K), 3), b = random_floats(size_t(second * rank), 4);
+    for (int64_t n = 0; n < second; ++n)
+      for (int64_t k = 0; k < K; ++k)
+        for (int64_t r = 0; r < rank; ++r) sum[size_t(n * K + k)] += 0.5f * b[size_t(n * rank + r)] * a[size_t(r * K + k)];
+    for (const WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
+      for (const bool again : {false, true}) {
+        Owned x(T, K, 5), want(T, first + second, 6), got(T, first + second, 7);
+        const WeightSource changed{"w", {view(one, {first, K}), view(two, {second, K})}, false, {{}, {a.data(), b.data(), rank, 0.5f}}},
+            plain{"w", {view(one, {first, K}), view(sum, {second, K})}, false};
+        const auto product = [&](const Weight& weight, const Matrix& y) {
+          LinearArgs args;
+          args.x = x.m, args.weight = &weight, args.y = y;
+          table.linear(context, args);
+        };
+        const auto weight = table.pack(context, again ? plain : changed, format);
+        if (again) table.repack(context, changed, *weight);
+        product(*weight, got.m);
+        product(*table.pack(context, plain, format), want.m);
+        check_close(got.m, want.m, format == WeightFormat::f32 ? 1e-5 : 1e-2,
+                    text(table.name, " changes of rank ", rank, " packed in ", weight_format_name(format)));
+      }
+  }
 }
 
 }  // namespace
@@ -780,9 +830,10 @@ int main(int count, char** arguments) {
   for (const OperationTable* table : tables) {
     require(*table);
     require_training(*table);
-    if (wants("linear")) linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table), low_rank_cases(*table, reference);
+    if (wants("linear"))
+      linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table), low_rank_cases(*table, reference);
     if (wants("attention")) attention_cases(*table, reference);
-    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference);
+    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference);
     if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);
   }
