@@ -34,7 +34,8 @@ struct Layout {
 /// Block x has some columns of m [T, N], block y some rows. Sums over the rows, m^T v, v [T, ranks of all]: a part of its own for every y,
 /// [y, N, 16 tiles]. With by_rows products with b too, a part of its own for every block of a span, [block, T, ranks of all].
 template <int tiles, int columns, bool by_rows>
-__global__ void __launch_bounds__(threads, tiles == 1 || !by_rows ? 2 : 1) low_rank_columns(Spans spans, NarrowView m, NarrowView v, float* sums_by_columns, float* sums_by_rows) {
+__global__ void __launch_bounds__(threads, tiles == 1 || !by_rows ? 2 : 1)
+    low_rank_columns(Spans spans, NarrowView m, NarrowView v, float* sums_by_columns, float* sums_by_rows) {
   using L = Layout<tiles, columns, by_rows>;
   constexpr int high = columns / warps / 16, own_words = columns / warps / 8;
   CONAN_LAUNCH_MEMORY(memory);

@@ -759,7 +759,8 @@ void gather(Context& context, const GatherArgs& a) {
 
 void scatter(Context& context, const ScatterArgs& a) {
   Arguments args(context);
-  launch_parts(args, scatter_f32, a.x.rows, a.x.cols, args.in(a.x), args.inout(a.y), args.in(a.rows, a.x.rows), a.add);
+  const View y = a.rows || a.add ? args.inout(a.y) : args.out(a.y);
+  launch_parts(args, scatter_f32, a.x.rows, a.x.cols, args.in(a.x), y, args.in(a.rows, a.x.rows), a.add);
 }
 
 void clear(Context& context, const Matrix& x) {

@@ -204,14 +204,13 @@ void TextModel::embed(const TokenBatch& batch, const Media& media, bool normaliz
   cancelled_ = false;
   Context& context = *context_;
   Arena::Scope scope(context.scratch);
-  Matrix x = infer(batch, media);
-  x = x.columns(0, dimensions);
+  const Matrix x = infer(batch, media).columns(0, dimensions), vectors{out, x.rows, dimensions, dimensions};
   if (normalize) context.ops.normalize(context, {x});
+  copy(context, x, vectors);
   finish(context);
-  for (int64_t b = 0; b < x.rows; ++b) {
-    std::copy_n(x.row(b), dimensions, out + b * dimensions);
+  for (int64_t b = 0; b < vectors.rows; ++b) {
     float sum = 0;
-    for (int64_t c = 0; c < dimensions; ++c) sum += std::fabs(x.row(b)[c]);
+    for (int64_t c = 0; c < dimensions; ++c) sum += std::fabs(vectors.row(b)[c]);
     if (!std::isfinite(sum)) fail("VECTOR_NOT_FINITE", "input ", b, ": its vector holds a NaN or an infinity");
   }
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 
@@ -242,13 +243,12 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
   gradients.linear(context, *patch_, patch_bias_, given.embeddings, Matrix{const_cast<float*>(pictures.patches), N, width, width});
   if (float* positions = gradients.values(positions_)) {
     const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
-    std::vector<int32_t> ids(static_cast<size_t>(N));
+    std::vector<int32_t> ids(static_cast<size_t>(N)), rows(ids);
+    std::vector<float> shares(ids.size());
+    std::iota(rows.begin(), rows.end(), 0);
     for (int tap = 0; tap < 4; ++tap) {
-      finish(context);
-      for (int64_t i = 0; i < N; ++i) {
-        ids[size_t(i)] = plan.taps[size_t(4 * i + tap)];
-        for (int64_t c = 0; c < C; ++c) share.row(i)[c] = given.embeddings.row(i)[c] * plan.shares[size_t(4 * i + tap)];
-      }
+      for (size_t i = 0; i < ids.size(); ++i) ids[i] = plan.taps[4 * i + size_t(tap)], shares[i] = plan.shares[4 * i + size_t(tap)];
+      context.ops.gather(context, {given.embeddings, share, rows.data(), 1, shares.data()});
       context.ops.embed_backward(context, {ids.data(), 1, share, table});
     }
   }

@@ -62,6 +62,8 @@ void clear(Context& context, const Matrix& x) {
   for (int64_t i = 0; i < x.rows; ++i) std::fill_n(x.row(i), x.cols, 0.f);
 }
 
+void copy(Context& context, const Matrix& from, const Matrix& to) { context.ops.scatter(context, {from, to}); }
+
 Arena::~Arena() {
   for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
 }

@@ -466,6 +466,9 @@ class Floats {
 
 /// Sets x to zero.
 void clear(Context& context, const Matrix& x);
+/// to = from, of which either may lie in memory of the host: that of `from` may change when this returns, that of `to` can be read after
+/// finish(). Host code that would look at the device's own memory instead would move it to and fro.
+void copy(Context& context, const Matrix& from, const Matrix& to);
 
 /// What one forward pass runs on: a backend, a number of threads, scratch memory. Not for two passes at a time.
 struct Context {

@@ -81,7 +81,7 @@ double contrastive_loss(Context& context, const Matrix& vectors, const Contrasti
     const int64_t d = sizes[s];
     const double share = (matryoshka.weights.empty() ? 1 : matryoshka.weights.at(s)) / weights * (pairs.both_directions ? 0.5 : 1);
     const Matrix raw = vectors.columns(0, d), unit = context.scratch.matrix(R, d), slope = context.scratch.matrix(R, d);
-    ops.scatter(context, {raw, unit});
+    copy(context, raw, unit);
     ops.normalize(context, {unit});
     clear(context, slope);
     // Rows `from` look for their partners among rows `to`.

@@ -12,13 +12,6 @@ namespace conan::train {
 
 namespace {
 
-/// Between memory of the device and of the host, either way, or within it.
-void copy_rows(Context& context, const Matrix& from, const Matrix& to) {
-  std::vector<int32_t> rows(static_cast<size_t>(from.rows));
-  std::iota(rows.begin(), rows.end(), 0);
-  context.ops.gather(context, {from, to, rows.data()});
-}
-
 /// Rows in memory of the host.
 struct HostRows {
   std::vector<float> values;
@@ -66,12 +59,12 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   const auto rows_of = [&](const Part& part) { return vectors.slice(part.first, part.chunk->view().sequences); };
   const auto forward = [&](Part& part, size_t budget) {
     part.pass = begin_pass(budget);
-    copy_rows(context, model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
+    copy(context, model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
   };
   for (Part& part : parts) {
     if (part.learns && remembered) continue;
     Arena::Scope own(context.scratch);
-    if (part.learns) copy_rows(context, model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
+    if (part.learns) copy(context, model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
     else infer(*part.chunk, rows_of(part));
   }
   size_t budget = *optimizer_.activation_bytes;
@@ -116,7 +109,7 @@ void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   constexpr size_t kMostBytes = size_t(256) << 20;
   const TokenBatch batch = chunk.view();
   Context& context = model_->context();
-  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy_rows(context, model_->infer(batch, chunk.media), out);
+  if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy(context, model_->infer(batch, chunk.media), out);
   HostRows own(out.rows, out.cols);
   Chunk fresh;
   fresh.offsets.push_back(0);
@@ -136,7 +129,7 @@ void Trainer::infer(const Chunk& chunk, const Matrix& out) {
   }
   if (!places.empty()) {
     HostRows made(int64_t(places.size()), out.cols);
-    copy_rows(context, model_->infer(fresh.view(), fresh.media), made.rows);
+    copy(context, model_->infer(fresh.view(), fresh.media), made.rows);
     finish(context);
     for (int64_t i = 0; i < made.rows.rows; ++i) {
       const float* const row = made.rows.row(i);
@@ -144,7 +137,7 @@ void Trainer::infer(const Chunk& chunk, const Matrix& out) {
       if (known_.size() * size_t(out.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(row, row + out.cols);
     }
   }
-  copy_rows(context, own.rows, out);
+  copy(context, own.rows, out);
 }
 
 /// And its gradient, times the step's weight.
@@ -159,12 +152,12 @@ double Trainer::loss_of(const Matrix& vectors, const StepOptions& options, const
     }
   }
   HostRows own(vectors.rows, vectors.cols), slopes(vectors.rows, vectors.cols);
-  copy_rows(context, vectors, own.rows);
+  copy(context, vectors, own.rows);
   finish(context);
   const double loss = options.loss == Loss::graded ? graded_loss(own.rows, options.grades, options.matryoshka, slopes.rows)
                                                    : distillation_loss(own.rows, options.distillation, options.matryoshka, slopes.rows);
   for (float& slope : slopes.values) slope *= float(options.weight);
-  copy_rows(context, slopes.rows, gradient);
+  copy(context, slopes.rows, gradient);
   return loss;
 }
 

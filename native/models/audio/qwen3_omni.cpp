@@ -169,10 +169,12 @@ class Qwen3Omni : public AudioEncoder {
     int64_t frequencies = bins_, rows = 0;
     for (size_t i = 0; i < count; ++i) times.push_back(chunks[i].padded), rows += chunks[i].padded * bins_;
     stem.grids.push_back(context.scratch.contiguous(rows + 1, 1));
-    finish(context);
-    std::fill_n(stem.grids[0].data, rows + 1, 0.f);
-    for (size_t i = 0, at = 0; i < count; at += size_t(chunks[i++].padded * bins_))
-      std::copy_n(sounds.features + chunks[i].first * bins_, chunks[i].frames * bins_, stem.grids[0].data + at);
+    const auto line = [](float* values, int64_t count) -> Matrix { return {values, 1, count, count}; };
+    clear(context, line(stem.grids[0].data, rows + 1));
+    for (size_t i = 0, at = 0; i < count; at += size_t(chunks[i++].padded * bins_)) {
+      const int64_t numbers = chunks[i].frames * bins_;
+      copy(context, line(const_cast<float*>(sounds.features) + chunks[i].first * bins_, numbers), line(stem.grids[0].data + at, numbers));
+    }
     for (const Convolution& convolution : convolutions_) {
       const int64_t next = halved(frequencies);
       std::vector<int32_t> taps;

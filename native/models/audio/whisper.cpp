@@ -90,8 +90,7 @@ class Whisper : public AudioEncoder {
   Matrix first_convolution(Context& context, const Sounds& sounds, const Plan& plan, Matrix* heard) const {
     const int64_t T = sounds.frame_count();
     const Matrix x = context.scratch.matrix(T + 1, bins_), y = context.scratch.matrix(T + 1, outputs_);
-    finish(context);
-    for (int64_t t = 0; t < T; ++t) std::copy_n(sounds.features + t * bins_, bins_, x.row(t));
+    copy(context, {const_cast<float*>(sounds.features), T, bins_, bins_}, x.slice(0, T));
     for (const Matrix& each : {x, y}) clear(context, each.slice(T, 1));
     convolve(context, conv1_, x, plan.first_taps, Activation::gelu_erf, {}, y.slice(0, T));
     if (heard) *heard = x;
