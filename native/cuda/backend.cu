@@ -56,14 +56,50 @@ Resident reside(Context& context, const void* host, size_t bytes) {
   Device& device = device_of(context);
   check(cudaSetDevice(device.index), "device");
   void* copy = nullptr;
-  check_memory(cudaMallocAsync(&copy, bytes, device.stream), bytes);
+  check_memory(cudaMallocAsync(&copy, bytes, device.main), bytes);
+  const std::shared_ptr<const void> owner(copy, [&device](void* memory) {
+    cudaSetDevice(device.index);
+    cudaFreeAsync(memory, device.main);
+  });
   device.upload(copy, host, bytes);
-  device.resident.add(host, bytes, copy);
-  return {copy, [&device, host](void* memory) {
-            device.resident.remove(host);
-            cudaSetDevice(device.index);
-            cudaFreeAsync(memory, device.stream);
-          }};
+  device.resident.add(host, bytes, copy, owner);
+  return {copy, [&device, host](const void*) { device.resident.remove(host); }};
+}
+
+std::unique_ptr<Recording> record(Context& context, const std::vector<HostRange>& inputs, const std::function<void()>& body) {
+  Device& device = device_of(context);
+  check(cudaSetDevice(device.index), "device");
+  auto out = std::make_unique<Recorded>();
+  out->index = device.index, out->main = device.main, out->given = inputs;
+  check(cudaStreamCreateWithFlags(&out->own, cudaStreamNonBlocking), "stream");
+  // Relaxed: what asks for memory meanwhile, here or elsewhere, may.
+  check(cudaStreamBeginCapture(out->own, cudaStreamCaptureModeRelaxed), "recording");
+  recording = out.get();
+  bool whole = true;
+  std::exception_ptr aborted;
+  try {
+    body();
+  } catch (const Error& error) {
+    whole = false;
+    if (error.code() == std::string("ABORTED")) aborted = std::current_exception();
+  }
+  recording = nullptr;
+  cudaGraph_t graph = nullptr;
+  whole &= cudaStreamEndCapture(out->own, &graph) == cudaSuccess && graph;
+  whole = whole && cudaGraphInstantiate(&out->graph, graph, 0) == cudaSuccess;
+  if (graph) cudaGraphDestroy(graph);
+  cudaGetLastError();  // whatever it was, the pass can do without
+  if (aborted) std::rethrow_exception(aborted);
+  return whole ? std::move(out) : nullptr;
+}
+
+void replay(Context& context, Recording& recording, const std::vector<const void*>& inputs) {
+  Device& device = device_of(context);
+  auto& recorded = static_cast<Recorded&>(recording);
+  check(cudaSetDevice(device.index), "device");
+  for (const Recorded::Input& input : recorded.inputs)
+    device.upload(input.there, static_cast<const char*>(inputs[input.which]) + input.first, input.bytes);
+  check(cudaGraphLaunch(recorded.graph, device.main), "recorded pass");
 }
 
 void for_rows(Context& context, int64_t rows, int64_t, const RowsBody& body) { body(context, 0, rows); }
@@ -85,6 +121,8 @@ void fill(Backend& backend) {
   t.finish = finish;
   t.for_rows = for_rows;
   t.reside = reside;
+  t.record = record;
+  t.replay = replay;
   t.pack = pack;
   t.repack = repack;
   t.pack_transposed = pack_transposed;
@@ -134,6 +172,7 @@ std::string unusable(int device, cudaDeviceProp* properties) {
 }  // namespace
 
 void finish(Context& context) {
+  if (recording) fail("INTERNAL", "cuda: a recording that waits");
   Device& device = device_of(context);
   std::vector<std::string> names;
   int name = 0;
@@ -141,11 +180,11 @@ void finish(Context& context) {
     std::lock_guard guard(device.filled_lock);
     if (const auto found = device.filled.find(&context); found != device.filled.end() && !found->second.names.empty()) {
       names.swap(found->second.names);
-      check(cudaMemcpyAsync(&name, found->second.broken, sizeof(int), cudaMemcpyDefault, device.stream), "copy");
-      check(cudaMemsetAsync(found->second.broken, 0, sizeof(int), device.stream), "memset");
+      check(cudaMemcpyAsync(&name, found->second.broken, sizeof(int), cudaMemcpyDefault, device.main), "copy");
+      check(cudaMemsetAsync(found->second.broken, 0, sizeof(int), device.main), "memset");
     }
   }
-  check(cudaStreamSynchronize(device.stream), "computing");
+  check(cudaStreamSynchronize(device.main), "computing");
   if (name > 0) fail("WEIGHT_NOT_FINITE", "tensor \"", names[size_t(name) - 1], "\" holds a NaN or an infinity");
 }
 
@@ -190,7 +229,7 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     made->device.multiprocessors = properties.multiProcessorCount;
     made->device.warpgroups = properties.major == 9 && !(wanted && std::string(wanted) == "mma");
     check(cudaSetDevice(device), "device");
-    check(cudaStreamCreateWithFlags(&made->device.stream, cudaStreamNonBlocking), "stream");
+    check(cudaStreamCreateWithFlags(&made->device.main, cudaStreamNonBlocking), "stream");
     // Memory that was given back stays with the process, so that an operation's own memory costs no call of the driver.
     cudaMemPool_t pool;
     uint64_t keep = UINT64_MAX;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <shared_mutex>
 #include <string>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cuda/recording.h"
 #include "cuda/warp.h"
 #include "ops/ops.h"
 
@@ -19,28 +21,32 @@ namespace conan::cuda {
 /// Ranges of addresses of the host, and where a device finds what lies there.
 class Ranges {
  public:
-  void add(const void* begin, size_t bytes, const void* device) {
+  /// `owner`: what the device's memory lives with, where somebody may want it longer than the host has its own.
+  void add(const void* begin, size_t bytes, const void* device, std::shared_ptr<const void> owner = {}) {
     std::lock_guard guard(lock_);
-    ranges_[static_cast<const char*>(begin)] = {bytes, static_cast<const char*>(device)};
+    ranges_[static_cast<const char*>(begin)] = {bytes, static_cast<const char*>(device), std::move(owner)};
   }
   void remove(const void* begin) {
     std::lock_guard guard(lock_);
     ranges_.erase(static_cast<const char*>(begin));
   }
   /// Of [pointer, pointer + bytes), which lies in one range; null: in none.
-  const void* find(const void* pointer, size_t bytes) const {
+  const void* find(const void* pointer, size_t bytes, std::shared_ptr<const void>* owner = nullptr) const {
     std::shared_lock guard(lock_);
     const auto* at = static_cast<const char*>(pointer);
     auto after = ranges_.upper_bound(at);
     if (after == ranges_.begin()) return nullptr;
     const auto& [begin, range] = *--after;
-    return at + bytes <= begin + range.bytes ? range.device + (at - begin) : nullptr;
+    if (at + bytes > begin + range.bytes) return nullptr;
+    if (owner) *owner = range.owner;
+    return range.device + (at - begin);
   }
 
  private:
   struct Range {
     size_t bytes;
     const char* device;
+    std::shared_ptr<const void> owner;
   };
   mutable std::shared_mutex lock_;
   std::map<const char*, Range> ranges_;
@@ -156,7 +162,7 @@ class Ring {
 /// One GPU and the stream that everything on it goes through, in order.
 struct Device {
   int index = 0;
-  cudaStream_t stream = nullptr;
+  cudaStream_t main = nullptr;
   int multiprocessors = 4;
   bool warpgroups = false;  // products and attention by whole warpgroups (sm_90a)
   Ranges resident;          // copies that reside() made
@@ -171,10 +177,13 @@ struct Device {
   std::map<const Context*, Filled> filled;
   std::mutex filled_lock;
 
+  /// Or the one that this thread records.
+  cudaStream_t stream() const { return recording ? recording->own : main; }
+
   /// `from` may change when this returns.
   void upload(void* to, const void* from, size_t bytes) {
-    if (bytes >= Staging::kWorthwhile) staging.upload(stream, to, from, bytes);
-    else ring.upload(stream, to, from, bytes);
+    if (bytes >= Staging::kWorthwhile) staging.upload(main, to, from, bytes);
+    else ring.upload(main, to, from, bytes);
   }
 };
 
@@ -184,11 +193,10 @@ template <class... Parameters, class... Args>
 void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, Args... args) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef __CUDACC__
-  kernel<<<grid, block, 0, device.stream>>>(args...);
+  kernel<<<grid, block, 0, device.stream()>>>(args...);
   check(cudaGetLastError(), "launch");
 #else
-  (void)device;
-  emulated::launch(kernel, grid, block, args...);
+  emulated::launch(device.stream(), kernel, grid, block, args...);
 #endif
 }
 
@@ -211,7 +219,7 @@ void launch_shared(const Device& device, void (*kernel)(Parameters...), dim3 gri
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef __CUDACC__
   allow_shared(device, reinterpret_cast<const void*>(kernel), shared);
-  kernel<<<grid, block, shared, device.stream>>>(args...);
+  kernel<<<grid, block, shared, device.stream()>>>(args...);
   check(cudaGetLastError(), "launch");
 #else
   (void)shared;
@@ -228,7 +236,7 @@ void launch_clusters(const Device& device, void (*kernel)(Parameters...), dim3 g
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(cluster), 1, 1};
   cudaLaunchConfig_t config = {};
-  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = size_t(shared), config.stream = device.stream;
+  config.gridDim = grid, config.blockDim = block, config.dynamicSmemBytes = size_t(shared), config.stream = device.stream();
   config.attrs = &attribute, config.numAttrs = 1;
   check(cudaLaunchKernelEx(&config, kernel, Parameters(args)...), "launch");
 #else
@@ -263,20 +271,25 @@ __host__ __device__ bool in_steps(const Rows& m, int numbers) {
 /// The arguments of one operation, on the device. Results that lie in host memory are there when it is destroyed.
 class Arguments {
  public:
-  explicit Arguments(const Context& context) : device(device_of(context)), context(context) { check(cudaSetDevice(device.index), "device"); }
+  explicit Arguments(const Context& context) : device(device_of(context)), context(context) {
+    check(cudaSetDevice(device.index), "device");
+    if (recording) mark_ = recording->scratch.mark();
+  }
   ~Arguments() {
-    for (const Back& b : back_)
-      cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.device_pitch, b.width, b.height, cudaMemcpyDefault, device.stream);
+    if (recording) recording->scratch.release(mark_);  // it has nothing else
+    for (const Back& b : back_) cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.device_pitch, b.width, b.height, cudaMemcpyDefault, device.main);
     // Copies from pageable memory have left it when they return, and copies to it are complete then: nothing is to be waited for.
-    for (void* memory : owned_) cudaFreeAsync(memory, device.stream);
+    for (void* memory : owned_) cudaFreeAsync(memory, device.main);
   }
   Arguments(const Arguments&) = delete;
   Arguments& operator=(const Arguments&) = delete;
 
   template <class T>
   T* scratch(int64_t count) {
+    const size_t bytes = size_t(count) * sizeof(T);
+    if (recording) return static_cast<T*>(take(recording->scratch, bytes + 16));
     void* out = nullptr;
-    check_memory(cudaMallocAsync(&out, size_t(count) * sizeof(T) + 16, device.stream), size_t(count) * sizeof(T));
+    check_memory(cudaMallocAsync(&out, bytes + 16, device.main), bytes);
     owned_.push_back(out);
     return static_cast<T*>(out);
   }
@@ -285,6 +298,7 @@ class Arguments {
   const T* in(const T* values, int64_t count) {
     if (!values || count <= 0) return values;
     if (const void* there = find(values, size_t(count) * sizeof(T))) return static_cast<const T*>(there);
+    if (recording) return static_cast<const T*>(recorded(values, size_t(count) * sizeof(T)));
     T* out = scratch<T>(count);
     device.upload(out, values, size_t(count) * sizeof(T));
     return out;
@@ -294,6 +308,7 @@ class Arguments {
   template <class T>
   T* inout(T* values, int64_t count) {
     if (!values || count <= 0 || allocated.find(values, 1)) return values;
+    not_recorded();
     T* out = const_cast<T*>(in(static_cast<const T*>(values), count));
     back_.push_back({values, out, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
     return out;
@@ -303,6 +318,7 @@ class Arguments {
   template <class T>
   T* out(T* values, int64_t count) {
     if (allocated.find(values, 1)) return values;
+    not_recorded();
     T* there = scratch<T>(count);
     back_.push_back({values, there, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
     return there;
@@ -310,8 +326,12 @@ class Arguments {
 
   /// Where the device finds what lies there; null: nowhere.
   const void* find(const void* pointer, size_t bytes) const {
-    const void* there = allocated.find(pointer, bytes);
-    return there ? there : device.resident.find(pointer, bytes);
+    if (const void* there = allocated.find(pointer, bytes)) return there;
+    std::shared_ptr<const void> owner;
+    const void* there = device.resident.find(pointer, bytes, &owner);
+    if (there && recording && std::find(recording->residents.begin(), recording->residents.end(), owner) == recording->residents.end())
+      recording->residents.push_back(std::move(owner));
+    return there;
   }
 
   NarrowView in(const Bf16Matrix& m) { return {const_cast<uint16_t*>(in(static_cast<const uint16_t*>(m.data), span(m))), m.rows, m.cols, m.stride}; }
@@ -334,17 +354,46 @@ class Arguments {
 
   View matrix(const Matrix& m, bool read, bool write) {
     if (!m.data || m.rows == 0 || allocated.find(m.data, 1)) return {m.data, m.rows, m.cols, m.stride};
-    if (const void* there = write ? nullptr : device.resident.find(m.data, size_t((m.rows - 1) * m.stride + m.cols) * sizeof(float)))
+    if (const void* there = write ? nullptr : find(m.data, size_t((m.rows - 1) * m.stride + m.cols) * sizeof(float)))
       return {static_cast<float*>(const_cast<void*>(there)), m.rows, m.cols, m.stride};
+    not_recorded();
     float* out = scratch<float>(m.rows * m.cols);
     const size_t width = size_t(m.cols) * sizeof(float), pitch = size_t(m.stride) * sizeof(float);
-    if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.stream), "copy");
+    if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.main), "copy");
     if (write) back_.push_back({m.data, out, pitch, width, width, size_t(m.rows)});
     return {out, m.rows, m.cols, m.cols};
   }
 
+  /// What a recording cannot do: matrices of the host, and results that go there.
+  static void not_recorded() {
+    if (recording) fail("INTERNAL", "cuda: a recording reads or writes memory of the host that it was not given");
+  }
+  void* take(Recorded::Slabs& slabs, size_t bytes) const {
+    if (void* out = slabs.take(bytes)) return out;
+    void* memory = nullptr;
+    const size_t slab = slabs.next_bytes(bytes);
+    check_memory(cudaMallocAsync(&memory, slab, device.main), slab);
+    slabs.add(memory, slab);
+    return slabs.take(bytes);
+  }
+  /// Memory of the host as a recording has it: an input, or what there is now.
+  const void* recorded(const void* host, size_t bytes) const {
+    void* there = take(recording->lasting, bytes);
+    const auto* at = static_cast<const char*>(host);
+    for (size_t i = 0; i < recording->given.size(); ++i) {
+      const HostRange& range = recording->given[i];
+      const auto* begin = static_cast<const char*>(range.begin);
+      if (at < begin || at + bytes > begin + range.bytes) continue;
+      recording->inputs.push_back({i, size_t(at - begin), bytes, there});
+      return there;
+    }
+    device.upload(there, host, bytes);
+    return there;
+  }
+
   std::vector<void*> owned_;
   std::vector<Back> back_;
+  Recorded::Slabs::Mark mark_;
 };
 
 /// Words of files, as numbers.

@@ -167,11 +167,14 @@ inline void run_block(size_t threads) {
   }
 }
 
-/// The stream: what was asked for and not waited for.
-inline std::vector<std::function<void()>> stream;
+/// The stream: what was asked for and not waited for. There is one, but for those that a thread records.
+using Work = std::vector<std::function<void()>>;
+inline Work stream;
 inline std::recursive_mutex stream_lock;
+inline thread_local Work* recorded = nullptr;  // its address is its stream
 
-inline void later(std::function<void()> work) {
+inline void later(void* of, std::function<void()> work) {
+  if (recorded && of == recorded) return recorded->push_back(std::move(work));
   std::lock_guard lock(stream_lock);
   stream.push_back(std::move(work));
 }
@@ -183,8 +186,8 @@ inline void drain() {
 }
 
 template <class Kernel, class... Args>
-void launch(Kernel kernel, dim3 grid, dim3 threads, Args... args) {
-  later([=] {
+void launch(void* of, Kernel kernel, dim3 grid, dim3 threads, Args... args) {
+  later(of, [=] {
     gridDim = grid;
     blockDim = threads;
     block.body = [=] { kernel(args...); };
@@ -317,24 +320,24 @@ inline cudaError_t cudaFree(void* memory) {
 }
 inline cudaError_t cudaMalloc(void** out, size_t bytes) { return cudaMallocManaged(out, bytes, 0); }
 inline cudaError_t cudaMallocAsync(void** out, size_t bytes, cudaStream_t) { return cudaMallocManaged(out, bytes, 0); }
-inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t) {
+inline cudaError_t cudaFreeAsync(void* memory, cudaStream_t stream) {
   conan::cuda::emulated::forget(memory);
-  conan::cuda::emulated::later([=] { std::free(memory); });
+  conan::cuda::emulated::later(stream, [=] { std::free(memory); });
   return cudaSuccess;
 }
-inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
-  conan::cuda::emulated::later([=] { std::memset(to, value, bytes); });
+inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t stream) {
+  conan::cuda::emulated::later(stream, [=] { std::memset(to, value, bytes); });
   return cudaSuccess;
 }
-inline cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t) {
-  conan::cuda::emulated::later([=] {
+inline cudaError_t cudaMemset2DAsync(void* to, size_t pitch, int value, size_t width, size_t height, cudaStream_t stream) {
+  conan::cuda::emulated::later(stream, [=] {
     for (size_t i = 0; i < height; ++i) std::memset(static_cast<char*>(to) + i * pitch, value, width);
   });
   return cudaSuccess;
 }
 /// From pageable memory: its bytes have been taken when this returns. To pageable memory: they are there when this returns.
 inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch, size_t width, size_t height, cudaMemcpyKind,
-                                     cudaStream_t) {
+                                     cudaStream_t stream) {
   using namespace conan::cuda::emulated;
   const auto copy = [=](const void* source, size_t pitch) {
     for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(source) + i * pitch, width);
@@ -343,17 +346,53 @@ inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from
     drain();
     copy(from, from_pitch);
   } else if (is_device(from) || lies_in(pinned, from)) {
-    later([=] { copy(from, from_pitch); });
+    later(stream, [=] { copy(from, from_pitch); });
   } else {
     auto taken = std::make_shared<std::vector<char>>(width * height);
     for (size_t i = 0; i < height; ++i) std::memcpy(taken->data() + i * width, static_cast<const char*>(from) + i * from_pitch, width);
-    later([=] { copy(taken->data(), width); });
+    later(stream, [=] { copy(taken->data(), width); });
   }
   return cudaSuccess;
 }
 inline cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
   return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
 }
+// Recordings: only of work whose stream is the thread's own.
+using cudaGraph_t = conan::cuda::emulated::Work*;
+using cudaGraphExec_t = cudaGraph_t;
+constexpr unsigned cudaStreamNonBlocking = 1;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed };
+inline cudaError_t cudaStreamCreateWithFlags(cudaStream_t* out, unsigned) {
+  *out = new conan::cuda::emulated::Work;
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  delete static_cast<conan::cuda::emulated::Work*>(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  conan::cuda::emulated::recorded = static_cast<conan::cuda::emulated::Work*>(stream);
+  return cudaSuccess;
+}
+inline cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* out) {
+  conan::cuda::emulated::recorded = nullptr;
+  *out = new conan::cuda::emulated::Work(std::move(*static_cast<conan::cuda::emulated::Work*>(stream)));
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphInstantiate(cudaGraphExec_t* out, cudaGraph_t graph, unsigned long long) {
+  *out = new conan::cuda::emulated::Work(*graph);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+  for (const auto& work : *graph) conan::cuda::emulated::later(stream, work);
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+inline cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) { return cudaGraphDestroy(graph); }
+
 inline cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* out, const void* pointer) {
   out->type = conan::cuda::emulated::is_device(pointer) ? cudaMemoryTypeManaged : cudaMemoryTypeUnregistered;
   return cudaSuccess;

@@ -296,7 +296,7 @@ std::pair<TileMap, Leave> results(Arguments& args, const Input& x, const DeviceW
   if (!Tile::by_copies || !in_steps(y, 4) || !in_steps(narrow, 8)) return {TileMap{}, Leave::by_stores};
   if (residual.data && residual.data != y.data)
     check(cudaMemcpy2DAsync(y.data, size_t(y.stride) * sizeof(float), residual.data, size_t(residual.stride) * sizeof(float),
-                            size_t(y.cols) * sizeof(float), size_t(y.rows), cudaMemcpyDefault, args.device.stream),
+                            size_t(y.cols) * sizeof(float), size_t(y.rows), cudaMemcpyDefault, args.device.stream()),
           "copy");
   const int64_t outputs = weight.gated ? weight.rows / 2 : weight.rows;
   return {narrow.data ? tile_map(narrow.data, 2, outputs, 1, x.rows, narrow.stride, narrow.stride, 16)

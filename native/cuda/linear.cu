@@ -131,7 +131,7 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, boo
     if (!filled.broken) {
       void* memory = nullptr;
       check_memory(cudaMalloc(&memory, sizeof(int)), sizeof(int));
-      check(cudaMemsetAsync(memory, 0, sizeof(int), device.stream), "memset");
+      check(cudaMemsetAsync(memory, 0, sizeof(int), device.main), "memset");
       filled.broken = static_cast<int*>(memory);
     }
     filled.names.push_back(source.name);

@@ -655,6 +655,7 @@ __global__ void sum_f64(const double* values, int64_t count, double* sum) {
 /// Its rows are picked by the host where the device does not have it.
 Table table_of(Arguments& args, const TensorView& table, const int32_t* ids, int64_t count, int64_t C) {
   if (const void* there = args.find(table.data, table.bytes())) return {there, table.dtype, args.in(ids, count)};
+  if (recording) fail("INTERNAL", "cuda: a recording of rows that the host picks");
   std::vector<float> values(size_t(count * C));
   for (int64_t t = 0; t < count; ++t) read_f32(table, ids[t] * C, C, values.data() + t * C);
   return {args.in(static_cast<const float*>(values.data()), count * C), Dtype::f32, nullptr};
@@ -759,7 +760,8 @@ void gather(Context& context, const GatherArgs& a) {
 
 void scatter(Context& context, const ScatterArgs& a) {
   Arguments args(context);
-  const View y = a.rows || a.add ? args.inout(a.y) : args.out(a.y);
+  const bool all = !a.rows && !a.add && a.x.rows == a.y.rows && a.x.cols == a.y.cols;
+  const View y = all ? args.out(a.y) : args.inout(a.y);
   launch_parts(args, scatter_f32, a.x.rows, a.x.cols, args.in(a.x), y, args.in(a.rows, a.x.rows), a.add);
 }
 
@@ -767,8 +769,9 @@ void clear(Context& context, const Matrix& x) {
   Arguments args(context);
   const View there = args.out(x);
   if (x.rows > 0)
-    check(cudaMemset2DAsync(there.data, size_t(there.stride) * sizeof(float), 0, size_t(x.cols) * sizeof(float), size_t(x.rows), args.device.stream),
-          "memset");
+    check(
+        cudaMemset2DAsync(there.data, size_t(there.stride) * sizeof(float), 0, size_t(x.cols) * sizeof(float), size_t(x.rows), args.device.stream()),
+        "memset");
 }
 
 void pool(Context& context, const PoolArgs& a) {

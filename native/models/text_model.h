@@ -2,6 +2,7 @@
 // there are any), then pooling, dense layers and normalisation as sentence-transformers' modules list them.
 #pragma once
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -123,6 +124,17 @@ class TextModel {
     Activation activation;
   };
   Matrix apply(const Dense& dense, const Matrix& x);
+  Matrix finished(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions);
+  /// A pass over few tokens with these lengths, once it has come twice.
+  struct Repeated {
+    std::unique_ptr<Recording> recording;
+    Matrix vectors;    // of the last one
+    int64_t seen = 0;  // how often; negative: it cannot be recorded
+    int64_t last = 0;  // the number of the last pass
+  };
+  Repeated* repeated(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions);
+  std::map<std::vector<int32_t>, Repeated> repeated_;  // by lengths and what is wanted
+  int64_t passes_ = 0;
   std::vector<Dense> dense_;
   Pooling pooling_;
   WeightFormat format_ = WeightFormat::f32;

@@ -32,6 +32,15 @@ struct OperationTable;
 /// A device's own copy of host memory; given back with the last of these.
 using Resident = std::shared_ptr<const void>;
 
+/// Operations that a device remembers, to be asked for at once.
+struct Recording {
+  virtual ~Recording() = default;
+};
+struct HostRange {
+  const void* begin;
+  size_t bytes;
+};
+
 /// A weight matrix [rows, cols] = [outputs, inputs], packed by a backend in its own layout.
 struct Weight {
   virtual ~Weight() = default;
@@ -347,6 +356,12 @@ struct OperationTable {
   /// A copy of host memory that does not change as long as it is held: operations use the copy wherever they are given that memory or a part
   /// of it. Null: host memory is as good.
   Resident (*reside)(Context&, const void* host, size_t bytes) = nullptr;
+  /// Calls body, whose operations are remembered and not carried out: replay() does that, with the contents that `inputs`, host memory that
+  /// body's operations read, have then. What else they read of the host's memory is taken as it is now; they may write none of it, and body
+  /// may not wait for them. Null where the device cannot. A null entry: it never can.
+  std::unique_ptr<Recording> (*record)(Context&, const std::vector<HostRange>& inputs, const std::function<void()>& body) = nullptr;
+  /// `inputs` in the order and sizes of those that were recorded.
+  void (*replay)(Context&, Recording&, const std::vector<const void*>& inputs) = nullptr;
   std::unique_ptr<Weight> (*pack)(Context&, const WeightSource&, WeightFormat) = nullptr;
   /// New values of the same shapes into a weight that pack() made.
   void (*repack)(Context&, const WeightSource&, Weight&) = nullptr;

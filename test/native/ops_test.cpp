@@ -359,6 +359,57 @@ void low_rank_cases(const OperationTable& table, const OperationTable& reference
   }
 }
 
+/// A recorded pass does with other inputs what the same operations do when they are asked for one by one.
+void record_cases(const OperationTable& table) {
+  if (!table.record) return;
+  Context context(table, 1);
+  const std::string what = text(table.name, " record");
+  const int64_t T = 20, C = 64, V = 50, N = 70;
+  const std::vector<float> words = random_floats(size_t(V * C), 1), scale = random_floats(size_t(C), 2), w = random_floats(size_t(N * C), 3);
+  const Resident resident = reside(context, words);
+  const TensorView rows = view(words, {V, C});
+  const auto weight = table.pack(context, {"w", {view(w, {N, C})}, false}, WeightFormat::bf16);
+  std::vector<int32_t> ids(static_cast<size_t>(T));
+  const auto fill = [&](int32_t step) {
+    for (size_t i = 0; i < ids.size(); ++i) ids[i] = (int32_t(i) * step + 3) % int32_t(V);
+  };
+  const Matrix x = context.scratch.matrix(T, C), y = context.scratch.matrix(T, N);
+  const auto body = [&] {
+    EmbedArgs embed;
+    embed.ids = ids.data(), embed.table = &rows, embed.y = x;
+    table.embed(context, embed);
+    NormArgs norm;
+    const std::vector<float> own = scale;  // taken as it is while it is recorded
+    norm.kind = NormKind::rms, norm.x = norm.y = x, norm.weight = own.data();
+    table.norm(context, norm);
+    LinearArgs linear;
+    linear.x = x, linear.weight = weight.get(), linear.y = y;
+    table.linear(context, linear);
+  };
+  Owned want(T, N, 4), got(T, N, 5);
+  fill(7);
+  const auto recording = table.record(context, {{ids.data(), ids.size() * sizeof(int32_t)}}, body);
+  check(bool(recording), what);
+  for (const int32_t step : {11, 3, 7}) {
+    fill(step);
+    body();
+    copy(context, y, want.m);
+    clear(context, y);
+    table.replay(context, *recording, {ids.data()});
+    fill(1);  // the inputs may change at once
+    copy(context, y, got.m);
+    finish(context);
+    check(equal(got.m, want.m), text(what, ", ids by ", step));
+  }
+  check(!table.record(context, {}, [&] { copy(context, y, got.m); }), what + " of results that go to the host");
+  check(!table.record(context, {}, [&] { finish(context); }), what + " of what waits");
+  fill(7);
+  body();
+  copy(context, y, got.m);
+  finish(context);
+  check(equal(got.m, want.m), what + " and on as before");
+}
+
 void contrast_cases(const OperationTable& table, const OperationTable& reference) {
   Context context(table, 2), plain(reference, 1);
   const int64_t N = 9;
@@ -833,7 +884,7 @@ int main(int count, char** arguments) {
     if (wants("linear"))
       linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table), low_rank_cases(*table, reference);
     if (wants("attention")) attention_cases(*table, reference);
-    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference);
+    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference), record_cases(*table);
     if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);
   }
