@@ -12,26 +12,29 @@ struct Row {
   float base, mean;
 };
 
-constexpr int consumers = 2, own_rows = 64 * consumers, tile_rows = 64, stages = 2, threads = 128 * (consumers + 1);
-template <int D>
-constexpr int own_bytes = own_rows * D * 2;
-template <int D>
-constexpr int tile_bytes = tile_rows * D * 2;
-template <int D>
-constexpr int memory_bytes = 2 * own_bytes<D> + 2 * stages * tile_bytes<D>;
+constexpr int tile_rows = 64, stages = 2;
+
+/// Of a block for heads of up to D channels: two warpgroups that multiply, or one where sequences are short, so that two blocks share a
+/// multiprocessor.
+template <int D_, int consumers_>
+struct Size {
+  static constexpr int D = D_, consumers = consumers_, own_rows = 64 * consumers, threads = 128 * (consumers + 1), blocks = 3 - consumers;
+  static constexpr int own_bytes = own_rows * D * 2, tile_bytes = tile_rows * D * 2, memory = 2 * own_bytes + 2 * stages * tile_bytes;
+  static constexpr int registers = consumers == 2 ? 240 : 232;  // of a warpgroup that multiplies; the other has 24
+};
 
 #if CONAN_WARPGROUPS
 
 /// The block's own two matrices, and stages of two others.
-template <int D>
+template <class Size>
 struct Tiles {
   unsigned char* memory;
-  __device__ unsigned char* own(int which) const { return memory + which * own_bytes<D>; }
-  __device__ unsigned char* at(int stage, int which) const { return memory + 2 * own_bytes<D> + (2 * stage + which) * tile_bytes<D>; }
+  __device__ unsigned char* own(int which) const { return memory + which * Size::own_bytes; }
+  __device__ unsigned char* at(int stage, int which) const { return memory + 2 * Size::own_bytes + (2 * stage + which) * Size::tile_bytes; }
 
   /// c [64, 64] = rows of a warpgroup of the one's own matrix, times the tile's rows.
   __device__ __forceinline__ void multiply_rows(float (&c)[32], int which, int stage, int warpgroup) const {
-    multiply_tiles<tile_rows, D>(c, own(which), own_rows, warpgroup * 64 * 128, at(stage, which));
+    multiply_tiles<tile_rows, Size::D>(c, own(which), Size::own_rows, warpgroup * 64 * 128, at(stage, which));
   }
 };
 
@@ -41,7 +44,7 @@ struct Barriers {
 /// By one thread, before all meet.
 __device__ __forceinline__ void begin_all(Barriers& barriers, int rows) {
   begin(barriers.own, 1);
-  for (int i = 0; i < stages; ++i) begin(barriers.full[i], 1), begin(barriers.empty[i], rows > 64 ? consumers : 1);
+  for (int i = 0; i < stages; ++i) begin(barriers.full[i], 1), begin(barriers.empty[i], rows > 64 ? 2 : 1);
   show_barriers();
 }
 
@@ -50,19 +53,20 @@ __device__ __forceinline__ void begin_all(Barriers& barriers, int rows) {
 struct Place {
   int head, row;
 };
-template <int D, class PlaceOf>
-__device__ __forceinline__ void produce(const Tiles<D>& tile, Barriers& barriers, const TileMap& own_first, const TileMap& own_second, Place own,
+template <class Size, class PlaceOf>
+__device__ __forceinline__ void produce(const Tiles<Size>& tile, Barriers& barriers, const TileMap& own_first, const TileMap& own_second, Place own,
                                         const TileMap& first, const TileMap& second, int count, const PlaceOf& place_of) {
   set_registers<24, false>();
-  if (int(threadIdx.x) != consumers * 128) return;
-  arrive_expecting(barriers.own, 2 * own_bytes<D>);
-  load_tile<D>(tile.own(0), own_first, own_rows, own.head, own.row, barriers.own);
-  load_tile<D>(tile.own(1), own_second, own_rows, own.head, own.row, barriers.own);
+  constexpr int D = Size::D;
+  if (int(threadIdx.x) != Size::consumers * 128) return;
+  arrive_expecting(barriers.own, 2 * Size::own_bytes);
+  load_tile<D>(tile.own(0), own_first, Size::own_rows, own.head, own.row, barriers.own);
+  load_tile<D>(tile.own(1), own_second, Size::own_rows, own.head, own.row, barriers.own);
   for (int i = 0; i < count; ++i) {
     const int stage = i % stages;
     const Place place = place_of(i);
     wait_for(barriers.empty[stage], i / stages % 2 ^ 1);
-    arrive_expecting(barriers.full[stage], 2 * tile_bytes<D>);
+    arrive_expecting(barriers.full[stage], 2 * Size::tile_bytes);
     load_tile<D>(tile.at(stage, 0), first, tile_rows, place.head, place.row, barriers.full[stage]);
     load_tile<D>(tile.at(stage, 1), second, tile_rows, place.head, place.row, barriers.full[stage]);
   }
@@ -70,35 +74,37 @@ __device__ __forceinline__ void produce(const Tiles<D>& tile, Barriers& barriers
 
 #endif
 
-/// Keys come twice: first for what probabilities are computed from, which `stats` [heads, rows of q] keeps, then for the gradient.
-template <int D>
-__global__ void __launch_bounds__(threads, 1)
+/// Keys come twice, unless they are one tile: first for what probabilities are computed from, which `stats` [heads, rows of q] keeps, then
+/// for the gradient.
+template <class Size>
+__global__ void __launch_bounds__(Size::threads, Size::blocks)
     attention_backward_query_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
                                    const CONAN_GRID_CONSTANT TileMap dy, View dq, NarrowView narrow_dq, Row* stats, int64_t stats_rows, Shape s) {
 #if CONAN_WARPGROUPS
-  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, own_rows, gridDim.z - 1 - blockIdx.z);
+  const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, Size::own_rows, gridDim.z - 1 - blockIdx.z);
   const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
-  const int tiles = (end - first + tile_rows - 1) / tile_rows;
+  const int tiles = (end - first + tile_rows - 1) / tile_rows, all = tiles == 1 ? 1 : 2 * tiles;
   if (count <= 0 || tiles <= 0) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
+  constexpr int D = Size::D;
   const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
   if (id == 0) begin_all(barriers, rows);
   __syncthreads();
-  const Tiles<D> tile{memory};
-  if (warpgroup == consumers) {
-    produce<D>(tile, barriers, q, dy, {head, int(q0)}, k, v, 2 * tiles, [&](int i) -> Place {
+  const Tiles<Size> tile{memory};
+  if (warpgroup == Size::consumers) {
+    produce(tile, barriers, q, dy, {head, int(q0)}, k, v, all, [&](int i) -> Place {
       return {head / s.group, int(kv0) + first + i % tiles * tile_rows};
     });
     return;
   }
-  set_registers<240, true>();
+  set_registers<Size::registers, true>();
   if (64 * warpgroup >= rows) return;
   const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
   const float factor = s.scale * log2_e;
   float most[2] = {-INFINITY, -INFINITY}, total[2] = {}, mean[2] = {}, base[2], sums[D / 2] = {}, scores[32], gradients[32];
   wait_for(barriers.own, 0);
-  for (int i = 0; i < 2 * tiles; ++i) {
+  for (int i = 0; i < all; ++i) {
     const int stage = i % stages, j0 = first + i % tiles * tile_rows, i0 = int(start) + 64 * warpgroup;
     wait_for(barriers.full[stage], i / stages % 2);
     begin_products();
@@ -115,7 +121,7 @@ __global__ void __launch_bounds__(threads, 1)
       }
     }
     if (i < tiles) {
-      if (id % 128 == 0) arrive(barriers.empty[stage]);
+      if (all > 1 && id % 128 == 0) arrive(barriers.empty[stage]);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float now = most[half];
@@ -144,7 +150,7 @@ __global__ void __launch_bounds__(threads, 1)
         if (r < rows && lane % 4 == 0) stats[head * stats_rows + q0 + r] = {base[half], mean[half]};
         if (!(r < rows)) base[half] = mean[half] = 0;
       }
-      continue;
+      if (all > 1) continue;
     }
 #pragma unroll
     for (int e = 0; e < 32; ++e) {
@@ -165,33 +171,34 @@ __global__ void __launch_bounds__(threads, 1)
 }
 
 /// A block has 128 keys of one head; queries of all heads that use them come by 64.
-template <int D>
-__global__ void __launch_bounds__(threads, 1)
+template <class Size>
+__global__ void __launch_bounds__(Size::threads, Size::blocks)
     attention_backward_key_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
                                  const CONAN_GRID_CONSTANT TileMap dy, View dk, NarrowView narrow_dk, View dv, NarrowView narrow_dv, const Row* stats,
                                  int64_t stats_rows, Shape s) {
 #if CONAN_WARPGROUPS
-  const int b = int(blockIdx.x), kv_head = int(blockIdx.y), j0 = int(blockIdx.z) * own_rows;
+  const int b = int(blockIdx.x), kv_head = int(blockIdx.y), j0 = int(blockIdx.z) * Size::own_rows;
   const int64_t kv0 = s.kv_offsets[b], q0 = s.q_offsets[b];
   const int keys = int(s.kv_offsets[b + 1] - kv0), queries = int(s.q_offsets[b + 1] - q0), start = s.q_starts[b];
   if (j0 >= keys) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
-  const int id = int(threadIdx.x), warpgroup = id / 128, rows = keys - j0 < own_rows ? keys - j0 : own_rows;
+  constexpr int D = Size::D;
+  const int id = int(threadIdx.x), warpgroup = id / 128, rows = keys - j0 < Size::own_rows ? keys - j0 : Size::own_rows;
   if (id == 0) begin_all(barriers, rows);
   __syncthreads();
   // Queries that see one of these keys: i >= j - right and i <= j + left.
   const int64_t low = s.right < 0 ? 0 : j0 - s.right - start, high = s.left < 0 ? queries : j0 + rows + s.left - start;
   const int first = int(low < 0 ? 0 : low), end = int(high < queries ? high : queries);
   const int tiles = end > first ? (end - first + tile_rows - 1) / tile_rows : 0, all = tiles * s.group;
-  const Tiles<D> tile{memory};
-  if (warpgroup == consumers) {
-    produce<D>(tile, barriers, k, v, {kv_head, int(kv0) + j0}, q, dy, all, [&](int i) -> Place {
+  const Tiles<Size> tile{memory};
+  if (warpgroup == Size::consumers) {
+    produce(tile, barriers, k, v, {kv_head, int(kv0) + j0}, q, dy, all, [&](int i) -> Place {
       return {kv_head * s.group + i / tiles, int(q0) + first + i % tiles * tile_rows};
     });
     return;
   }
-  set_registers<240, true>();
+  set_registers<Size::registers, true>();
   if (64 * warpgroup >= rows) return;
   const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
   const float factor = s.scale * log2_e;
@@ -244,30 +251,33 @@ __global__ void __launch_bounds__(threads, 1)
 #endif
 }
 
-template <int D>
+template <class Size>
 void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
+  constexpr int own_rows = Size::own_rows;
   const AttentionArgs& f = a.forward;
   const NarrowView q = narrowed(args, f.narrow_q, f.q, f.q.cols), k = narrowed(args, f.narrow_k, f.k, f.k.cols),
                    v = narrowed(args, f.narrow_v, f.v, f.v.cols), dy = narrowed(args, a.narrow_dy, a.dy, a.dy.cols);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
   Row* stats = args.scratch<Row>(f.heads * q.rows);
   const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, f.head_dim, rows); };
-  launch_shared(args.device, attention_backward_query_wgmma<D>,
-                dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(threads), memory_bytes<D>,
-                map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq,
+  launch_shared(args.device, attention_backward_query_wgmma<Size>,
+                dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(Size::threads),
+                Size::memory, map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq,
                 args.inout(a.narrow_dq), stats, q.rows, s);
-  launch_shared(args.device, attention_backward_key_wgmma<D>,
-                dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(threads),
-                memory_bytes<D>, map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows),
-                dk, args.inout(a.narrow_dk), dv, args.inout(a.narrow_dv), static_cast<const Row*>(stats), q.rows, s);
+  launch_shared(args.device, attention_backward_key_wgmma<Size>,
+                dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(Size::threads),
+                Size::memory, map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows), dk,
+                args.inout(a.narrow_dk), dv, args.inout(a.narrow_dv), static_cast<const Row*>(stats), q.rows, s);
 }
 
 }  // namespace
 
 void attention_backward_by_warpgroups(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
-  if (a.forward.sequences == 0) return;
-  if (a.forward.head_dim <= 64) run<64>(args, a, s);
-  else run<128>(args, a, s);
+  const AttentionArgs& f = a.forward;
+  if (f.sequences == 0) return;
+  const bool few = std::max(longest(f.q_offsets, f.sequences), longest(f.kv_offsets, f.sequences)) <= 64;
+  if (f.head_dim <= 64) few ? run<Size<64, 1>>(args, a, s) : run<Size<64, 2>>(args, a, s);
+  else few ? run<Size<128, 1>>(args, a, s) : run<Size<128, 2>>(args, a, s);
 }
 
 }  // namespace conan::cuda
