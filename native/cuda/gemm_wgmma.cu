@@ -69,6 +69,9 @@ __device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64
     if (epilogue.gated) {
 #pragma unroll
       for (int i = 0; i < part_columns / 2; i += 2) v[i] = function(v[i]) * v[i + 1];
+      if (!epilogue.residual.data) return;
+#pragma unroll
+      for (int i = 0; i < part_columns / 2; i += 2) v[i] = rounded_to_bf16(v[i]);
     } else {
 #pragma unroll
       for (int i = 0; i < part_columns / 2; ++i) v[i] = function(v[i]);
@@ -76,12 +79,12 @@ __device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64
   });
 }
 
-/// How a lane holds the results of a tile that wait to be sent: so many words of every part, of parts `first` to parts - 1. Of f32 only half
-/// find room; the others have gone before.
-template <bool narrow_, bool gated_, int parts>
+/// How a lane holds the results of a tile that wait to be sent: so many words of every part, of parts `first` to parts - 1. What is `added` to
+/// a residual is bf16 until then. Of f32 otherwise only half find room; the others have gone before.
+template <bool narrow_, bool gated_, bool added, int parts>
 struct Kind {
-  static constexpr bool narrow = narrow_, gated = gated_;
-  static constexpr int words = part_columns / 2 / (narrow ? 2 : 1) / (gated ? 2 : 1), first = narrow || gated ? 0 : parts / 2;
+  static constexpr bool narrow = narrow_, gated = gated_, pairs = (narrow || added) && !gated;
+  static constexpr int words = part_columns / 2 / (narrow || added ? 2 : 1) / (gated ? 2 : 1), first = narrow || gated || added ? 0 : parts / 2;
 };
 
 /// A part's results, as they are sent.
@@ -91,7 +94,7 @@ __device__ __forceinline__ void take(uint32_t* words, const float* v) {
   for (int i = 0; i < Kind::words; ++i) {
     const int half = i % 2, j = i / 2;
     if constexpr (Kind::narrow && Kind::gated) words[i] = pack_bf16(v[8 * j + 2 * half], v[8 * j + 4 + 2 * half]);
-    else if constexpr (Kind::narrow) words[i] = pack_bf16(v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
+    else if constexpr (Kind::pairs) words[i] = pack_bf16(v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
     else memcpy(&words[i], &v[Kind::gated ? 2 * i : i], 4);
   }
 }
@@ -120,6 +123,7 @@ __device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes
         unsigned char* const place = to + (row + 8 * half) * 128 + (own ^ 4 * bytes * j);
         if constexpr (halves) *reinterpret_cast<uint16_t*>(place) = uint16_t(words[j / 2 * 2 + half] >> (j % 2 * 16));
         else if constexpr (filled == 1) *reinterpret_cast<uint32_t*>(place) = words[2 * j + half];
+        else if constexpr (Kind::pairs) *reinterpret_cast<float2*>(place) = unpack_bf16(words[2 * (box * each + j) + half]);
         else *reinterpret_cast<uint2*>(place) = {words[4 * (box * each + j) + 2 * half], words[4 * (box * each + j) + 2 * half + 1]};
       }
     if (halves && half_box == 0) return;
@@ -188,8 +192,9 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     const int pace = steps / (parts + 1);  // steps between parts, so that what takes them in need not take them at once
     int next = parts, due = 0, held_t = 0, held_n = 0;
     const auto by_kind = [&](auto use) {
-      if (epilogue.narrow_y.data) epilogue.gated ? use(Kind<true, true, parts>()) : use(Kind<true, false, parts>());
-      else epilogue.gated ? use(Kind<false, true, parts>()) : use(Kind<false, false, parts>());
+      if (epilogue.narrow_y.data) epilogue.gated ? use(Kind<true, true, false, parts>()) : use(Kind<true, false, false, parts>());
+      else if (epilogue.gated) use(Kind<false, true, false, parts>());
+      else leave == Leave::by_sums ? use(Kind<false, false, true, parts>()) : use(Kind<false, false, false, parts>());
     };
     const auto send_held = [&](int count) {
       by_kind([&](auto kind) {

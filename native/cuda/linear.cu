@@ -250,8 +250,8 @@ __global__ void __launch_bounds__(256) gemm_f32(View x, const void* weight, int6
     if (t >= x.rows) continue;
 #pragma unroll
     for (int j = 0; j < fours; ++j)
-      epilogue.four([kind = epilogue.activation](float v) { return activated(kind, v); }, t, n0 + 64 * j + 4 * column,
-                    {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]}, N);
+      epilogue.four<false>([kind = epilogue.activation](float v) { return activated(kind, v); }, t, n0 + 64 * j + 4 * column,
+                           {sums[i][4 * j], sums[i][4 * j + 1], sums[i][4 * j + 2], sums[i][4 * j + 3]}, N);
   }
 }
 

@@ -21,7 +21,8 @@ struct DeviceWeight : Weight {
   }
 };
 
-/// What happens to a row's sums behind the product; columns n of the packed weight.
+/// What happens to a row's sums behind the product; columns n of the packed weight. What products of few bits add to a residual is bf16, as
+/// PyTorch's results are, whatever the tile.
 struct Epilogue {
   const float* bias;  // in the order of the files: gates, then values
   Activation activation;
@@ -31,8 +32,8 @@ struct Epilogue {
   NarrowView narrow_y = {};                                   // bf16 instead of y
   const float *row_scale = nullptr, *column_scale = nullptr;  // of whole sums, in packed order
 
-  /// Sums of the packed columns n (a multiple of four) to n + 3; `rows` of the weight.
-  template <class Function>
+  /// Sums of the packed columns n (a multiple of four) to n + 3; `rows` of the weight. `rounds`: as products of few bits do.
+  template <bool rounds, class Function>
   __device__ __forceinline__ void four(const Function& function, int64_t t, int64_t n, const float4& sums, int64_t rows) const {
     float v[4] = {sums.x, sums.y, sums.z, sums.w};
     const int count = n + 4 <= rows ? 4 : int(rows - n), outputs = gated ? count / 2 : count;
@@ -54,6 +55,10 @@ struct Epilogue {
     } else {
 #pragma unroll
       for (int i = 0; i < 4; ++i) v[i] = function(v[i]);
+    }
+    if (rounds && residual.data) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) v[i] = rounded_to_bf16(v[i]);
     }
     if (narrow_y.data) {
       uint16_t* to = narrow_y.row(t) + column;
@@ -104,7 +109,7 @@ struct Epilogue {
 #pragma unroll 1
       for (int i = int(threadIdx.x) % 32; i < 4 * columns; i += 32) {
         const int r = i / (columns / 4), c = i % (columns / 4) * 4;
-        if (t + r < T) four(function, t + r, n + c, staged_four(staged + staged_at<columns>(r, c)), rows);
+        if (t + r < T) four<true>(function, t + r, n + c, staged_four(staged + staged_at<columns>(r, c)), rows);
       }
     });
   }
@@ -176,6 +181,7 @@ struct Epilogue {
           else *reinterpret_cast<float2*>(y.row(row) + column) = {x, z};
         } else {
           y_ = function(y_), w = function(w);
+          if (residual.data) x = rounded_to_bf16(x), y_ = rounded_to_bf16(y_), z = rounded_to_bf16(z), w = rounded_to_bf16(w);
           if (narrow_y.data) *reinterpret_cast<uint2*>(narrow_y.row(row) + column) = {pack_bf16(x, y_), pack_bf16(z, w)};
           else *reinterpret_cast<float4*>(y.row(row) + column) = {x + added[i].x, y_ + added[i].y, z + added[i].z, w + added[i].w};
         }

@@ -58,25 +58,17 @@ struct EitherRows {
   __device__ __forceinline__ float one(int64_t t, int64_t c) const { return narrow.data ? file_word(narrow.row(t), Dtype::bf16, c) : wide.row(t)[c]; }
   __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
     if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
-    return widened(*reinterpret_cast<const uint32_t*>(narrow.row(t) + c));
+    return unpack_bf16(*reinterpret_cast<const uint32_t*>(narrow.row(t) + c));
   }
   __device__ __forceinline__ float4 four(int64_t t, int64_t c) const {
     if (!narrow.data) return *reinterpret_cast<const float4*>(wide.row(t) + c);
     const uint2 words = *reinterpret_cast<const uint2*>(narrow.row(t) + c);
-    const float2 low = widened(words.x), high = widened(words.y);
+    const float2 low = unpack_bf16(words.x), high = unpack_bf16(words.y);
     return {low.x, low.y, high.x, high.y};
   }
   __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
     if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
     else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
-  }
-
- private:
-  static __device__ __forceinline__ float2 widened(uint32_t both) {
-    const uint32_t words[2] = {both << 16, both & 0xffff0000u};
-    float2 out;
-    memcpy(&out, words, sizeof out);
-    return out;
   }
 };
 

@@ -53,6 +53,15 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
 #endif
 }
 
+/// The numbers of such a word.
+__device__ __forceinline__ float2 unpack_bf16(uint32_t both) {
+  const uint32_t words[2] = {both << 16, both & 0xffff0000u};
+  float2 out;
+  memcpy(&out, words, sizeof out);
+  return out;
+}
+__device__ __forceinline__ float rounded_to_bf16(float x) { return unpack_bf16(pack_bf16(x, 0)).x; }
+
 #ifndef __CUDACC__
 namespace emulated {
 /// The 16 x 8 sums of products of a warp's fragments: product(a, b) of two words that lie at the same k.
