@@ -242,6 +242,7 @@ CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reas
     made->table.narrow_rows = made->device.warpgroups;
     if (made->table.narrow_rows) made->table.low_rank_backward = low_rank_backward;
     made->table.packs_changes = true;
+    if (const char* graphs = std::getenv("CONAN_CUDA_GRAPHS"); graphs && std::string(graphs) == "0") made->table.record = nullptr;
     backend = std::move(made);
     return &backend->table;
   } catch (const std::exception& error) {
