@@ -77,11 +77,11 @@ def compile_layers(model):
     return model
 
 
-def ours(bench, directory, device, inputs):
+def ours(command, device, inputs):
     """What a native bench answers, by shape; its error for those it did not come to."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-    done = subprocess.run([bench, directory, device, "bfloat16", *inputs], capture_output=True, text=True)
+    done = subprocess.run([*command, *inputs], capture_output=True, text=True)
     answers = {answer["shape"]: answer for answer in map(json.loads, done.stdout.splitlines())}
     return {shape: answers.get(shape, {"error": done.stderr.strip()}) for shape in inputs}
 
@@ -101,7 +101,7 @@ def main():
         directory = Path(options.directory) / f"conan-forward-{name}"
         model, weights = make(name, directory, options.device)
         inputs = options.inputs.split(",")
-        answers = ours(options.forward_bench, directory, options.device, inputs)
+        answers = ours([options.forward_bench, directory, options.device, "bfloat16"], options.device, inputs)
 
         def line(shape, who, seconds, note=""):
             lengths = lengths_of(shape)

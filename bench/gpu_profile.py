@@ -17,13 +17,13 @@ import gpu_forward
 time, cycles = "gpu__time_duration.sum", "sm__cycles_elapsed.max"
 
 
-def launches(bench, model, layers, shape, directory):
+def launches(bench, mode, model, layers, shape, directory):
     """Kernel, nanoseconds and cycles of every launch of a bench."""
     hidden, _, *rest = gpu_forward.shapes[model]
     gpu_forward.shapes["few"] = (hidden, layers, *rest)
     where = Path(directory) / f"conan-profile-{model}"
     gpu_forward.make("few", where, "cuda")
-    command = ["ncu", "--clock-control", "none", "--metrics", f"{time},{cycles}", "--csv", bench, where, "cuda", "bfloat16", shape]
+    command = ["ncu", "--clock-control", "none", "--metrics", f"{time},{cycles}", "--csv", bench, where, "cuda", "bfloat16", *mode, shape]
     lines = subprocess.run(command, capture_output=True, text=True).stdout.splitlines()
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if start is None:
@@ -53,11 +53,11 @@ def main():
     parser.add_argument("--train", default="0.6B:64x256")
     parser.add_argument("--directory", default=tempfile.gettempdir())
     options = parser.parse_args()
-    for bench, what in ((options.forward_bench, options.forward), (options.train_bench, options.train)):
+    for bench, mode, what in ((options.forward_bench, [], options.forward), (options.train_bench, ["lora"], options.train)):
         if not what:
             continue
         model, shape = what.split(":")
-        run = last_run(launches(bench, model, options.layers, shape, options.directory))
+        run = last_run(launches(bench, mode, model, options.layers, shape, options.directory))
         sums = collections.defaultdict(lambda: [0, 0, 0])
         for name, nanoseconds, elapsed in run:
             for i, value in enumerate((nanoseconds / 1e6, elapsed / 1e6, 1)):

@@ -42,7 +42,7 @@ if python3 -c 'import torch, transformers' 2> /dev/null; then
   step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
   # Where the time goes: not among what all checks are, as it is slow.
   [[ "$wanted" == *" profile "* ]] && step profile timeout 120 python3 bench/gpu_profile.py build/native-tests/{forward,train}_bench ${PROFILE_OPTIONS:-}
-  step train timeout 120 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}
+  step train timeout 180 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}
 else
   report+=("peer, forward, train skipped: no Python with torch and transformers")
 fi
