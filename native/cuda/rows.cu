@@ -101,32 +101,54 @@ __global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, 
   }
 }
 
-/// The same where a row fits the registers of a warp, by fours: up to 128 N channels.
-template <int N>
+/// Some warps of a block that have a row together, by fours: N each to a lane, up to 128 N `across` channels. Where they are several, all
+/// threads of a block take part in sums, also those that have no row.
+template <int across>
+struct Together {
+  float* shares;  // [warps], shared
+  __device__ __forceinline__ int64_t row() const { return own_row() / across; }
+  __device__ __forceinline__ int four(int i) const { return 4 * (32 * across * i + int(threadIdx.y) % across * 32 + lane()); }
+  __device__ __forceinline__ float sum(float value) const {
+    value = warp_sum(value);
+    if constexpr (across == 1) return value;
+    __syncthreads();  // what was there has been read
+    if (lane() == 0) shares[threadIdx.y] = value;
+    __syncthreads();
+    value = 0;
+#pragma unroll
+    for (int w = 0; w < across; ++w) value += shares[int(threadIdx.y) / across * across + w];
+    return value;
+  }
+};
+
+/// The same where a row fits the registers of some warps.
+template <int N, int across>
 __global__ void __launch_bounds__(32 * warps)
     norm_held(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y) {
-  const int64_t t = own_row();
-  const int C = int(x.cols);
-  if (t >= x.rows) return;
+  __shared__ float shares[warps];
+  const Together<across> together{shares};
+  const int64_t t = together.row();
+  const int C = t < x.rows ? int(x.cols) : 0;
+  if (across == 1 && t >= x.rows) return;
   float4 v[N];
   float sum = 0, squares = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int c = 4 * (32 * i + lane());
+    const int c = together.four(i);
     v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + c) : float4{0, 0, 0, 0};
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
-  const float mean = kind == NormKind::layer ? warp_sum(sum) / float(C) : 0;
+  const float mean = kind == NormKind::layer ? together.sum(sum) / float(x.cols) : 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    if (4 * (32 * i + lane()) >= C) continue;
+    if (together.four(i) >= C) continue;
     v[i].x -= mean, v[i].y -= mean, v[i].z -= mean, v[i].w -= mean;
     squares += (v[i].x * v[i].x + v[i].y * v[i].y) + (v[i].z * v[i].z + v[i].w * v[i].w);
   }
-  const float factor = 1 / sqrtf(warp_sum(squares) / float(C) + eps);
+  const float factor = 1 / sqrtf(together.sum(squares) / float(x.cols) + eps);
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int c = 4 * (32 * i + lane());
+    const int c = together.four(i);
     if (c >= C) continue;
     const auto four = [&](const float* from, float other) {
       return from ? *reinterpret_cast<const float4*>(from + c) : float4{other, other, other, other};
@@ -163,26 +185,29 @@ __global__ void norm_backward_input_f32(NormKind kind, float eps, View x, const 
   }
 }
 
-/// The same where a row fits the registers of a warp, by fours: up to 128 N channels.
-template <int N>
+/// The same where a row fits the registers of some warps.
+template <int N, int across>
 __global__ void __launch_bounds__(32 * warps)
     norm_backward_held(NormKind kind, float eps, View x, const float* weight, EitherRows dy, View dx, NarrowView narrow_dx, bool add, int groups) {
-  const int C = int(x.cols) / groups;
-  const int64_t t = own_row() / groups, column = own_row() % groups * C;
-  if (t >= x.rows) return;
+  __shared__ float shares[warps];
+  const Together<across> together{shares};
+  const int width = int(x.cols) / groups;
+  const int64_t t = together.row() / groups, column = together.row() % groups * width;
+  const int C = t < x.rows ? width : 0;
+  if (across == 1 && t >= x.rows) return;
   float4 v[N], g[N];
   float total = 0, squares = 0, sum = 0, along = 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int c = 4 * (32 * i + lane());
+    const int c = together.four(i);
     v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + column + c) : float4{0, 0, 0, 0};
     g[i] = c < C ? dy.four(t, column + c) : float4{0, 0, 0, 0};
     total += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
-  const float mean = kind == NormKind::layer ? warp_sum(total) / float(C) : 0;
+  const float mean = kind == NormKind::layer ? together.sum(total) / float(width) : 0;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int c = 4 * (32 * i + lane());
+    const int c = together.four(i);
     if (c >= C) continue;
     const float4 w = weight ? *reinterpret_cast<const float4*>(weight + c) : float4{1, 1, 1, 1};
     g[i] = {g[i].x * w.x, g[i].y * w.y, g[i].z * w.z, g[i].w * w.w};
@@ -191,12 +216,12 @@ __global__ void __launch_bounds__(32 * warps)
     sum += (g[i].x + g[i].y) + (g[i].z + g[i].w);
     along += (g[i].x * v[i].x + g[i].y * v[i].y) + (g[i].z * v[i].z + g[i].w * v[i].w);
   }
-  const float factor = 1 / sqrtf(warp_sum(squares) / float(C) + eps);
-  sum = kind == NormKind::rms ? 0 : warp_sum(sum) / float(C);
-  along = warp_sum(along) / float(C) * factor * factor;
+  const float factor = 1 / sqrtf(together.sum(squares) / float(width) + eps);
+  sum = kind == NormKind::rms ? 0 : together.sum(sum) / float(width);
+  along = together.sum(along) / float(width) * factor * factor;
 #pragma unroll
   for (int i = 0; i < N; ++i) {
-    const int c = 4 * (32 * i + lane());
+    const int c = together.four(i);
     if (c >= C) continue;
     float4* to = reinterpret_cast<float4*>(dx.row(t) + column + c);
     const float4 before = add ? *to : float4{0, 0, 0, 0};
@@ -669,12 +694,15 @@ void norm(Context& context, const NormArgs& a) {
   const NarrowView narrow_y = args.inout(a.narrow_y);
   const bool by_four = in_steps(x, 4) && in_steps(residual, 4) && in_steps(y, 4) && x.cols % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(weight) % 16 == 0 && reinterpret_cast<uintptr_t>(bias) % 16 == 0 && in_steps(narrow_y, 4);
-  const auto run = [&](auto kernel) { launch_rows(args, kernel, x.rows, a.kind, a.eps, x, weight, bias, residual, y, narrow_y); };
-  if (!by_four || x.cols > 4096) run(norm_f32);
-  else if (x.cols <= 512) run(norm_held<4>);
-  else if (x.cols <= 1024) run(norm_held<8>);
-  else if (x.cols <= 2048) run(norm_held<16>);
-  else run(norm_held<32>);
+  const auto run = [&](auto kernel, int across) {
+    launch_rows(args, kernel, x.rows * across, a.kind, a.eps, x, weight, bias, residual, y, narrow_y);
+  };
+  if (!by_four || x.cols > 8192) run(norm_f32, 1);
+  else if (x.cols <= 512) run(norm_held<4, 1>, 1);
+  else if (x.cols <= 1024) run(norm_held<8, 1>, 1);
+  else if (x.cols <= 2048) run(norm_held<16, 1>, 1);
+  else if (x.cols <= 4096) run(norm_held<8, 4>, 4);
+  else run(norm_held<16, 4>, 4);
 }
 
 void norm_backward(Context& context, const NormBackwardArgs& a) {
@@ -697,12 +725,16 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
   const NarrowView narrow_dx = args.inout(a.narrow_dx);
   const bool by_four = in_steps(x, 4) && in_steps(dy.wide, 4) && in_steps(dy.narrow, 4) && in_steps(dx, 4) && in_steps(narrow_dx, 4) && C % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(weight) % 16 == 0;
-  const auto run = [&](auto kernel) { launch_rows(args, kernel, segments, a.kind, a.eps, x, weight, dy, dx, narrow_dx, a.add, a.groups); };
-  if (!by_four || C > 2048) run(norm_backward_input_f32);
-  else if (C <= 128) run(norm_backward_held<1>);
-  else if (C <= 512) run(norm_backward_held<4>);
-  else if (C <= 1024) run(norm_backward_held<8>);
-  else run(norm_backward_held<16>);
+  const auto run = [&](auto kernel, int across) {
+    launch_rows(args, kernel, segments * across, a.kind, a.eps, x, weight, dy, dx, narrow_dx, a.add, a.groups);
+  };
+  if (!by_four || C > 8192) run(norm_backward_input_f32, 1);
+  else if (C <= 128) run(norm_backward_held<1, 1>, 1);
+  else if (C <= 512) run(norm_backward_held<4, 1>, 1);
+  else if (C <= 1024) run(norm_backward_held<8, 1>, 1);
+  else if (C <= 2048) run(norm_backward_held<8, 2>, 2);
+  else if (C <= 4096) run(norm_backward_held<8, 4>, 4);
+  else run(norm_backward_held<8, 8>, 8);
 }
 
 void rope(Context& context, const RopeArgs& a) {

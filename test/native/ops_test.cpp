@@ -267,7 +267,7 @@ void narrow_row_cases(const OperationTable& table) {
       same(slopes, at_once.m, "back through rope and norm in place");
     }
     // Gradients of norm: of rows of bf16, and with the result once more as bf16.
-    for (const int64_t C : {Q, int64_t(2112)}) {
+    for (const int64_t C : {Q, int64_t(1088), int64_t(2112), int64_t(4160), int64_t(8256)}) {
       const int64_t rows = 9;
       Owned x(rows, C, 12), slope(rows, C, 13), dx(rows, C, 14), want(rows, C, 14);
       const std::vector<float> scale = random_floats(size_t(C), 15);
@@ -458,7 +458,7 @@ void contrast_cases(const OperationTable& table, const OperationTable& reference
 
 void row_cases(const OperationTable& table, const OperationTable& reference) {
   Context context(table, 2), plain(reference, 1);
-  for (int64_t C : {5, 16, 20, 384, 1001}) {
+  for (int64_t C : {5, 16, 20, 384, 1001, 1100, 2560, 4100}) {
     const std::string what = text(table.name, " C=", C, " ");
     const int64_t T = 37;
     Owned x(T, C, 1), residual(T, C, 2), want(T, C, 3), got(T, C, 4);
@@ -475,6 +475,13 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       args.y = got.m;
       table.norm(context, args);
       check_close(got.m, want.m, 1e-5, what + "norm");
+      NormBackwardArgs back;
+      back.kind = kind, back.x = x.m, back.weight = weight.data(), back.dy = residual.m;
+      back.dx = want.m;
+      reference.norm_backward(plain, back);
+      back.dx = got.m;
+      table.norm_backward(context, back);
+      check_close(got.m, want.m, 2e-5, what + "norm back");
     }
     for (Dtype dtype : {Dtype::f32, Dtype::bf16, Dtype::f16}) {
       std::vector<float> values = random_floats(size_t(50 * C), 7);
