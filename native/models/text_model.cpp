@@ -110,6 +110,11 @@ size_t TextModel::memory_bytes() const {
   return total;
 }
 
+bool TextModel::stands_for_picture(int32_t id) const {
+  return vision_ && (id == vision_->config().image_token || id == vision_->config().video_token);
+}
+bool TextModel::stands_for_sound(int32_t id) const { return audio_ && id == audio_token_; }
+
 /// Where media stand in a batch, and positions of M-RoPE: text and sound count on along all axes; a picture stays at one time, spreads
 /// over rows and columns, and what follows goes on after its longer side.
 TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass) {
@@ -128,8 +133,7 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
     for (int32_t t = batch.offsets[b]; t < batch.offsets[b + 1];) {
       const int32_t id = batch.ids[t];
       int32_t end = t + 1;
-      const bool is_picture = vision_ && (id == vision_->config().image_token || id == vision_->config().video_token),
-                 is_sound = audio_ && id == audio_token_;
+      const bool is_picture = stands_for_picture(id), is_sound = stands_for_sound(id);
       while ((is_picture || is_sound) && end < batch.offsets[b + 1] && batch.ids[end] == id) ++end;
       if (!is_picture) {
         if (is_sound) {
@@ -209,17 +213,19 @@ Matrix TextModel::finished(const TokenBatch& batch, const Media& media, bool nor
 /// Null: this pass is not one that a device remembers. Few tokens ask for as many operations as many, and wait for them to be asked for.
 TextModel::Repeated* TextModel::repeated(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions) {
   constexpr int64_t kMostTokens = 512;
-  constexpr size_t kMost = 64;
+  constexpr size_t kMost = 128;  // lengths that are looked out for; a recording takes about a megabyte
+  constexpr int64_t kOften = 3;  // to record costs as much as a pass
   const bool text = media.pictures.grids.empty() && media.sounds.frames.empty();
   if (!context_->ops.record || observer_ || !text || batch.tokens() > kMostTokens) return nullptr;
   transformer_->check(batch);
-  // Where padding does not count, positions depend on the ids.
-  if (std::find(batch.ids, batch.ids + batch.tokens(), config().pad_id) != batch.ids + batch.tokens()) return nullptr;
+  // What depends on the ids: positions where padding does not count, and whether media are missing.
+  const auto is_special = [&](int32_t id) { return id == config().pad_id || stands_for_picture(id) || stands_for_sound(id); };
+  if (std::any_of(batch.ids, batch.ids + batch.tokens(), is_special)) return nullptr;
   std::vector<int32_t> key(batch.offsets, batch.offsets + batch.sequences + 1);
   key.insert(key.end(), {int32_t(dimensions), int32_t(normalize)});
   Repeated& own = repeated_[std::move(key)];
   own.last = ++passes_;
-  if (++own.seen == 2) {
+  if (++own.seen == kOften) {
     own.recording = context_->ops.record(*context_, {{batch.ids, size_t(batch.tokens()) * sizeof(int32_t)}},
                                          [&] { own.vectors = finished(batch, media, normalize, dimensions); });
     if (!own.recording) own.seen = std::numeric_limits<int64_t>::min();

@@ -115,6 +115,8 @@ class TextModel {
   std::unique_ptr<Transformer> transformer_;
   WeightLoader& open_loader(const std::string& probe);
   void load_audio(const Json& config, const std::string& path);
+  bool stands_for_picture(int32_t id) const;
+  bool stands_for_sound(int32_t id) const;
   TransformerInput input_of(const TokenBatch& batch, const Media& media, TrainingPass* pass = nullptr);
   /// Whether anything in front of the language model trains that such media go through.
   bool trains_in_front(const Media& media, const Gradients& gradients) const;
@@ -125,7 +127,7 @@ class TextModel {
   };
   Matrix apply(const Dense& dense, const Matrix& x);
   Matrix finished(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions);
-  /// A pass over few tokens with these lengths, once it has come twice.
+  /// A pass over few tokens with these lengths, once it has come some times.
   struct Repeated {
     std::unique_ptr<Recording> recording;
     Matrix vectors;    // of the last one
