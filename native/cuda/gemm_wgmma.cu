@@ -337,8 +337,8 @@ void run_best(Arguments& args, const Input& x, const DeviceWeight& weight, const
   using Run = void (*)(Arguments&, const Input&, const DeviceWeight&, const Epilogue&);
   const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run<Sum, Large>},
                                             {cost<Medium>(args, T, weight.rows, 0.8), run<Sum, Medium>},
-                                            {cost<Small>(args, T, weight.rows, 0.4), run<Sum, Small>},
-                                            {cost<Least>(args, T, weight.rows, 0.2), run<Sum, Least>}};
+                                            {cost<Least>(args, T, weight.rows, 0.2), run<Sum, Least>},  // of equals: more of them read the weight
+                                            {cost<Small>(args, T, weight.rows, 0.4), run<Sum, Small>}};
   const auto best = std::min_element(std::begin(choices), std::end(choices), [](const auto& a, const auto& b) { return a.first < b.first; });
   best->second(args, x, weight, epilogue);
 }

@@ -86,13 +86,15 @@ __device__ Moments moments(const float* x, int64_t C, NormKind kind, float eps) 
   return {mean, 1 / sqrtf(warp_sum(squares) / float(C) + eps)};
 }
 
-__global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y) {
+__global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y,
+                         View copy) {
   const int64_t t = own_row(), C = x.cols;
   if (t >= x.rows) return;
   const float* from = x.row(t);
   const Moments m = moments(from, C, kind, eps);
   for (int64_t c = lane(); c < C; c += 32) {
     float v = (from[c] - m.mean) * m.factor;
+    if (copy.data) copy.row(t)[c] = from[c];
     if (weight) v *= weight[c];
     if (bias) v += bias[c];
     if (residual.data) v += residual.row(t)[c];
@@ -124,7 +126,7 @@ struct Together {
 /// The same where a row fits the registers of some warps.
 template <int N, int across>
 __global__ void __launch_bounds__(32 * warps)
-    norm_held(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y) {
+    norm_held(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y, View copy) {
   __shared__ float shares[warps];
   const Together<across> together{shares};
   const int64_t t = together.row();
@@ -136,6 +138,7 @@ __global__ void __launch_bounds__(32 * warps)
   for (int i = 0; i < N; ++i) {
     const int c = together.four(i);
     v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + c) : float4{0, 0, 0, 0};
+    if (copy.data && c < C) *reinterpret_cast<float4*>(copy.row(t) + c) = v[i];
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
   }
   const float mean = kind == NormKind::layer ? together.sum(sum) / float(x.cols) : 0;
@@ -689,13 +692,13 @@ NarrowView narrowed(Arguments& args, const Bf16Matrix& narrow, const Matrix& x, 
 
 void norm(Context& context, const NormArgs& a) {
   Arguments args(context);
-  const View x = args.in(a.x), residual = args.in(a.residual), y = args.out(a.y);
+  const View x = args.in(a.x), residual = args.in(a.residual), y = args.out(a.y), copy = args.out(a.copy);
   const float *weight = args.in(a.weight, x.cols), *bias = args.in(a.bias, x.cols);
   const NarrowView narrow_y = args.inout(a.narrow_y);
-  const bool by_four = in_steps(x, 4) && in_steps(residual, 4) && in_steps(y, 4) && x.cols % 4 == 0 &&
+  const bool by_four = in_steps(x, 4) && in_steps(residual, 4) && in_steps(y, 4) && in_steps(copy, 4) && x.cols % 4 == 0 &&
                        reinterpret_cast<uintptr_t>(weight) % 16 == 0 && reinterpret_cast<uintptr_t>(bias) % 16 == 0 && in_steps(narrow_y, 4);
   const auto run = [&](auto kernel, int across) {
-    launch_rows(args, kernel, x.rows * across, a.kind, a.eps, x, weight, bias, residual, y, narrow_y);
+    launch_rows(args, kernel, x.rows * across, a.kind, a.eps, x, weight, bias, residual, y, narrow_y, copy);
   };
   if (!by_four || x.cols > 8192) run(norm_f32, 1);
   else if (x.cols <= 512) run(norm_held<4, 1>, 1);

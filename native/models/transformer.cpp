@@ -232,8 +232,8 @@ bool Transformer::turns_narrow(const Pass& pass, int64_t index) const {
   return rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0;
 }
 
-void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual,
-                            const Bf16Matrix& narrow_y) const {
+void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual, const Bf16Matrix& narrow_y,
+                            const Matrix& copy) const {
   NormArgs args;
   args.kind = config_.norm;
   args.eps = config_.norm_eps;
@@ -242,7 +242,7 @@ void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x,
   args.bias = norm.bias.data();
   args.residual = residual;
   args.y = y;
-  args.narrow_y = narrow_y;
+  args.narrow_y = narrow_y, args.copy = copy;
   context.ops.norm(context, args);
 }
 
@@ -298,7 +298,8 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     if (kept && kept->a.data) args.narrow_x = kept->a.slice(first, count);
     else if (narrow_into(context, weight)) args.narrow_x = context.scratch.bf16_matrix(count, config_.hidden);
     else args.x = context.scratch.matrix(count, config_.hidden);
-    normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x);
+    const Matrix* const copy = pass.recorded(index);
+    normalize(context, layer.attention_norm, x, args.x, {}, args.narrow_x, copy ? copy->slice(first, count) : Matrix{});
   }
   const int64_t own = layer.qkv ? 0 : Q;  // queries come later where few are wanted
   const Rows y = qkv.columns(own, weight.rows);
@@ -366,7 +367,8 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Rows&
     }
   };
   add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
-  if (kept) put(context, x, kept->middle.slice(first, x.rows), false);
+  const Matrix middle = kept ? kept->middle.slice(first, x.rows) : Matrix{};
+  if (kept && !narrow_into(context, *layer.mlp_in)) put(context, x, middle, false);
   if (post) normalize(context, layer.attention_norm, x, x);
   LinearArgs args;
   args.x = x;
@@ -374,7 +376,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Rows&
     if (kept && kept->m.data) args.narrow_x = kept->m.slice(first, x.rows);
     else if (narrow_into(context, *layer.mlp_in)) args.narrow_x = context.scratch.bf16_matrix(x.rows, c.hidden);
     else args.x = side;
-    normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x);
+    normalize(context, layer.mlp_norm, x, args.x, {}, args.narrow_x, args.narrow_x.data ? middle : Matrix{});
   }
   const bool narrow = narrow_inner(context, layer);
   Rows inner;
@@ -548,6 +550,14 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
   const int64_t width = 3 * c.hidden + c.intermediate + Q + 2 * KV;
   const std::vector<RowValues> replaced = with_positions(context, input.replaced, pass.table_rows);
 
+  // The input of a layer goes to the tape beside its norm, where that makes bf16; else record() takes it there.
+  const auto make_room = [&](int64_t i) {
+    const Layer& layer = layers_[size_t(i)];
+    if (tape && i >= tape->lowest && c.placement == NormPlacement::pre && layer.attention_norm &&
+        narrow_into(context, layer.qkv ? *layer.qkv : *layer.kv))
+      tape->states.push_back(tape->memory->matrix(T, c.hidden));
+  };
+  make_room(0);
   ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
     const Matrix x = pass.x.slice(first, count);
     if (batch.ids) embed(own, batch, pass, x, first);
@@ -592,6 +602,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       const Tape::Kept* kept = pass.kept(i);
       const Rows attended = kept && kept->attended.data ? Rows(kept->attended) : pass.attended;
       attend(context, i, pass, turned(pass, i).columns(0, Q), attended, batch.offsets, pass.zeros.data());
+      if (!last) make_room(i + 1);
       ops.for_rows(context, T, width, [&](Context& own, int64_t first, int64_t count) {
         const Matrix x = pass.x.slice(first, count);
         finish_layer(own, layer, attended.slice(first, count), x, kept, first);

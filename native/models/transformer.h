@@ -143,6 +143,11 @@ class Transformer {
     Tape* tape = nullptr;
 
     const Tape::Kept* kept(int64_t layer) const { return tape ? tape->kept_of(layer) : nullptr; }
+    /// Where a layer's input goes beside its norm; null: nowhere, or it has gone before.
+    const Matrix* recorded(int64_t layer) const {
+      return tape && layer >= tape->lowest && layer - tape->lowest < int64_t(tape->states.size()) ? &tape->states[size_t(layer - tape->lowest)]
+                                                                                                  : nullptr;
+    }
   };
   /// Where queries, keys and values go from the product, and where attention finds them (values perhaps where they came from).
   Rows made(const Pass& pass, int64_t index) const;
@@ -164,8 +169,8 @@ class Transformer {
   void gather_relative_bias(const std::vector<float>& gradient, float* buckets) const;
   void load_layer(Context& context, WeightLoader& loader, WeightFormat format, int64_t index, bool split_queries);
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
-  void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {},
-                 const Bf16Matrix& narrow_y = {}) const;
+  void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}, const Bf16Matrix& narrow_y = {},
+                 const Matrix& copy = {}) const;
   /// To y, which may be x.
   void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
               const Rows& y) const;

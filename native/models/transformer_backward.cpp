@@ -46,7 +46,7 @@ Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t 
   if (tape.memory) tape.memory->clear();  // what the pass before took serves this one too
   else tape.memory = std::make_unique<Arena>(context.ops);
   return [&context, &tape](int64_t layer, const Matrix& states) {
-    if (layer < tape.lowest) return;
+    if (layer < tape.lowest || layer - tape.lowest < int64_t(tape.states.size())) return;
     tape.states.push_back(tape.memory->matrix(states.rows, states.cols));
     put(context, states, tape.states.back(), false);
   };

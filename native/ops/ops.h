@@ -97,6 +97,7 @@ struct NormArgs {
   Matrix residual;                // [T, C] or absent
   Matrix y;
   Bf16Matrix narrow_y = {};  // in the place of y, where OperationTable::narrow_rows
+  Matrix copy = {};          // gets x as it is, beside narrow_y
 };
 
 /// y = act(x W^T + bias) + residual, or, where the weight is gated, y = act(gate) * value with

@@ -75,7 +75,7 @@ Parameter* Parameters::add(const std::string& name, const std::vector<int64_t>& 
   int64_t size = 1;
   for (int64_t n : shape) size *= n;
   // The last block of the kind, or a new one, twice as large: few blocks, and little that is not used.
-  constexpr int64_t kStep = 16, kLeast = 1 << 12, kMost = 1 << 22;
+  constexpr int64_t kStep = 16, kLeast = 1 << 16, kMost = 1 << 22;
   const auto last = std::find_if(blocks_.rbegin(), blocks_.rend(), [&](const Block& block) { return block.decays == decays; });
   Block* block = last == blocks_.rend() ? nullptr : &*last;
   if (!block || block->value.size() - block->used < size) {

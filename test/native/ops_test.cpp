@@ -202,9 +202,10 @@ void narrow_row_cases(const OperationTable& table) {
     std::vector<float> weight = random_floats(size_t(Q), 4), cos = random_floats(size_t(T * D / 2), 5), sin = random_floats(size_t(T * D / 2), 6);
     std::vector<int32_t> positions;
     for (int64_t t = 0; t < T; ++t) positions.push_back(int32_t(t));
-    NormArgs norm{NormKind::rms, 1e-6f, qkv.m.columns(0, Q), weight.data(), nullptr, {}, {}, got};
+    NormArgs norm{NormKind::rms, 1e-6f, qkv.m.columns(0, Q), weight.data(), nullptr, {}, {}, got, y.m};
     table.norm(context, norm);
-    norm.narrow_y = {}, norm.y = wide.m;
+    check(equal(y.m, norm.x), what + "norm's copy");
+    norm.narrow_y = {}, norm.y = wide.m, norm.copy = {};
     table.norm(context, norm);
     same(got, wide.m, "norm");
     // Queries turn with a norm, keys without; values are rounded. And what is bf16 already turns in its place.
