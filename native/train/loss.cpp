@@ -75,6 +75,7 @@ double contrastive_loss(Context& context, const Matrix& vectors, const Contrasti
     for (int32_t d : pairs.positives[q]) back.at(size_t(d)).push_back(int32_t(q));
 
   double loss = 0;
+  packed.forget_many();
   clear(context, dy);
   for (size_t s = 0; s < sizes.size(); ++s) {
     Arena::Scope scope(context.scratch);

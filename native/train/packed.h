@@ -26,6 +26,12 @@ class PackedMatrices {
     return *turned;
   }
 
+  /// Gives back everything where it has come to be many shapes, as of batches of any size.
+  void forget_many() {
+    constexpr size_t kMost = 16;
+    if (packed_.size() > kMost) packed_.clear(), turned_.clear();
+  }
+
  private:
   using Shape = std::tuple<int, int64_t, int64_t>;  // format, rows, columns
   std::map<Shape, std::unique_ptr<Weight>> packed_, turned_;

@@ -103,19 +103,21 @@ test('a GPU that is not there is an error that says so', { skip }, async () => {
   await assert.rejects(loadModel(path.join(fixtures, 'pico/bert'), { device: 'cuda:99' }), { code: 'DEVICE_UNAVAILABLE', message: /cuda:99/ })
 })
 
-/** A model of pico/qwen3's kind whose widths are multiples of 64, as those of real models are: what passes between operations is bf16 then. */
-function wideQwen3(): string {
-  const [from, to] = [path.join(fixtures, 'pico/qwen3'), temporary()]
-  const config = { ...JSON.parse(readFileSync(path.join(from, 'config.json'), 'utf8')), hidden_size: 64, head_dim: 32, intermediate_size: 128 }
+/** A model of a pico one's kind whose widths are multiples of 64, as those of real models are: what passes between operations is bf16 then. */
+function wide(name: string): string {
+  const [from, to] = [path.join(fixtures, 'pico', name), temporary()]
+  const config = JSON.parse(readFileSync(path.join(from, 'config.json'), 'utf8'))
+  Object.assign(config, { hidden_size: 64, intermediate_size: 128 }, config.head_dim && { head_dim: 32 })
   writeFileSync(path.join(to, 'config.json'), JSON.stringify(config))
   const wider: Record<number, number> = { 16: 32, 32: 64, 48: 128, 64: 128 }
+  const norm = name.startsWith('gemma') ? 0 : 1 // Gemma adds one itself
   let seed = 1
   const tensors = new Map<string, Tensor>()
   for (const [name, { shape }] of readSafetensors(path.join(from, 'model.safetensors'))) {
     const own = shape.map((n) => wider[n] ?? n)
     const values = Float32Array.from({ length: own.reduce((a, b) => a * b) }, () => {
       seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0
-      return (seed / 2 ** 32 - 0.5) * (own.length === 1 ? 0.5 : 0.4) + (own.length === 1 ? 1 : 0)
+      return (seed / 2 ** 32 - 0.5) * (own.length === 1 ? 0.5 : 0.4) + (own.length === 1 ? norm : 0)
     })
     tensors.set(name, { dtype: 'F32', shape: own, data: Buffer.from(values.buffer) })
   }
@@ -128,11 +130,13 @@ for (const [name, pooling] of [
   ['gemma3', 'mean'],
   ['bert', 'mean'],
   ['wide qwen3', 'lasttoken'],
+  ['wide gemma3', 'mean'],
+  ['wide bert', 'mean'],
 ] as const)
   for (const mode of ['lora', 'full'] as const)
     test(`${name}, ${mode} in bfloat16 on cuda learns as on the CPU, whatever is remembered`, { skip }, async () => {
       const native = binding()
-      const directory = name === 'wide qwen3' ? wideQwen3() : path.join(fixtures, 'pico', name)
+      const directory = name.startsWith('wide ') ? wide(name.slice(5)) : path.join(fixtures, 'pico', name)
       const curve = async (on: string, activationBytes: number) => {
         const { dense, lowRank } = chooseTrainable(openParent(directory, '.'), { mode, rank: 4, alpha: 8 })
         const training = JSON.stringify({ dense, lowRank, seed: 0, optimizer: { activationBytes } })
