@@ -41,6 +41,8 @@ done
 for pid in "${pids[@]}"; do
   wait "$pid" || { grep -hE 'error|fatal' "$objects"/*.log >&2; exit 1; }
 done
+# The compiler says so, and no more, where products of warpgroups have to wait for one another.
+if grep -h 'wgmma.*serialized' "$objects"/*.log >&2; then exit 1; fi
 echo "$architectures" > "$objects/flags"
 g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c native/base/tensor.cpp -o "$objects/tensor.o"
 # libgcc stays shared, here and in the addon: an error crosses from one to the other only where both unwind by the same.
