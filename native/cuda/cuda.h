@@ -328,7 +328,7 @@ class Arguments {
   const void* find(const void* pointer, size_t bytes) const {
     if (const void* there = allocated.find(pointer, bytes)) return there;
     std::shared_ptr<const void> owner;
-    const void* there = device.resident.find(pointer, bytes, &owner);
+    const void* there = device.resident.find(pointer, bytes, recording ? &owner : nullptr);
     if (there && recording && std::find(recording->residents.begin(), recording->residents.end(), owner) == recording->residents.end())
       recording->residents.push_back(std::move(owner));
     return there;
