@@ -27,8 +27,13 @@ __device__ int64_t packed_row(int64_t row, int64_t rows, bool gated) { return !g
 
 constexpr int columns_packed = 256;
 
+/// `broken` becomes `name`, if it is zero, by what is no number.
+__device__ void require_number(float x, int name, int* broken) {
+  if (!(fabsf(x) <= 3.402823466e38f)) atomicCAS(broken, 0, name);
+}
+
 /// A warp a row, of which y takes some columns (of whole numbers, which need the largest, all); `first`: the number of the part's first row
-/// among all `rows`. `broken` becomes `name`, if it is zero, by numbers that are none.
+/// among all `rows`.
 __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int64_t K, int64_t first, int64_t rows, bool gated, WeightFormat format,
                           void* values, int64_t stride, float* scale, WeightSource::Change change, int name, int* broken) {
   const int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.y;
@@ -39,7 +44,7 @@ __global__ void pack_rows(const void* part, Dtype dtype, int64_t part_rows, int6
     float x = file_word(part, dtype, row * K + k), sum = 0;
     for (int64_t r = 0; r < change.rank; ++r) sum += b[r] * (change.scale * change.a[r * K + k]);
     if (change.rank > 0) x += sum;
-    if (!(fabsf(x) <= 3.402823466e38f)) atomicCAS(broken, 0, name);
+    require_number(x, name, broken);
     return x;
   };
   float factor = 0;
@@ -93,7 +98,7 @@ __global__ void __launch_bounds__(columns_packed / 2)
 #pragma unroll
       for (int r = 0; r < ranks; ++r) sum += b[i][r] * a[e][r];
       x[e] = k + e < K ? file_word(part, dtype, row * K + k + e) + sum : 0;
-      if (!(fabsf(x[e]) <= 3.402823466e38f)) atomicCAS(broken, 0, name);
+      require_number(x[e], name, broken);
     }
     const int64_t at = packed_row(first + row, rows, gated) * stride + k;
     if (format == WeightFormat::f32) *reinterpret_cast<float2*>(static_cast<float*>(values) + at) = {x[0], x[1]};
@@ -149,12 +154,11 @@ void fill(Arguments& args, const WeightSource& source, DeviceWeight& weight, boo
       launch(args.device, change.rank <= 16 ? pack_changed<16> : pack_changed<32>,
              dim3(blocks(part.shape[0], rows_changed), blocks(weight.stride, columns_packed)), dim3(columns_packed / 2), bytes, part.dtype,
              part.shape[0], weight.cols, first, weight.rows, weight.gated, weight.format, weight.values, weight.stride, change, name, broken);
-      first += part.shape[0];
-      continue;
+    } else {
+      const dim3 grid(blocks(part.shape[0], 8), weight.format == WeightFormat::i8 ? 1 : blocks(weight.stride, columns_packed));
+      launch(args.device, pack_rows, grid, dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated,
+             weight.format, weight.values, weight.stride, weight.scale, change, name, broken);
     }
-    const dim3 grid(blocks(part.shape[0], 8), weight.format == WeightFormat::i8 ? 1 : blocks(weight.stride, columns_packed));
-    launch(args.device, pack_rows, grid, dim3(32, 8), bytes, part.dtype, part.shape[0], weight.cols, first, weight.rows, weight.gated, weight.format,
-           weight.values, weight.stride, weight.scale, change, name, broken);
     first += part.shape[0];
   }
 }
@@ -397,22 +401,12 @@ __global__ void __launch_bounds__(256) gemm_transposed_bf16(View dy, NarrowView 
       }
 }
 
-/// A thread a number; eight parts are asked for at a time, and added in their order.
+/// A thread a number.
 __global__ void sum_parts(const float* from, int64_t apart, int parts, View to) {
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (i >= to.rows * to.cols) return;
   float& out = to.row(i / to.cols)[i % to.cols];
-  float sum = out;
-  int part = 0;
-  for (; part + 8 <= parts; part += 8) {
-    float some[8];
-#pragma unroll
-    for (int p = 0; p < 8; ++p) some[p] = from[(part + p) * apart + i];
-#pragma unroll
-    for (int p = 0; p < 8; ++p) sum += some[p];
-  }
-  for (; part < parts; ++part) sum += from[part * apart + i];
-  out = sum;
+  out = with_parts(out, from + i, apart, parts);
 }
 
 /// Block y takes a part of the rows, and has sums of its own.

@@ -190,6 +190,20 @@ struct Epilogue {
   }
 };
 
+/// sum + `count` parts in their order, eight of which are asked for at a time.
+__device__ __forceinline__ float with_parts(float sum, const float* from, int64_t apart, int count) {
+  int part = 0;
+  for (; part + 8 <= count; part += 8) {
+    float some[8];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) some[p] = from[(part + p) * apart];
+#pragma unroll
+    for (int p = 0; p < 8; ++p) sum += some[p];
+  }
+  for (; part < count; ++part) sum += from[part * apart];
+  return sum;
+}
+
 /// Where a tile lies, in tiles: by groups of eight rows of tiles, which are neighbours in time and meet the same columns in the cache; in a
 /// group one column of tiles after the other.
 struct TilePlace {

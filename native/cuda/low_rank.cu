@@ -141,19 +141,11 @@ __global__ void __launch_bounds__(threads, tiles == 1 || !by_rows ? 2 : 1)
       }
 }
 
-/// sum += of `count` parts in their order, eight of which are asked for at a time.
-__device__ __forceinline__ float sum_of(const float* from, int64_t apart, int count) {
-  float sum = 0;
-  int part = 0;
-  for (; part + 8 <= count; part += 8) {
-    float some[8];
-#pragma unroll
-    for (int p = 0; p < 8; ++p) some[p] = from[(part + p) * apart];
-#pragma unroll
-    for (int p = 0; p < 8; ++p) sum += some[p];
-  }
-  for (; part < count; ++part) sum += from[part * apart];
-  return sum;
+/// The span that one of all ranks belongs to.
+__device__ __forceinline__ const Span& with_rank(const Spans& spans, int rank) {
+  int which = 0;
+  while (which + 1 < spans.count && rank >= spans.of[which + 1].rank0) ++which;
+  return spans.of[which];
 }
 
 /// y [T, ranks of all] from the parts of each span's blocks, which `columns` divide.
@@ -161,11 +153,10 @@ __global__ void add_rows(Spans spans, const float* sums, NarrowView y, int colum
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x;
   if (i >= y.rows * y.cols / 2) return;
   const int rank = int(i % (y.cols / 2)) * 2;
-  int which = 0;
-  while (which + 1 < spans.count && rank >= spans.of[which + 1].rank0) ++which;
-  const int blocks = (spans.of[which].count + columns - 1) / columns;
+  const int blocks = (with_rank(spans, rank).count + columns - 1) / columns;
   const float* const from = sums + 2 * i;
-  *reinterpret_cast<uint32_t*>(y.data + 2 * i) = pack_bf16(sum_of(from, y.rows * y.cols, blocks), sum_of(from + 1, y.rows * y.cols, blocks));
+  *reinterpret_cast<uint32_t*>(y.data + 2 * i) =
+      pack_bf16(with_parts(0, from, y.rows * y.cols, blocks), with_parts(0, from + 1, y.rows * y.cols, blocks));
 }
 
 /// A span's gradient [count, rank], or where it is `turned` [rank, count], += scale times the sum of the parts [parts, all, ranks] of it.
@@ -174,7 +165,7 @@ __global__ void add_gradients(Spans spans, const float* sums, int parts, int64_t
   const int64_t i = int64_t(blockIdx.x) * 128 + threadIdx.x, c = i / span.rank, r = i % span.rank;
   if (c >= span.count) return;
   span.gradient[turned ? r * span.count + c : i] +=
-      span.scale * sum_of(sums + (span.first + c) * ranks + (turned ? span.rank0 : 0) + r, all * ranks, parts);
+      span.scale * with_parts(0, sums + (span.first + c) * ranks + (turned ? span.rank0 : 0) + r, all * ranks, parts);
 }
 
 /// a's rows one behind the other as bf16, zeros where a span has fewer ranks than tiles have.
@@ -182,9 +173,7 @@ __global__ void pack_ranks(Spans spans, NarrowView y) {
   const int64_t k = int64_t(blockIdx.x) * 128 + threadIdx.x;
   const int rank = int(blockIdx.y);
   if (k >= y.stride) return;
-  int which = 0;
-  while (which + 1 < spans.count && rank >= spans.of[which + 1].rank0) ++which;
-  const Span& span = spans.of[which];
+  const Span& span = with_rank(spans, rank);
   const int r = rank - span.rank0;
   y.row(rank)[k] = uint16_t(pack_bf16(r < span.rank && k < y.cols ? span.b[r * y.cols + k] : 0, 0));
 }

@@ -103,6 +103,30 @@ __global__ void norm_f32(NormKind kind, float eps, View x, const float* weight, 
   }
 }
 
+struct Most {
+  static __device__ __forceinline__ float of_warp(float x) { return warp_max(x); }
+  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+  static __device__ __forceinline__ float of_warp(float x) { return warp_sum(x); }
+  __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
+};
+/// What Each makes of the values of `across` warps of a block, for each of their lanes. Where they are several, all threads of the block take
+/// part.
+template <int across, class Each>
+__device__ __forceinline__ float of_warps(float value, float* shares, const Each& each) {
+  value = Each::of_warp(value);
+  if constexpr (across == 1) return value;
+  const int first = int(threadIdx.y) / across * across;
+  __syncthreads();  // what was there has been read
+  if (lane() == 0) shares[threadIdx.y] = value;
+  __syncthreads();
+  value = shares[first];
+#pragma unroll
+  for (int w = 1; w < across; ++w) value = each(value, shares[first + w]);
+  return value;
+}
+
 /// Some warps of a block that have a row together, by fours: N each to a lane, up to 128 N `across` channels. Where they are several, all
 /// threads of a block take part in sums, also those that have no row.
 template <int across>
@@ -110,17 +134,7 @@ struct Together {
   float* shares;  // [warps], shared
   __device__ __forceinline__ int64_t row() const { return own_row() / across; }
   __device__ __forceinline__ int four(int i) const { return 4 * (32 * across * i + int(threadIdx.y) % across * 32 + lane()); }
-  __device__ __forceinline__ float sum(float value) const {
-    value = warp_sum(value);
-    if constexpr (across == 1) return value;
-    __syncthreads();  // what was there has been read
-    if (lane() == 0) shares[threadIdx.y] = value;
-    __syncthreads();
-    value = 0;
-#pragma unroll
-    for (int w = 0; w < across; ++w) value += shares[int(threadIdx.y) / across * across + w];
-    return value;
-  }
+  __device__ __forceinline__ float sum(float value) const { return of_warps<across>(value, shares, Sum()); }
 };
 
 /// The same where a row fits the registers of some warps.
@@ -586,33 +600,12 @@ __global__ void widen_f32(NarrowView x, View y) {
       });
 }
 
-/// What `each` makes of all lanes' values, for every thread of a block of 256.
-template <class Each>
-__device__ __forceinline__ float of_block(float value, float (&shares)[warps], const Each& each) {
-  value = each.of_warp(value);
-  __syncthreads();  // what was there has been read
-  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = value;
-  __syncthreads();
-  value = shares[0];
-#pragma unroll
-  for (int w = 1; w < warps; ++w) value = each(value, shares[w]);
-  return value;
-}
-struct Most {
-  static __device__ __forceinline__ float of_warp(float x) { return warp_max(x); }
-  __device__ __forceinline__ float operator()(float a, float b) const { return fmaxf(a, b); }
-};
-struct Sum {
-  static __device__ __forceinline__ float of_warp(float x) { return warp_sum(x); }
-  __device__ __forceinline__ float operator()(float a, float b) const { return a + b; }
-};
-
 /// A block a row; a thread has every 256th column. Which are positives is one bit each.
 __global__ void __launch_bounds__(32 * warps) contrast_f32(ContrastArgs a, View scores, View y, double* losses) {
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ float shares[warps];
   uint32_t* const bits = reinterpret_cast<uint32_t*>(memory);
-  const int id = int(threadIdx.x), M = int(scores.cols), first = a.offsets[blockIdx.x], end = a.offsets[blockIdx.x + 1];
+  const int id = 32 * int(threadIdx.y) + lane(), M = int(scores.cols), first = a.offsets[blockIdx.x], end = a.offsets[blockIdx.x + 1];
   const float* const s = scores.row(blockIdx.x);
   float* const to = y.row(blockIdx.x);
   for (int word = id; word < (M + 31) / 32; word += 32 * warps) bits[word] = 0;
@@ -631,10 +624,10 @@ __global__ void __launch_bounds__(32 * warps) contrast_f32(ContrastArgs a, View 
     float most = own, sum = 0;
     for (int d = id; d < M; d += 32 * warps)
       if (counts(d, s[d])) most = fmaxf(most, s[d]);
-    most = of_block(most, shares, Most());
+    most = of_warps<warps>(most, shares, Most());
     for (int d = id; d < M; d += 32 * warps)
       if (counts(d, s[d])) sum += expf((s[d] - most) / a.temperature);
-    sum = of_block(sum, shares, Sum());
+    sum = of_warps<warps>(sum, shares, Sum());
     loss += weight * (logf(sum) + (most - own) / a.temperature);
     for (int d = id; d < M; d += 32 * warps)
       if (counts(d, s[d])) to[d] += a.factor * weight / a.temperature * (expf((s[d] - most) / a.temperature) / sum - (d == positive ? 1 : 0));
@@ -858,7 +851,7 @@ void contrast(Context& context, const ContrastArgs& a) {
   ContrastArgs there = a;
   there.offsets = args.in(a.offsets, N + 1);
   there.positives = args.in(a.positives, N > 0 ? a.offsets[N] : 0);
-  launch_shared(args.device, contrast_f32, dim3(unsigned(N)), dim3(32 * warps), int((a.scores.cols + 31) / 32 * 4), there, args.in(a.scores),
+  launch_shared(args.device, contrast_f32, dim3(unsigned(N)), dim3(32, warps), int((a.scores.cols + 31) / 32 * 4), there, args.in(a.scores),
                 args.out(a.y), args.out(a.losses, N));
 }
 

@@ -311,7 +311,7 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
     rotate(context, layer, index, pass, qkv.columns(column, count), queries, pass.positions.data() + first, to.columns(column, count));
   };
   if (layer.qkv) {
-    if (kept && !layer.q_norm.empty() && !to.narrow.data) put(context, qkv.wide, kept->qkv.wide.slice(first, count), false);
+    if (kept && !layer.q_norm.empty() && !to.narrow.data) copy(context, qkv.wide, kept->qkv.wide.slice(first, count));
     part(0, Q, true);
   }
   part(Q, KV, false);
@@ -368,7 +368,7 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Rows&
   };
   add_linear(attended, *layer.output, layer.output_bias, layer.attention_post_norm);
   const Matrix middle = kept ? kept->middle.slice(first, x.rows) : Matrix{};
-  if (kept && !narrow_into(context, *layer.mlp_in)) put(context, x, middle, false);
+  if (kept && !narrow_into(context, *layer.mlp_in)) copy(context, x, middle);
   if (post) normalize(context, layer.attention_norm, x, x);
   LinearArgs args;
   args.x = x;
@@ -402,9 +402,6 @@ void Transformer::finish_layer(Context& context, const Layer& layer, const Rows&
   add_linear(inner, *layer.mlp_out, layer.mlp_out_bias, layer.mlp_post_norm);
   if (post) normalize(context, layer.mlp_norm, x, x);
 }
-
-/// to = from, or to += from.
-void Transformer::put(Context& context, const Matrix& from, const Matrix& to, bool add) { context.ops.scatter(context, {from, to, nullptr, add}); }
 
 /// Hands the values of rows [first, first + count) over to x, the whole batch.
 void Transformer::put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add) {

@@ -162,7 +162,6 @@ class Transformer {
   Queries queries_of(const Pass& pass, bool one_row) const;
   Pass begin(Context& context, const TransformerInput& input) const;
   void embed(Context& context, const TokenBatch& batch, const Pass& pass, const Matrix& x, int64_t first) const;
-  static void put(Context& context, const Matrix& from, const Matrix& to, bool add);
   static void put_rows(Context& context, const RowValues& rows, const Matrix& x, int64_t first, int64_t count, bool add);
 
   void spread_relative_bias();

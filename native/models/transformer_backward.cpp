@@ -48,7 +48,7 @@ Transformer::Observer Transformer::record(Context& context, Tape& tape, int64_t 
   return [&context, &tape](int64_t layer, const Matrix& states) {
     if (layer < tape.lowest || layer - tape.lowest < int64_t(tape.states.size())) return;
     tape.states.push_back(tape.memory->matrix(states.rows, states.cols));
-    put(context, states, tape.states.back(), false);
+    copy(context, states, tape.states.back());
   };
 }
 
@@ -110,8 +110,8 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
   };
   auto sum = [&](const Matrix& x, const Matrix& y) {
     const Matrix out = context.scratch.matrix(x.rows, x.cols);
-    put(context, x, out, false);
-    put(context, y, out, true);
+    copy(context, x, out);
+    ops.scatter(context, {y, out, nullptr, true});
     return out;
   };
 
@@ -189,7 +189,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         Rows& rows = queries ? s.q : s.k;
         const Rows before = rows;
         if (normed_heads || !in_place) rows = made_for(narrow, before.rows(), before.cols());
-        if (normed_heads && !narrow) put(context, before.wide, rows.wide, false);
+        if (normed_heads && !narrow) copy(context, before.wide, rows.wide);
         rotate(context, layer, i, pass, narrow ? before : rows, queries, queries ? q_positions : pass.positions.data(), rows);
       }
       if (!in_place) {

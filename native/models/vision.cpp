@@ -61,7 +61,7 @@ void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x,
   norm.bias = merger.norm_bias.data();
   const Matrix joined{together.data, rows, wide, wide};
   if (merger.norm_after) {
-    context.ops.scatter(context, {x, together, nullptr, false});
+    copy(context, x, together);
     norm.x = norm.y = joined;
   } else {
     norm.x = x;
@@ -188,7 +188,7 @@ void VisionTower::merge_backward(Context& context, const Merger& merger, const M
   const Matrix together = context.scratch.contiguous(x.rows, x.cols), normed = context.scratch.contiguous(x.rows, x.cols),
                back = context.scratch.contiguous(x.rows, x.cols);
   const auto joined = [&](const Matrix& m) { return Matrix{m.data, rows, wide, wide}; };
-  context.ops.scatter(context, {x, together, nullptr, false});
+  copy(context, x, together);
   const auto as_normed = [&](const Matrix& m) { return merger.norm_after ? joined(m) : m; };
   NormArgs norm;
   norm.eps = config_.tower.norm_eps;
