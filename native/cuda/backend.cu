@@ -129,6 +129,7 @@ void fill(Backend& backend) {
   t.embed = embed;
   t.norm = norm;
   t.linear = linear;
+  t.linear_rope = linear_rope;
   t.rope = rope;
   t.attention = attention;
   t.gather = gather;

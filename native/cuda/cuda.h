@@ -435,6 +435,20 @@ __device__ __forceinline__ float reciprocal(float x) {
 #endif
 }
 
+/// What rope makes of pairs of channels, to the bit the same wherever it is done: squares of two pairs, pairs behind the norm (`weight` null: there
+/// is none), and pairs of both halves that are turned.
+__device__ __forceinline__ float squares_of(const float2& a, const float2& b) { return fmaf(a.x, a.x, a.y * a.y) + fmaf(b.x, b.x, b.y * b.y); }
+__device__ __forceinline__ float2 normed(const float2& value, float factor, const float* weight) {
+  if (!weight) return value;
+  const float2 w = *reinterpret_cast<const float2*>(weight);
+  return {value.x * factor * w.x, value.y * factor * w.y};
+}
+struct Turned {
+  float2 low, high;
+  __device__ __forceinline__ Turned(const float2& a, const float2& b, const float2& cos, const float2& sin)
+      : low{fmaf(a.x, cos.x, -(b.x * sin.x)), fmaf(a.y, cos.y, -(b.y * sin.y))}, high{fmaf(a.x, sin.x, b.x * cos.x), fmaf(a.y, sin.y, b.y * cos.y)} {}
+};
+
 __device__ __forceinline__ float activated(Activation activation, float x) {
   switch (activation) {
     case Activation::none: return x;
@@ -478,6 +492,13 @@ inline int parts_of(int64_t rows) { return int(std::clamp<int64_t>(rows / 64, 1,
 /// to += the parts, in their order; `apart` numbers lie between their beginnings, and their rows one behind the other.
 void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to);
 
+/// What rope looks at beside its rows, on the device.
+struct RopeTables {
+  const float *norm_weight, *cos, *sin;
+  const int32_t* positions;
+};
+RopeTables rope_tables(Arguments& args, const RopeArgs& rope);
+
 /// Waits for the stream. Error WEIGHT_NOT_FINITE where a weight that this context has filled is not.
 void finish(Context& context);
 
@@ -485,6 +506,7 @@ std::unique_ptr<Weight> pack(Context&, const WeightSource&, WeightFormat);
 void repack(Context&, const WeightSource&, Weight&);
 void pack_transposed(Context&, const Weight&, std::unique_ptr<Weight>&);
 void linear(Context&, const LinearArgs&);
+void linear_rope(Context&, const LinearArgs&, const RopeArgs& queries, const RopeArgs& keys);
 void linear_backward(Context&, const LinearBackwardArgs&);
 void low_rank_backward(Context&, const LowRankBackwardArgs&);
 void attention(Context&, const AttentionArgs&);

@@ -30,18 +30,57 @@ using Medium = Size<2, 128, 5, 1>;
 using Small = Size<1, 64, 6, 1>;
 using Least = Size<1, 32, 8, 1>;
 
-/// How results leave a tile: by copies of boxes of 16 rows, which go on beside the next tile, and may be added to what is there; or by the
-/// warps' own stores, where there are few or where they do not lie in steps of 16 bytes.
-enum class Leave { by_stores, by_copies, by_sums };
+/// What is known of the activation when a kernel is compiled.
+enum class Function { none, silu, any };
+
+/// How results leave a tile. By the warps' own stores, where they are few or do not lie in steps of 16 bytes:
+struct Stores {
+  static constexpr bool by_copies = false;
+};
+/// Or by copies of boxes of 16 rows, which go on beside the next tile: of bf16 (`narrow`), or of f32, which may be `added` to what is there; those
+/// are bf16 until then. Heads that are `turned` (Rotation) are so while they wait, and the last part of gated ones is finished then. Until they are
+/// sent a lane holds so many words of every part.
+template <bool narrow_, bool gated_, bool added_, Function function_, bool turned_ = false>
+struct Copies {
+  static constexpr bool by_copies = true, narrow = narrow_, gated = gated_, added = added_;
+  [[maybe_unused]] static constexpr bool pairs = (narrow || added) && !gated;
+  static constexpr bool turned = turned_, late = narrow && gated && function_ == Function::silu;
+  static constexpr Function function = function_;
+  static constexpr int words = part_columns / 2 / (narrow || added ? 2 : 1) / (gated ? 2 : 1);
+  /// Of so many parts the first that is held; of f32 only half find room, the others go before.
+  static constexpr int first(int parts) { return narrow || gated || added ? 0 : parts / 2; }
+};
+template <Function function>
+using NarrowRows = Copies<true, false, false, function>;
+template <Function function>
+using NarrowGated = Copies<true, true, false, function>;
+template <Function function>
+using WideRows = Copies<false, false, false, function>;
+template <Function function>
+using WideGated = Copies<false, true, false, function>;
+using Added = Copies<false, false, true, Function::none>;
+using TurnedRows = Copies<true, false, false, Function::none, true>;
 
 #if CONAN_WARPGROUPS
 
-/// What the epilogue makes of a warp's sums, 16 rows by a part's columns, where they are; of a gated weight's pairs the first is the result.
-__device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64_t t, int64_t T, int64_t n0, int64_t N) {
+/// The activation of a warp's sums, 16 rows by a part's columns, where they are; of a gated weight's pairs the first is the result.
+template <class Way>
+__device__ __forceinline__ void activate(const Epilogue& epilogue, float* v) {
+  const auto apply = [&](auto function) {
+#pragma unroll
+    for (int i = 0; i < part_columns / 2; i += Way::gated ? 2 : 1) v[i] = Way::gated ? function(v[i]) * v[i + 1] : function(v[i]);
+  };
+  if constexpr (Way::function == Function::silu) apply(Epilogue::silu);
+  else if constexpr (Way::function == Function::any) epilogue.with_function(apply);
+}
+
+/// What the epilogue makes of them before it.
+template <class Way, class Sum>
+__device__ __forceinline__ void prepare(const Epilogue& epilogue, float* v, int64_t t, int64_t T, int64_t n0, int64_t N) {
   const int lane = int(threadIdx.x) % 32;
   const int64_t first = n0 + lane % 4 * 2;  // of columns first + 8 j and + 1
   const int there = N - first < part_columns ? int(N - first) : part_columns;
-  if (epilogue.row_scale) {
+  if constexpr (std::is_integral_v<Sum>) {
     const float own[2] = {t + lane / 4 < T ? epilogue.row_scale[t + lane / 4] : 0, t + lane / 4 + 8 < T ? epilogue.row_scale[t + lane / 4 + 8] : 0};
     const float* const scales = epilogue.column_scale + first;
 #pragma unroll
@@ -53,9 +92,8 @@ __device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64
       }
   }
   if (epilogue.bias) {
-    const int step = epilogue.gated ? 4 : 8;
-    const float* const biases[2] = {epilogue.bias + (epilogue.gated ? first / 2 : first),
-                                    epilogue.bias + (epilogue.gated ? (first + N) / 2 : first + 1)};
+    constexpr int step = Way::gated ? 4 : 8;
+    const float* const biases[2] = {epilogue.bias + (Way::gated ? first / 2 : first), epilogue.bias + (Way::gated ? (first + N) / 2 : first + 1)};
 #pragma unroll
     for (int j = 0; j < part_columns / 8; ++j)
 #pragma unroll
@@ -64,46 +102,25 @@ __device__ __forceinline__ void finish(const Epilogue& epilogue, float* v, int64
         v[4 * j + e] += bias, v[4 * j + 2 + e] += bias;
       }
   }
-  if (!epilogue.gated && epilogue.activation == Activation::none) return;
-  epilogue.with_function([&](auto function) {
-    if (epilogue.gated) {
-#pragma unroll
-      for (int i = 0; i < part_columns / 2; i += 2) v[i] = function(v[i]) * v[i + 1];
-      if (!epilogue.residual.data) return;
-#pragma unroll
-      for (int i = 0; i < part_columns / 2; i += 2) v[i] = rounded_to_bf16(v[i]);
-    } else {
-#pragma unroll
-      for (int i = 0; i < part_columns / 2; ++i) v[i] = function(v[i]);
-    }
-  });
 }
 
-/// How a lane holds the results of a tile that wait to be sent: so many words of every part, of parts `first` to parts - 1. What is `added` to
-/// a residual is bf16 until then. Of f32 otherwise only half find room; the others have gone before.
-template <bool narrow_, bool gated_, bool added, int parts>
-struct Kind {
-  static constexpr bool narrow = narrow_, gated = gated_, pairs = (narrow || added) && !gated;
-  static constexpr int words = part_columns / 2 / (narrow || added ? 2 : 1) / (gated ? 2 : 1), first = narrow || gated || added ? 0 : parts / 2;
-};
-
 /// A part's results, as they are sent.
-template <class Kind>
-__device__ __forceinline__ void take(uint32_t* words, const float* v) {
+template <class Way>
+__device__ __forceinline__ void as_sent(uint32_t* words, const float* v) {
 #pragma unroll
-  for (int i = 0; i < Kind::words; ++i) {
+  for (int i = 0; i < Way::words; ++i) {
     const int half = i % 2, j = i / 2;
-    if constexpr (Kind::narrow && Kind::gated) words[i] = pack_bf16(v[8 * j + 2 * half], v[8 * j + 4 + 2 * half]);
-    else if constexpr (Kind::pairs) words[i] = pack_bf16(v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
-    else memcpy(&words[i], &v[Kind::gated ? 2 * i : i], 4);
+    if constexpr (Way::narrow && Way::gated) words[i] = pack_bf16(v[8 * j + 2 * half], v[8 * j + 4 + 2 * half]);
+    else if constexpr (Way::pairs) words[i] = pack_bf16(v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
+    else memcpy(&words[i], &v[Way::gated ? 2 * i : i], 4);
   }
 }
 
 /// A part's results of a warp to where they belong, row t and packed column n0: through two boxes of shared memory in turn, of which a part
 /// fills half (bf16 of a gated weight), one, or both (f32).
-template <class Kind, int parts>
-__device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes, const TileMap& y, int t, int n0, int part, bool add) {
-  constexpr bool narrow = Kind::narrow, gated = Kind::gated, halves = narrow && gated;
+template <class Way, int parts>
+__device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes, const TileMap& y, int t, int n0, int part) {
+  constexpr bool narrow = Way::narrow, gated = Way::gated, halves = narrow && gated;
   constexpr int filled = narrow || gated ? 1 : 2, each = part_columns / 8 / filled, box_bytes = 16 * 128, bytes = (narrow ? 2 : 4) * (gated ? 1 : 2);
   const int lane = int(threadIdx.x) % 32, row = lane / 4, half_box = halves ? part % 2 : 0;
   // Bytes of a row at which results belong; its 16-byte words are swizzled by its number.
@@ -123,25 +140,146 @@ __device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes
         unsigned char* const place = to + (row + 8 * half) * 128 + (own ^ 4 * bytes * j);
         if constexpr (halves) *reinterpret_cast<uint16_t*>(place) = uint16_t(words[j / 2 * 2 + half] >> (j % 2 * 16));
         else if constexpr (filled == 1) *reinterpret_cast<uint32_t*>(place) = words[2 * j + half];
-        else if constexpr (Kind::pairs) *reinterpret_cast<float2*>(place) = unpack_bf16(words[2 * (box * each + j) + half]);
+        else if constexpr (Way::pairs) *reinterpret_cast<float2*>(place) = unpack_bf16(words[2 * (box * each + j) + half]);
         else *reinterpret_cast<uint2*>(place) = {words[4 * (box * each + j) + 2 * half], words[4 * (box * each + j) + 2 * half + 1]};
       }
     if (halves && half_box == 0) return;
     show_to_tensor_cores();
     __syncwarp();
     if (lane != 0) continue;
-    store_box(y, to, halves ? n0 / 2 - 32 : gated ? n0 / 2 : n0 + box * 32, 0, t, add);
+    store_box(y, to, halves ? n0 / 2 - 32 : gated ? n0 / 2 : n0 + box * 32, 0, t, Way::added);
     commit_stores();
   }
 }
 
+/// Results of a warp's rows of a tile, from row t and packed column n0 on, which are sent beside the products of the next, a step at a time.
+template <class Way, int parts>
+struct Held {
+  // A head is two parts.
+  static constexpr int first = Way::first(parts), heads = Way::turned ? parts / 2 : 0, groups = 4, turns = Way::turned ? heads + 2 * groups : 0,
+                       steps = turns + parts;
+  uint32_t words[(parts - first - Way::late) * Way::words];
+  float late[Way::late ? part_columns / 2 : 1], factor[Way::turned ? 2 * heads : 1];
+  int next = steps, t, n0;
+
+  __device__ __forceinline__ bool any() const { return next < steps; }
+  __device__ __forceinline__ uint32_t* of(int part) { return words + (part - first) * Way::words; }
+  /// A tile's sums: those of parts before the first that is held are sent at once.
+  template <class Sum, int count>
+  __device__ __forceinline__ void take(const Sum (&sums)[count], int tile_t, int tile_n0, const Epilogue& epilogue, int64_t T, int64_t N,
+                                       unsigned char* boxes, const TileMap& y) {
+    t = tile_t, n0 = tile_n0, next = first;
+#pragma unroll
+    for (int part = 0; part < parts; ++part) {
+      float v[part_columns / 2];
+#pragma unroll
+      for (int i = 0; i < part_columns / 2; ++i) v[i] = float(sums[part * part_columns / 2 + i]);
+      prepare<Way, Sum>(epilogue, v, t, T, n0 + part * part_columns, N);
+      if (Way::late && part == parts - 1) {
+#pragma unroll
+        for (int i = 0; i < part_columns / 2; ++i) late[i] = v[i];
+        continue;
+      }
+      activate<Way>(epilogue, v);
+      if (part >= first) {
+        as_sent<Way>(of(part), v);
+      } else {
+        uint32_t at_once[Way::words];
+        as_sent<Way>(at_once, v);
+        send<Way, parts>(at_once, boxes, y, t, n0 + part * part_columns, part);
+      }
+    }
+  }
+  /// `rows`: of all results.
+  __device__ __forceinline__ void step(unsigned char* boxes, const TileMap& y, const Epilogue& epilogue, const Rotation& rotation, int64_t rows) {
+    if constexpr (Way::turned) {
+#pragma unroll
+      for (int h = 0; h < heads; ++h)
+        if (next == h) find_factors(h, rotation);
+#pragma unroll
+      for (int i = 0; i < 2 * groups; ++i)
+        if (next == heads + i) turn(i % 2, i / 2, rotation, rows);
+    }
+#pragma unroll
+    for (int part = first; part < parts; ++part) {
+      if (next != turns + part) continue;
+      if (Way::late && part == parts - 1) {
+        activate<Way>(epilogue, late);
+        uint32_t last[Way::words];
+        as_sent<Way>(last, late);
+        send<Way, parts>(last, boxes, y, t, n0 + part * part_columns, part);
+      } else {
+        send<Way, parts>(of(part), boxes, y, t, n0 + part * part_columns, part);
+      }
+    }
+    ++next;
+  }
+
+ private:
+  /// Which of all heads the tile's head h is.
+  __device__ __forceinline__ int head_of(int h) const { return n0 / Rotation::head_dim + h; }
+  __device__ __forceinline__ float2 pair(int h, int high, int j, int half) { return unpack_bf16(of(2 * h + high)[2 * j + half]); }
+
+  /// One over the length of head h, where it is normed; added up in the order of rope, whose lanes have neighbouring pairs of a row.
+  __device__ __forceinline__ void find_factors(int h, const Rotation& rotation) {
+    constexpr int count = part_columns / 8;
+    const Rotation::Side side = rotation.side_of(head_of(h));
+    if (!side.norm_weight) return;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float squares[count];
+#pragma unroll
+      for (int j = 0; j < count; ++j) squares[j] = squares_of(pair(h, 0, j, half), pair(h, 1, j, half));
+#pragma unroll
+      for (int apart = count / 2; apart > 0; apart /= 2)
+#pragma unroll
+        for (int j = 0; j < apart; ++j) squares[j] += squares[j + apart];
+      float sum = squares[0];
+      for (int mask = 2; mask; mask >>= 1) sum += __shfl_xor_sync(full_warp, sum, mask);
+      factor[2 * h + half] = 1 / sqrtf(sum / float(Rotation::head_dim) + side.eps);
+    }
+  }
+  /// Turns a group of this lane's pairs, of one of its rows.
+  __device__ __forceinline__ void turn(int half, int group, const Rotation& rotation, int64_t rows) {
+    constexpr int count = part_columns / 8 / groups;
+    int lane = int(threadIdx.x) % 32;
+    not_ahead(lane);
+    const int column = 8 * count * group + lane % 4 * 2;
+    const int64_t row = t + lane / 4 + 8 * half, at = int64_t(rotation.positions[row < rows ? row : rows - 1]) * part_columns + column;
+    float2 cos[count], sin[count];
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      cos[i] = *reinterpret_cast<const float2*>(rotation.cos + at + 8 * i);
+      sin[i] = *reinterpret_cast<const float2*>(rotation.sin + at + 8 * i);
+    }
+#pragma unroll
+    for (int h = 0; h < heads; ++h) {
+      if (!rotation.turns(head_of(h))) continue;
+      const float* const weight = rotation.side_of(head_of(h)).norm_weight;
+#pragma unroll
+      for (int i = 0; i < count; ++i) {
+        const int j = count * group + i;
+        const auto behind_norm = [&](int high) {
+          return normed(pair(h, high, j, half), factor[2 * h + half], weight ? weight + column + 8 * i + high * part_columns : nullptr);
+        };
+        const Turned out(behind_norm(0), behind_norm(1), cos[i], sin[i]);
+        of(2 * h)[2 * j + half] = pack_bf16(out.low.x, out.low.y), of(2 * h + 1)[2 * j + half] = pack_bf16(out.high.x, out.high.y);
+      }
+    }
+  }
+};
+template <int parts>
+struct Held<Stores, parts> {
+  static constexpr int steps = 0;
+};
+
 #endif
 
 /// `Sum`: of numbers' products, float of bf16, int of int8. y: results by boxes, where they leave by copies.
-template <class Sum, class Tile>
+template <class Sum, class Tile, class Way>
 __global__ void __launch_bounds__(Tile::threads, 1)
-    gemm_wgmma(const CONAN_GRID_CONSTANT TileMap x, const CONAN_GRID_CONSTANT TileMap weight, const CONAN_GRID_CONSTANT TileMap y, Leave leave,
-               int64_t T, int64_t N, int steps, int tiles_m, int tiles_n, Epilogue epilogue) {
+    gemm_wgmma(const CONAN_GRID_CONSTANT TileMap x, const CONAN_GRID_CONSTANT TileMap weight, const CONAN_GRID_CONSTANT TileMap y, int64_t T,
+               int64_t N, int steps, int tiles_m, int tiles_n, Epilogue epilogue, Rotation rotation) {
 #if CONAN_WARPGROUPS
   constexpr int step_columns = std::is_integral_v<Sum> ? 128 : 64;
   CONAN_LAUNCH_MEMORY(memory);
@@ -186,26 +324,9 @@ __global__ void __launch_bounds__(Tile::threads, 1)
     const auto release = [&](int of) {
       if (id % 128 < Tile::cluster) Tile::cluster > 1 ? arrive_at(empty[of], id % 128) : arrive(empty[of]);
     };
-    // Results of the tile before, which are sent beside the products of the next: of parts `next` on.
-    constexpr int parts = Tile::tile_n / Tile::part;
-    uint32_t held[Tile::tile_n / 4];
-    const int pace = steps / (parts + 1);  // steps between parts, so that what takes them in need not take them at once
-    int next = parts, due = 0, held_t = 0, held_n = 0;
-    const auto by_kind = [&](auto use) {
-      if (epilogue.narrow_y.data) epilogue.gated ? use(Kind<true, true, false, parts>()) : use(Kind<true, false, false, parts>());
-      else if (epilogue.gated) use(Kind<false, true, false, parts>());
-      else leave == Leave::by_sums ? use(Kind<false, false, true, parts>()) : use(Kind<false, false, false, parts>());
-    };
-    const auto send_held = [&](int count) {
-      by_kind([&](auto kind) {
-        using K = decltype(kind);
-#pragma unroll
-        for (int part = K::first; part < parts; ++part)
-          if (part >= next && part < next + count)
-            send<K, parts>(held + (part - K::first) * K::words, own_memory, y, held_t, held_n + part * part_columns, part, leave == Leave::by_sums);
-      });
-      next += count;
-    };
+    Held<Way, Tile::tile_n / Tile::part> held;
+    const int pace = steps / (held.steps + 1);  // products between its steps, so that what takes results in need not take them at once
+    int due = 0;
     for (int tile = first; tile < all; tile += clusters) {
       Sum sums[Tile::tile_n / 2];
       const TilePlace place = place_of(tile, tiles_of_clusters, tiles_n);
@@ -221,8 +342,12 @@ __global__ void __launch_bounds__(Tile::threads, 1)
           wait_for_products<1>();
           release(stage == 0 ? Tile::stages - 1 : stage - 1);
         }
-        if constexpr (Tile::by_copies)
-          if (next < parts && step >= due) send_held(pace == 0 ? parts : 1), due += pace;
+        if constexpr (Way::by_copies)
+          if (held.any() && step >= due) {
+            do held.step(own_memory, y, epilogue, rotation, T);
+            while (pace == 0 && held.any());
+            due += pace;
+          }
       }
       wait_for_products<0>();
       settled(sums);
@@ -230,56 +355,37 @@ __global__ void __launch_bounds__(Tile::threads, 1)
 
       const int64_t t = int64_t(place.m * Tile::cluster + rank) * Tile::tile_m + (warpgroup - 1) * 64 + warp * 16,
                     n0 = int64_t(place.n) * Tile::tile_n;
-      if constexpr (Tile::by_copies) {
-        if (leave != Leave::by_stores) {
-          held_t = int(t), held_n = int(n0);
-#pragma unroll
-          for (uint32_t& word : held) word = 0;  // nobody wants what was there
-#pragma unroll
-          for (int part = 0; part < parts; ++part) {
-            float v[part_columns / 2];
-#pragma unroll
-            for (int i = 0; i < part_columns / 2; ++i) v[i] = float(sums[part * part_columns / 2 + i]);
-            finish(epilogue, v, t, T, n0 + part * part_columns, N);
-            by_kind([&](auto kind) {
-              using K = decltype(kind);
-              if (part >= K::first) return take<K>(held + (part - K::first) * K::words, v);
-              uint32_t words[K::words];
-              take<K>(words, v);
-              send<K, parts>(words, own_memory, y, held_t, held_n + part * part_columns, part, leave == Leave::by_sums);
-            });
-          }
-          by_kind([&](auto kind) { next = kind.first; });
-          due = pace;
-          continue;
-        }
-      }
-      // By parts of so many columns; which sums they are must be known to the compiler, what becomes of them is written once.
+      if constexpr (Way::by_copies) {
+        held.take(sums, int(t), int(n0), epilogue, T, N, own_memory, y);
+        due = pace;
+      } else {
+        // By parts of so many columns; which sums they are must be known to the compiler, what becomes of them is written once.
 #pragma unroll 1
-      for (int c0 = 0; c0 < Tile::tile_n; c0 += Tile::part) {
-        Sum v[Tile::part / 2];
+        for (int c0 = 0; c0 < Tile::tile_n; c0 += Tile::part) {
+          Sum v[Tile::part / 2];
 #pragma unroll
-        for (int part = 0; part < Tile::tile_n; part += Tile::part) {
-          if (part != c0) continue;
+          for (int part = 0; part < Tile::tile_n; part += Tile::part) {
+            if (part != c0) continue;
 #pragma unroll
-          for (int i = 0; i < Tile::part / 2; ++i) v[i] = sums[part / 2 + i];
+            for (int i = 0; i < Tile::part / 2; ++i) v[i] = sums[part / 2 + i];
+          }
+          float* const staged = reinterpret_cast<float*>(own_memory);
+          int row = lane / 4, column = lane % 4 * 2;
+          not_ahead(row), not_ahead(column);
+          __syncwarp();
+#pragma unroll
+          for (int j = 0; j < Tile::part / 8; ++j)
+#pragma unroll
+            for (int half = 0; half < 2; ++half)
+              Epilogue::stage(staged + Epilogue::staged_at<Tile::part>(row + 8 * half, 8 * j + column), v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
+          __syncwarp();
+          if constexpr (Tile::by_copies) epilogue.by_fours<Tile::part>(staged, t, T, n0 + c0, N);
+          else epilogue.rows_of<Tile::part>(staged, t, T, n0 + c0, N);
         }
-        float* const staged = reinterpret_cast<float*>(own_memory);
-        int row = lane / 4, column = lane % 4 * 2;
-        not_ahead(row), not_ahead(column);
-        __syncwarp();
-#pragma unroll
-        for (int j = 0; j < Tile::part / 8; ++j)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            Epilogue::stage(staged + Epilogue::staged_at<Tile::part>(row + 8 * half, 8 * j + column), v[4 * j + 2 * half], v[4 * j + 2 * half + 1]);
-        __syncwarp();
-        if constexpr (Tile::by_copies) epilogue.by_fours<Tile::part>(staged, t, T, n0 + c0, N);
-        else epilogue.rows_of<Tile::part>(staged, t, T, n0 + c0, N);
       }
     }
-    if constexpr (Tile::by_copies) {
-      if (next < parts) send_held(parts);
+    if constexpr (Way::by_copies) {
+      while (held.any()) held.step(own_memory, y, epilogue, rotation, T);
       wait_for_stores<0>();
     }
   }
@@ -293,33 +399,48 @@ struct Input {
   int64_t rows, stride;
 };
 
-/// Results as the copy engine takes them, if it does: it counts in 16 bytes.
-template <class Tile>
-std::pair<TileMap, Leave> results(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  const NarrowView& narrow = epilogue.narrow_y;
-  const View &y = epilogue.y, &residual = epilogue.residual;
-  if (!Tile::by_copies || !in_steps(y, 4) || !in_steps(narrow, 8)) return {TileMap{}, Leave::by_stores};
-  if (residual.data && residual.data != y.data)
-    check(cudaMemcpy2DAsync(y.data, size_t(y.stride) * sizeof(float), residual.data, size_t(residual.stride) * sizeof(float),
-                            size_t(y.cols) * sizeof(float), size_t(y.rows), cudaMemcpyDefault, args.device.stream()),
-          "copy");
-  const int64_t outputs = weight.gated ? weight.rows / 2 : weight.rows;
-  return {narrow.data ? tile_map(narrow.data, 2, outputs, 1, x.rows, narrow.stride, narrow.stride, 16)
-                      : tile_map(y.data, 4, outputs, 1, x.rows, y.stride, y.stride, 16),
-          residual.data ? Leave::by_sums : Leave::by_copies};
-}
-
-template <class Sum, class Tile>
-void run(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+template <class Sum, class Tile, class Way>
+void run(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue, const TileMap& y, const Rotation& rotation = {}) {
   const unsigned tiles_m = blocks(x.rows, Tile::tile_m), tiles_n = blocks(weight.rows, Tile::tile_n);
   const unsigned all = blocks(tiles_m, Tile::cluster) * tiles_n * Tile::cluster,
                  most = unsigned(args.device.multiprocessors) / Tile::cluster * Tile::cluster;
   const int word = std::is_integral_v<Sum> ? 1 : 2;
-  const auto [y, leave] = results<Tile>(args, x, weight, epilogue);
-  launch_clusters(args.device, gemm_wgmma<Sum, Tile>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
+  launch_clusters(args.device, gemm_wgmma<Sum, Tile, Way>, dim3(std::min(all, most)), dim3(Tile::threads), Tile::memory, Tile::cluster,
                   tile_map(x.data, word, weight.stride, 1, x.rows, weight.stride, x.stride, Tile::tile_m),
-                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), y, leave,
-                  x.rows, weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue);
+                  tile_map(weight.values, word, weight.stride, 1, weight.rows, weight.stride, weight.stride, Tile::tile_n / Tile::cluster), y, x.rows,
+                  weight.rows, int(blocks(weight.stride * word, 128)), int(tiles_m), int(tiles_n), epilogue, rotation);
+}
+
+/// The same by the way in which the results can leave: the copy engine counts in 16 bytes. What is both added and an activation's, which no
+/// model asks for, takes the general one. Whether the results are turned.
+template <class Sum, class Tile>
+bool run_any(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue, const Rotation* rotation) {
+  if constexpr (Tile::by_copies) {
+    const NarrowView& narrow = epilogue.narrow_y;
+    const View &wide = epilogue.y, &residual = epilogue.residual;
+    const bool plain = !weight.gated && epilogue.activation == Activation::none;
+    if (in_steps(wide, 4) && in_steps(narrow, 8) && (!residual.data || plain)) {
+      if (residual.data && residual.data != wide.data)
+        check(cudaMemcpy2DAsync(wide.data, size_t(wide.stride) * sizeof(float), residual.data, size_t(residual.stride) * sizeof(float),
+                                size_t(wide.cols) * sizeof(float), size_t(wide.rows), cudaMemcpyDefault, args.device.stream()),
+              "copy");
+      const int64_t outputs = weight.gated ? weight.rows / 2 : weight.rows;
+      const TileMap y = narrow.data ? tile_map(narrow.data, 2, outputs, 1, x.rows, narrow.stride, narrow.stride, 16)
+                                    : tile_map(wide.data, 4, outputs, 1, x.rows, wide.stride, wide.stride, 16);
+      const auto by = [&](auto way) { return run<Sum, Tile, decltype(way)>(args, x, weight, epilogue, y), false; };
+      if (residual.data) return by(Added());
+      const bool silu = epilogue.activation == Activation::silu;
+      if constexpr (!std::is_integral_v<Sum>) {
+        if (rotation && narrow.data && plain) return run<Sum, Tile, TurnedRows>(args, x, weight, epilogue, y, *rotation), true;
+        if (narrow.data && weight.gated) return silu ? by(NarrowGated<Function::silu>()) : by(NarrowGated<Function::any>());
+        if (narrow.data) return plain ? by(NarrowRows<Function::none>()) : by(NarrowRows<Function::any>());
+      }
+      if (weight.gated) return silu ? by(WideGated<Function::silu>()) : by(WideGated<Function::any>());
+      return plain ? by(WideRows<Function::none>()) : by(WideRows<Function::any>());
+    }
+  }
+  run<Sum, Tile, Stores>(args, x, weight, epilogue, {});
+  return false;
 }
 
 /// Time of a product, in no unit: rounds of tiles by a tile's elements over the rate at which tiles of the size are multiplied.
@@ -331,26 +452,26 @@ double cost(const Arguments& args, int64_t T, int64_t N, double rate) {
 }
 
 template <class Sum>
-void run_best(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue) {
+bool run_best(Arguments& args, const Input& x, const DeviceWeight& weight, const Epilogue& epilogue, const Rotation* rotation) {
   const int64_t T = x.rows;
-  if (T == 0) return;
-  using Run = void (*)(Arguments&, const Input&, const DeviceWeight&, const Epilogue&);
-  const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run<Sum, Large>},
-                                            {cost<Medium>(args, T, weight.rows, 0.8), run<Sum, Medium>},
-                                            {cost<Least>(args, T, weight.rows, 0.2), run<Sum, Least>},  // of equals: more of them read the weight
-                                            {cost<Small>(args, T, weight.rows, 0.4), run<Sum, Small>}};
+  if (T == 0) return false;
+  using Run = bool (*)(Arguments&, const Input&, const DeviceWeight&, const Epilogue&, const Rotation*);
+  const std::pair<double, Run> choices[] = {{cost<Large>(args, T, weight.rows, 1), run_any<Sum, Large>},
+                                            {cost<Medium>(args, T, weight.rows, 0.8), run_any<Sum, Medium>},
+                                            {cost<Least>(args, T, weight.rows, 0.2), run_any<Sum, Least>},  // of equals: more of them read the weight
+                                            {cost<Small>(args, T, weight.rows, 0.4), run_any<Sum, Small>}};
   const auto best = std::min_element(std::begin(choices), std::end(choices), [](const auto& a, const auto& b) { return a.first < b.first; });
-  best->second(args, x, weight, epilogue);
+  return best->second(args, x, weight, epilogue, rotation);
 }
 
 }  // namespace
 
-void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue) {
-  run_best<float>(args, {x.data, x.rows, x.stride}, weight, epilogue);
+bool multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue, const Rotation* rotation) {
+  return run_best<float>(args, {x.data, x.rows, x.stride}, weight, epilogue, rotation);
 }
 
 void multiply_by_warpgroups(Arguments& args, const int8_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue) {
-  run_best<int>(args, {x, T, weight.stride}, weight, epilogue);
+  run_best<int>(args, {x, T, weight.stride}, weight, epilogue, nullptr);
 }
 
 }  // namespace conan::cuda

@@ -453,8 +453,10 @@ void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weigh
   fill(args, {"transposed", {{values, Dtype::f32, {weight.cols, weight.rows}}}, false}, turned, true);
 }
 
-void linear(Context& context, const LinearArgs& a) {
-  Arguments args(context);
+namespace {
+
+/// Whether the results are turned, if they are to be.
+bool linear(Arguments& args, const LinearArgs& a, const Rotation* rotation) {
   const auto& weight = static_cast<const DeviceWeight&>(*a.weight);
   const int64_t T = a.narrow_x.data ? a.narrow_x.rows : a.x.rows, N = weight.rows;
   // A residual that is y itself is read where it is written.
@@ -466,7 +468,8 @@ void linear(Context& context, const LinearArgs& a) {
       args.inout(a.narrow_y)};
   if (weight.format == WeightFormat::bf16) {
     const NarrowView words = narrowed(args, a.narrow_x, a.x, weight.stride);
-    args.device.warpgroups ? multiply_by_warpgroups(args, words, weight, epilogue) : multiply_by_warps(args, words, weight, epilogue);
+    if (args.device.warpgroups) return multiply_by_warpgroups(args, words, weight, epilogue, rotation);
+    multiply_by_warps(args, words, weight, epilogue);
   } else if (weight.format == WeightFormat::i8) {
     multiply_whole(args, args.in(a.x), weight, epilogue);
   } else {
@@ -477,6 +480,30 @@ void linear(Context& context, const LinearArgs& a) {
     launch(args.device, kernel, dim3(blocks(N, tile), blocks(T, tile)), dim3(256), args.in(a.x), static_cast<const void*>(weight.values), N,
            weight.stride, epilogue);
   }
+  return false;
+}
+
+}  // namespace
+
+void linear(Context& context, const LinearArgs& a) {
+  Arguments args(context);
+  linear(args, a, nullptr);
+}
+
+void linear_rope(Context& context, const LinearArgs& a, const RopeArgs& queries, const RopeArgs& keys) {
+  {
+    Arguments args(context);
+    const RopeTables tables = rope_tables(args, keys);
+    bool fits = true;
+    for (const RopeArgs* each : {&queries, &keys})
+      fits &= each->heads == 0 || (each->head_dim == Rotation::head_dim && 2 * each->half == Rotation::head_dim && each->cos == keys.cos &&
+                                   each->sin == keys.sin && each->positions == keys.positions);
+    const auto side = [&](const RopeArgs& rope) { return Rotation::Side{rope.heads, rope_tables(args, rope).norm_weight, rope.eps}; };
+    const Rotation rotation{side(queries), side(keys), tables.cos, tables.sin, tables.positions};
+    if (linear(args, a, fits ? &rotation : nullptr)) return;
+  }
+  if (queries.heads > 0) rope(context, queries);
+  rope(context, keys);
 }
 
 void add_parts(Arguments& args, const float* from, int64_t apart, int parts, const View& to) {

@@ -118,7 +118,7 @@ struct Epilogue {
   __device__ __forceinline__ void with_function(const Use& use) const {
     switch (activation) {
       case Activation::none: return use([](float x) { return x; });
-      case Activation::silu: return use([](float x) { return x * logistic(x * log2_e); });
+      case Activation::silu: return use(silu);
       case Activation::gelu_tanh:
         return use([](float x) { return x * logistic(x * (1.5957691216057308f * log2_e + 1.5957691216057308f * 0.044715f * log2_e * (x * x))); });
       case Activation::quick_gelu: return use([](float x) { return x * logistic(x * (1.702f * log2_e)); });
@@ -127,6 +127,7 @@ struct Epilogue {
       case Activation::tanh: return use([](float x) { return 2 * logistic(x * (2 * log2_e)) - 1; });
     }
   }
+  static __device__ __forceinline__ float silu(float x) { return x * logistic(x * log2_e); }
   template <int columns>
   static __device__ __forceinline__ int staged_at(int r, int c) {
     return r * columns + (c ^ (r % (columns / 8 < 4 ? columns / 8 : 4) * 8));
@@ -190,6 +191,25 @@ struct Epilogue {
   }
 };
 
+/// rope of heads of 128 channels, as a product's results: queries, then keys, then what is not turned.
+struct Rotation {
+  static constexpr int head_dim = 128;
+  struct Side {
+    int heads;
+    const float* norm_weight;
+    float eps;
+  };
+  Side queries, keys;
+  const float *cos, *sin;
+  const int32_t* positions;
+
+  __device__ __forceinline__ bool turns(int head) const { return head < queries.heads + keys.heads; }
+  __device__ __forceinline__ Side side_of(int head) const {
+    const bool first = head < queries.heads;
+    return {first ? queries.heads : keys.heads, first ? queries.norm_weight : keys.norm_weight, first ? queries.eps : keys.eps};
+  }
+};
+
 /// sum + `count` parts in their order, eight of which are asked for at a time.
 __device__ __forceinline__ float with_parts(float sum, const float* from, int64_t apart, int count) {
   int part = 0;
@@ -219,7 +239,9 @@ __device__ __forceinline__ TilePlace place_of(int tile, int tiles_m, int tiles_n
 /// Products with bf16 weights on tensor cores: by warps, of rows one behind the other, or by whole warpgroups (sm_90a). x has the weight's
 /// columns up to its stride.
 void multiply_by_warps(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
-void multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue);
+/// `rotation`: what is to happen to the results; whether it has.
+bool multiply_by_warpgroups(Arguments& args, const NarrowView& x, const DeviceWeight& weight, const Epilogue& epilogue,
+                            const Rotation* rotation = nullptr);
 /// The same with int8 weights, of T rows of whole numbers.
 void multiply_by_warpgroups(Arguments& args, const int8_t* x, int64_t T, const DeviceWeight& weight, const Epilogue& epilogue);
 /// Products with int8 weights on tensor cores.

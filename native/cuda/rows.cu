@@ -302,8 +302,10 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
 }
 
 /// rope_f32 by pairs of channels, where halves of heads are even: a warp has some heads of a token, which turn by the same angles.
-constexpr int heads_at_once = 4, most_pairs = 2;  // pairs of channels that a lane turns
+constexpr int heads_at_once = 4;
 
+/// `most_pairs`: pairs of channels that a lane turns.
+template <int most_pairs>
 __global__ void __launch_bounds__(32 * warps)
     rope_pairs(EitherRows x, EitherRows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
                const float* sin, int half, const int32_t* positions, bool inverse) {
@@ -340,8 +342,7 @@ __global__ void __launch_bounds__(32 * warps)
     if (norm_weight) {
       float squares = 0;
 #pragma unroll
-      for (int i = 0; i < most_pairs; ++i)
-        squares += (low[h][i].x * low[h][i].x + low[h][i].y * low[h][i].y) + (high[h][i].x * high[h][i].x + high[h][i].y * high[h][i].y);
+      for (int i = 0; i < most_pairs; ++i) squares += squares_of(low[h][i], high[h][i]);
       for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) {
         const float2 v = x.at(t, column + d);
         squares += v.x * v.x + v.y * v.y;
@@ -349,30 +350,26 @@ __global__ void __launch_bounds__(32 * warps)
       factor = 1 / sqrtf(warp_sum(squares) / float(head_dim) + eps);
     }
     auto put = [&](int d, const float2& value) { y.put(t, column + d, value); };
-    auto normed = [&](const float2& value, int d) {
-      if (!norm_weight) return value;
-      const float2 w = *reinterpret_cast<const float2*>(norm_weight + d);
-      return float2{value.x * factor * w.x, value.y * factor * w.y};
-    };
+    auto behind_norm = [&](const float2& value, int d) { return normed(value, factor, norm_weight ? norm_weight + d : nullptr); };
 #pragma unroll
     for (int i = 0; i < most_pairs; ++i) {
       const int d = 2 * lane() + 64 * i;
       if (d >= half) continue;
-      const float2 a = normed(low[h][i], d), b = normed(high[h][i], half + d);
-      put(d, {a.x * c[i].x - b.x * s[i].x, a.y * c[i].y - b.y * s[i].y});
-      put(half + d, {a.x * s[i].x + b.x * c[i].x, a.y * s[i].y + b.y * c[i].y});
+      const Turned out(behind_norm(low[h][i], d), behind_norm(high[h][i], half + d), c[i], s[i]);
+      put(d, out.low), put(half + d, out.high);
     }
-    for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) put(d, normed(x.at(t, column + d), d));
+    for (int d = 2 * half + 2 * lane(); d < head_dim; d += 64) put(d, behind_norm(x.at(t, column + d), d));
   }
 }
 
-/// The way back through rope_pairs with a norm: dy turned by the negative angles, then the gradient of the norm at x. A warp a head of a token.
-__global__ void rope_pairs_backward(EitherRows dy, EitherRows x, EitherRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight,
-                                    float eps, const float* cos, const float* sin, int half, const int32_t* positions) {
+/// The way back through rope_pairs with a norm: dy turned by the negative angles, then the gradient of the norm at x. A warp a head of a token,
+/// with channels in pairs of neighbours: of the first half of what turns, of the second, and behind; `most` to a lane.
+template <int most>
+__global__ void __launch_bounds__(32 * warps)
+    rope_pairs_backward(EitherRows dy, EitherRows x, EitherRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps,
+                        const float* cos, const float* sin, int half, const int32_t* positions) {
   const int64_t at = own_row(), t = at / heads, column = at % heads * head_dim;
   if (t >= rows) return;
-  // Channels in pairs of neighbours: of the first half of what turns, of the second, and behind; four in all at most.
-  constexpr int most = 2 * most_pairs;
   float2 g[most] = {}, v[most] = {};
   const int pairs = head_dim / 2;
   const int64_t angle = half > 0 ? int64_t(positions[t]) * half : 0;
@@ -733,17 +730,21 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
   else run(norm_backward_held<8, 8>, 8);
 }
 
-void rope(Context& context, const RopeArgs& a) {
-  Arguments args(context);
+RopeTables rope_tables(Arguments& args, const RopeArgs& a) {
   const int64_t rows = a.narrow_x.data ? a.narrow_x.rows : a.x.rows;
   int64_t angles = a.cos ? a.half : 0;
   if (a.cos && rows > 0 && !args.find(a.cos, sizeof(float))) angles *= *std::max_element(a.positions, a.positions + rows) + int64_t(1);
+  return {args.in(a.norm_weight, a.head_dim), args.in(a.cos, angles), args.in(a.sin, angles), args.in(a.positions, rows)};
+}
+
+void rope(Context& context, const RopeArgs& a) {
+  Arguments args(context);
+  const int64_t rows = a.narrow_x.data ? a.narrow_x.rows : a.x.rows;
   const View x = args.inout(a.x);
-  const float *weight = args.in(a.norm_weight, a.head_dim), *cos = args.in(a.cos, angles), *sin = args.in(a.sin, angles);
-  const int32_t* positions = args.in(a.positions, rows);
+  const auto [weight, cos, sin, positions] = rope_tables(args, a);
   const NarrowView narrow_x = args.in(a.narrow_x), narrow_y = args.inout(a.narrow_y);
   const int half = a.cos ? a.half : 0;
-  bool by_pairs = half % 2 == 0 && half <= 64 * most_pairs && a.head_dim % 2 == 0 && in_steps(x, 2);
+  bool by_pairs = half % 2 == 0 && half <= 128 && a.head_dim % 2 == 0 && in_steps(x, 2);
   for (const float* each : {weight, cos, sin}) by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
   const EitherRows normed = {args.in(a.normed), args.in(a.narrow_normed)};
   const bool backward = normed.wide.data || normed.narrow.data;
@@ -753,11 +754,12 @@ void rope(Context& context, const RopeArgs& a) {
   }
   const EitherRows from = {x, narrow_x}, to = {x, narrow_y};
   if (backward) {
-    launch_rows(args, rope_pairs_backward, rows * a.heads, from, normed, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin, half, positions);
+    launch_rows(args, a.head_dim <= 128 ? rope_pairs_backward<2> : rope_pairs_backward<4>, rows * a.heads, from, normed, to, rows, a.heads,
+                a.head_dim, weight, a.eps, cos, sin, half, positions);
     return;
   }
-  launch_rows(args, rope_pairs, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads, a.head_dim, weight, a.eps, cos, sin,
-              half, positions, a.inverse);
+  launch_rows(args, half <= 64 ? rope_pairs<1> : rope_pairs<2>, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads,
+              a.head_dim, weight, a.eps, cos, sin, half, positions, a.inverse);
 }
 
 void embed(Context& context, const EmbedArgs& a) {

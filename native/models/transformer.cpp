@@ -260,13 +260,9 @@ Rows Transformer::turned(const Pass& pass, int64_t index) const {
   return kept->turned ? kept->turned : kept->qkv;
 }
 
-void Transformer::rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
-                         const Rows& y) const {
+RopeArgs Transformer::rotation(int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions, const Rows& y) const {
+  const Layer& layer = layers_[size_t(index)];
   const int rope = config_.layer[size_t(index)].rope;
-  if (rope < 0 && layer.q_norm.empty()) {
-    if (x.wide.data && y.narrow.data) context.ops.narrow(context, {x.wide, y.narrow});
-    return;
-  }
   RopeArgs args;
   args.x = x.wide;
   args.heads = int(queries ? config_.heads : config_.kv_heads);
@@ -280,7 +276,16 @@ void Transformer::rotate(Context& context, const Layer& layer, int64_t index, co
   }
   args.narrow_x = x.narrow;
   args.narrow_y = y.narrow;
-  context.ops.rope(context, args);
+  return args;
+}
+
+/// Whether queries and keys of a layer are normed or turned.
+bool Transformer::rotates(int64_t index) const { return config_.layer[size_t(index)].rope >= 0 || !layers_[size_t(index)].q_norm.empty(); }
+
+void Transformer::rotate(Context& context, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
+                         const Rows& y) const {
+  if (rotates(index)) context.ops.rope(context, rotation(index, pass, x, queries, positions, y));
+  else if (x.wide.data && y.narrow.data) context.ops.narrow(context, {x.wide, y.narrow});
 }
 
 /// Queries, keys and values of rows [first, first + count) for layer `index`.
@@ -306,9 +311,16 @@ void Transformer::project(Context& context, int64_t index, const Pass& pass, int
   args.weight = &weight;
   args.bias = layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + own;
   args.y = y.wide, args.narrow_y = y.narrow;
+  const int32_t* const positions = pass.positions.data() + first;
+  if (context.ops.linear_rope && qkv.narrow.data && qkv.narrow.data == to.narrow.data && rotates(index)) {
+    const Rows q = to.columns(0, Q), k = to.columns(Q, KV);
+    context.ops.linear_rope(context, args, layer.qkv ? rotation(index, pass, q, true, positions, q) : RopeArgs{},
+                            rotation(index, pass, k, false, positions, k));
+    return;
+  }
   context.ops.linear(context, args);
   const auto part = [&](int64_t column, int64_t count, bool queries) {
-    rotate(context, layer, index, pass, qkv.columns(column, count), queries, pass.positions.data() + first, to.columns(column, count));
+    rotate(context, index, pass, qkv.columns(column, count), queries, positions, to.columns(column, count));
   };
   if (layer.qkv) {
     if (kept && !layer.q_norm.empty() && !to.narrow.data) copy(context, qkv.wide, kept->qkv.wide.slice(first, count));
@@ -587,7 +599,7 @@ Matrix Transformer::forward(Context& context, const TransformerInput& input, std
       args.bias = layer.qkv_bias.data();
       args.y = q;
       ops.linear(context, args);
-      rotate(context, layer, i, pass, q, true, positions.data(), q);
+      rotate(context, i, pass, q, true, positions.data(), q);
       attend(context, i, pass, q, attended, offsets.data(), starts.data());
       ops.for_rows(context, R, width, [&](Context& own, int64_t first, int64_t count) {
         finish_layer(own, layer, attended.slice(first, count), x.slice(first, count));

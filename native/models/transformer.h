@@ -170,9 +170,10 @@ class Transformer {
   Norm load_norm(WeightLoader& loader, const std::string& name) const;
   void normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual = {}, const Bf16Matrix& narrow_y = {},
                  const Matrix& copy = {}) const;
+  bool rotates(int64_t index) const;
   /// To y, which may be x.
-  void rotate(Context& context, const Layer& layer, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions,
-              const Rows& y) const;
+  RopeArgs rotation(int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions, const Rows& y) const;
+  void rotate(Context& context, int64_t index, const Pass& pass, const Rows& x, bool queries, const int32_t* positions, const Rows& y) const;
   bool narrow_into(Context& context, const Weight& weight) const;
   bool takes_narrow(Context& context, const Weight& weight, int64_t cols) const;
   bool narrow_attention(Context& context) const;

@@ -190,7 +190,7 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
         const Rows before = rows;
         if (normed_heads || !in_place) rows = made_for(narrow, before.rows(), before.cols());
         if (normed_heads && !narrow) copy(context, before.wide, rows.wide);
-        rotate(context, layer, i, pass, narrow ? before : rows, queries, queries ? q_positions : pass.positions.data(), rows);
+        rotate(context, i, pass, narrow ? before : rows, queries, queries ? q_positions : pass.positions.data(), rows);
       }
       if (!in_place) {
         const Bf16Matrix values = context.scratch.bf16_matrix(T, KV);

@@ -377,6 +377,9 @@ struct OperationTable {
   void (*embed)(Context&, const EmbedArgs&) = nullptr;
   void (*norm)(Context&, const NormArgs&) = nullptr;
   void (*linear)(Context&, const LinearArgs&) = nullptr;
+  /// linear into narrow_y, then rope in its place: of its first columns, `queries` (of no heads: there are none), and of the next, `keys`. To the
+  /// bit what they do one after the other. Null: by them.
+  void (*linear_rope)(Context&, const LinearArgs&, const RopeArgs& queries, const RopeArgs& keys) = nullptr;
   void (*rope)(Context&, const RopeArgs&) = nullptr;
   void (*attention)(Context&, const AttentionArgs&) = nullptr;
   void (*gather)(Context&, const GatherArgs&) = nullptr;

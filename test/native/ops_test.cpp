@@ -99,7 +99,7 @@ void linear_cases(const OperationTable& table, const OperationTable& reference) 
 /// Rows of bf16 between two products: the same bits as rows of f32 that are rounded on their way.
 void narrow_cases(const OperationTable& table) {
   if (!table.narrow_linear) return;
-  for (const bool gated : {false, true})
+  for (const auto& [gated, activation] : {std::pair{false, Activation::gelu_erf}, {true, Activation::gelu_erf}, {true, Activation::silu}})
     for (const int64_t T : {1, 40, 300}) {
       const int64_t K = 70, inner = 192, N = 33, rows = gated ? 2 * inner : inner;
       Context context(table, 2);
@@ -112,7 +112,7 @@ void narrow_cases(const OperationTable& table) {
       const Bf16Matrix narrow{words.data(), T, inner, inner};
       const auto run = [&](bool is_narrow, const Matrix& y) {
         LinearArgs first;
-        first.x = x.m, first.weight = in.get(), first.bias = bias.data(), first.activation = Activation::gelu_erf;
+        first.x = x.m, first.weight = in.get(), first.bias = bias.data(), first.activation = activation;
         if (is_narrow) first.narrow_y = narrow;
         else first.y = wide.m;
         table.linear(context, first);
@@ -124,8 +124,50 @@ void narrow_cases(const OperationTable& table) {
       };
       run(false, want.m);
       run(true, got.m);
-      check(equal(got.m, want.m), text(table.name, " linear by bf16 rows", gated ? " gated " : " ", T));
+      check(equal(got.m, want.m), text(table.name, " linear by bf16 rows", gated ? " gated " : " ", int(activation), " ", T));
     }
+}
+
+/// A product whose heads turn behind it: the same bits as one after the other, whatever the tile.
+void linear_rope_cases(const OperationTable& table) {
+  if (!table.linear_rope) return;
+  for (const int64_t T : {1, 7, 128, 500})
+    for (const auto& [heads, kv_heads, D, half] : {std::array<int, 4>{2, 1, 128, 64}, {0, 2, 128, 64}, {2, 1, 128, 32}, {4, 2, 64, 32}})
+      for (const bool norm : {true, false}) {
+        const int64_t K = T == 500 ? 512 : 128, Q = heads * D, KV = kv_heads * D, N = Q + 2 * KV;
+        Context context(table, 1);
+        const std::vector<float> w = random_floats(size_t(N * K), 1, 0.2f), bias = random_floats(size_t(N), 2),
+                                 angles = random_floats(size_t(T * half), 3), q_norm = random_floats(size_t(D), 4),
+                                 k_norm = random_floats(size_t(D), 5);
+        const auto weight = table.pack(context, {"w", {view(w, {N, K})}, false}, WeightFormat::bf16);
+        Owned x(T, K, 6);
+        std::vector<int32_t> positions;
+        for (int64_t t = 0; t < T; ++t) positions.push_back(int32_t(t * 7 % T));
+        const auto run = [&](bool at_once) {
+          const Bf16Matrix y = context.scratch.bf16_matrix(T, N);
+          LinearArgs args;
+          args.x = x.m, args.weight = weight.get(), args.bias = bias.data(), args.narrow_y = y;
+          const auto side = [&](int count, const std::vector<float>& scale, int64_t first) {
+            RopeArgs rope{{}, count, D, norm ? scale.data() : nullptr, 1e-6f, angles.data(), angles.data(), half, positions.data()};
+            rope.narrow_x = rope.narrow_y = y.columns(first, count * D);
+            return rope;
+          };
+          const RopeArgs queries = heads ? side(heads, q_norm, 0) : RopeArgs{}, keys = side(kv_heads, k_norm, Q);
+          if (at_once) {
+            table.linear_rope(context, args, queries, keys);
+          } else {
+            table.linear(context, args);
+            if (heads) table.rope(context, queries);
+            table.rope(context, keys);
+          }
+          finish(context);
+          return y;
+        };
+        const Bf16Matrix got = run(true), want = run(false);
+        bool same = true;
+        for (int64_t t = 0; t < T; ++t) same &= std::equal(got.row(t), got.row(t) + N, want.row(t));
+        check(same, text(table.name, " linear with rope ", T, " ", heads, "/", kv_heads, "x", D, norm ? " with norm" : ""));
+      }
 }
 
 void attention_cases(const OperationTable& table, const OperationTable& reference) {
@@ -890,7 +932,8 @@ int main(int count, char** arguments) {
     require(*table);
     require_training(*table);
     if (wants("linear"))
-      linear_cases(*table, reference), narrow_cases(*table), narrow_row_cases(*table), pack_cases(*table), low_rank_cases(*table, reference);
+      linear_cases(*table, reference), narrow_cases(*table), linear_rope_cases(*table), narrow_row_cases(*table), pack_cases(*table),
+          low_rank_cases(*table, reference);
     if (wants("attention")) attention_cases(*table, reference);
     if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference), record_cases(*table);
     if (wants("backward")) backward_cases(*table, reference);
