@@ -1,8 +1,8 @@
 """Whole forward passes on a GPU: random models of Qwen3's shapes, ours (forward_bench, packed) and PyTorch's (SDPA, bf16, padded; eager, and
 compiled layer by layer) in one run on the same weights and tokens.
 
-    python bench/gpu_forward.py FORWARD_BENCH [--models 0.6B,2B] [--device cuda] [--ceiling 790] [--directory DIR] [--inputs 8-56x4096,512x64]
-                                [--compiled 512x64]
+    python bench/gpu_forward.py FORWARD_BENCH [--models 0.6B,2B] [--device cuda] [--ceiling 790] [--directory DIR] [--inputs 8-56x4096,128-896x64]
+                                [--compiled 512x64,128-896x64]
 """
 
 import argparse
@@ -71,9 +71,9 @@ def tokens(lengths, device):
 
 
 def compile_layers(model):
-    """One graph for all layers, which are alike: compiling takes seconds and not minutes."""
+    """One graph for all layers, which are alike: compiling takes seconds and not minutes. Each shape has its own."""
     for layer in model.layers:
-        layer.compile()
+        layer.compile(dynamic=False)
     return model
 
 
@@ -93,8 +93,8 @@ def main():
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--ceiling", type=float, default=790, help="TFLOP/s")
     parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--inputs", default="8-56x4096,512x64,4096x8")
-    parser.add_argument("--compiled", default="512x64")
+    parser.add_argument("--inputs", default="8-56x4096,512x64,128-896x64,4096x8")
+    parser.add_argument("--compiled", default="512x64,128-896x64")
     options = parser.parse_args()
     print(f"{'model':6} {'input':10} {'who':18} {'ms':>9} {'tokens/s':>10} {'TFLOP/s':>8} {'share':>6}")
     for name in options.models.split(","):

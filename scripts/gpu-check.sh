@@ -40,7 +40,7 @@ step bench timeout 60 build/native-tests/cuda_bench
 step bench-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/cuda_bench
 if python3 -c 'import torch, transformers' 2> /dev/null; then
   step peer timeout 60 python3 bench/gpu_peer.py
-  step forward timeout 180 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
+  step forward timeout 240 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
   # Where the time goes: not among what all checks are, as it is slow.
   [[ "$wanted" == *" profile "* ]] && step profile timeout 120 python3 bench/gpu_profile.py build/native-tests/{forward,train}_bench ${PROFILE_OPTIONS:-}
   step train timeout 180 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}

@@ -88,7 +88,18 @@ int main(int count, char** arguments) {
       constexpr int64_t rows = 32768, hidden = 2048, inner = 6144;
       const Bf16Matrix x = narrowed(context, filled(context, rows, inner)), y = context.scratch.bf16_matrix(rows, inner);
       const Matrix sum = filled(context, rows, hidden);
-      const auto product = [&](const char* name, int64_t in, int64_t out, bool gated, bool added) {
+      // Texts of 512 tokens, whose heads turn by the same angles.
+      constexpr int heads = 16, kv_heads = 8, D = 128;
+      const Matrix norm = filled(context, 1, D), angles = filled(context, 512, D / 2);
+      std::vector<int32_t> positions;
+      for (int64_t t = 0; t < rows; ++t) positions.push_back(int32_t(t % 512));
+      const Resident resident = reside(context, positions);
+      const auto turned = [&](int count, int64_t first) {
+        RopeArgs rope{{}, count, D, norm.data, 1e-6f, angles.data, angles.data, D / 2, positions.data()};
+        rope.narrow_x = rope.narrow_y = y.columns(first * D, count * D);
+        return rope;
+      };
+      const auto product = [&](const char* name, int64_t in, int64_t out, bool gated, bool added, bool turns = false) {
         if (std::string(name).find(wanted) == std::string::npos) return;
         const std::vector<float> values = test::random_floats(size_t(in * out), 2, 0.02f);
         std::vector<TensorView> parts;
@@ -99,9 +110,12 @@ int main(int count, char** arguments) {
         if (gated) args.activation = Activation::silu;
         if (added) args.residual = args.y = sum;
         else args.narrow_y = y.columns(0, gated ? out / 2 : out);
-        line(name, 2.0 * double(rows * in * out), [&] { table.linear(context, args); });
+        line(name, 2.0 * double(rows * in * out), [&] {
+          turns&& table.linear_rope ? table.linear_rope(context, args, turned(heads, 0), turned(kv_heads, heads)) : table.linear(context, args);
+        });
       };
       product("layer: queries, keys, values", hidden, 2 * hidden, false, false);
+      product("layer: the same, turned", hidden, 2 * hidden, false, false, true);
       product("layer: x += heads", hidden, hidden, false, true);
       product("layer: gate and up", hidden, 2 * inner, true, false);
       product("layer: x += down", inner, hidden, false, true);
