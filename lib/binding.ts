@@ -69,8 +69,8 @@ export interface NativeStep {
 
 /** Pictures of a batch in the order of their placeholder tokens; must not change while the call runs. */
 export interface NativePictures {
-  /** [patches, channels * temporal * patch * patch], blocks of merge x merge patches together. */
-  patches: Float32Array
+  /** [patches, channels * temporal * patch * patch] of some of them, one behind the other, blocks of merge x merge patches together. */
+  patches: Float32Array[]
   /** Rows and columns of patches of each. */
   grids: Int32Array
 }

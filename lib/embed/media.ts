@@ -146,7 +146,7 @@ export function joined(media: Medium[], width: number, encoded = false): NativeM
   if (pictures.length + features.length === 0) return undefined
   return {
     pictures: pictures.length
-      ? { patches: concatenated(pictures.map(({ patches }) => patches)), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) }
+      ? { patches: pictures.flatMap(({ patches }) => patches), grids: Int32Array.from(pictures.flatMap(({ grids }) => [...grids])) }
       : undefined,
     sounds: features.length ? sounds(features, width, encoded) : undefined,
   }

@@ -95,7 +95,7 @@ export async function imagePatches(input: ImageInput, settings: ImageSettings): 
   try {
     const to = smartResize(width, height, settings)
     const patches = await binding().patches([rgb], width, height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation })
-    return { patches, grids: Int32Array.of(to.height / patch, to.width / patch) }
+    return { patches: [patches], grids: Int32Array.of(to.height / patch, to.width / patch) }
   } catch (error) {
     const known = asConanError(error)
     throw new ConanError(known.code, `image: ${known.message}`, { cause: error })

@@ -171,23 +171,12 @@ export async function videoPatches(input: VideoInput, settings: VideoSettings): 
     const at = (i: number) => times[indices[Math.min(i, indices.length - 1)]!]!
     const seconds = Array.from({ length: groups }, (_, g) => (at(g * temporalPatch) + at((g + 1) * temporalPatch - 1)) / 2)
     let size: { from: { width: number; height: number }; to: { width: number; height: number } } | undefined
-    let patches = new Float32Array(0)
-    let filled = 0
+    const patches: Float32Array[] = []
     let group: Uint8Array[] = []
     const flush = async () => {
       const { from, to } = size!
-      const made = await binding().patches(group, from.width, from.height, {
-        toWidth: to.width,
-        toHeight: to.height,
-        patch,
-        temporalPatch,
-        merge,
-        mean,
-        deviation,
-      })
-      if (filled === 0) patches = new Float32Array(made.length * groups)
-      patches.set(made, filled)
-      filled += made.length
+      const layout = { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation }
+      patches.push(await binding().patches(group, from.width, from.height, layout))
       group = []
     }
     for await (const frame of frames(indices)) {

@@ -89,6 +89,35 @@ Napi::Value floats(Napi::Env env, const Values& values) {
   return out;
 }
 
+/// Numbers that nobody clears before they are made.
+class Block {
+ public:
+  void resize(size_t size) { data_.reset(new float[size]), size_ = size; }
+  float* data() const { return data_.get(); }
+  size_t size() const { return size_; }
+
+ private:
+  std::unique_ptr<float[]> data_;
+  size_t size_ = 0;
+};
+
+/// JavaScript takes a share in the numbers where they are many: those of pictures are megabytes, and a copy would hold up its thread. Where it
+/// cannot have memory of others (Electron), they are copied.
+template <class Values>
+Napi::Value shared_floats(Napi::Env env, const std::shared_ptr<Values>& values) {
+  constexpr size_t few = 16384;
+  if (values->size() >= few) {
+    napi_value buffer;
+    auto share = std::make_unique<std::shared_ptr<Values>>(values);
+    const auto release = [](napi_env, void*, void* held) { delete static_cast<std::shared_ptr<Values>*>(held); };
+    if (napi_create_external_arraybuffer(env, values->data(), values->size() * sizeof(float), release, share.get(), &buffer) == napi_ok) {
+      share.release();
+      return Napi::Float32Array::New(env, values->size(), Napi::ArrayBuffer(env, buffer), 0);
+    }
+  }
+  return floats(env, *values);
+}
+
 // ---- models
 
 struct Handle {
@@ -237,14 +266,14 @@ struct BatchCopy {
 };
 
 /// A typed array's values, kept alive by the array they come from.
-template <class Array>
-Array typed(const Napi::Object& js, const char* key, napi_typedarray_type type, const char* expected) {
+template <class Array, class Key>
+Array typed(const Napi::Object& js, Key key, napi_typedarray_type type, const char* expected) {
   const Napi::Value value = js.Get(key);
   if (!value.IsTypedArray() || value.As<Napi::TypedArray>().TypedArrayType() != type) throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
   return value.As<Array>();
 }
 
-/// {pictures?: {patches: Float32Array, grids: Int32Array [2 * pictures]}, sounds?: {features: Float32Array, frames: Int32Array}} or
+/// {pictures?: {patches: Float32Array[], grids: Int32Array [2 * pictures]}, sounds?: {features: Float32Array, frames: Int32Array}} or
 /// undefined; patches and features stay the caller's while work runs.
 struct MediaOf {
   Media media;
@@ -261,16 +290,23 @@ struct MediaOf {
 
  private:
   void read_pictures(const Napi::Object& js, const TextModel& model) {
-    const char* expected = "pictures: expected {patches: Float32Array, grids: Int32Array}";
-    const auto patches = typed<Napi::Float32Array>(js, "patches", napi_float32_array, expected);
+    const char* expected = "pictures: expected {patches: Float32Array[], grids: Int32Array}";
+    if (!js.Get("patches").IsArray()) throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
+    const Napi::Array patches = js.Get("patches").As<Napi::Array>();
     const auto grids = typed<Napi::Int32Array>(js, "grids", napi_int32_array, expected);
     Pictures& pictures = media.pictures;
     for (size_t i = 0; i + 1 < grids.ElementLength(); i += 2) pictures.grids.emplace_back(grids[i], grids[i + 1]);
-    pictures.patches = patches.Data();
     const int64_t width = model.vision() ? model.vision()->config().patch_values() : 0;
-    if (pictures.grids.empty() || int64_t(patches.ElementLength()) != pictures.patch_count() * width)
-      throw Failure{"INVALID_INPUT",
-                    text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", patches.ElementLength(), " values")}
+    int64_t values = 0;
+    bool whole = true;
+    for (uint32_t i = 0; i < patches.Length(); ++i) {
+      const auto piece = typed<Napi::Float32Array>(patches, i, napi_float32_array, expected);
+      const auto size = int64_t(piece.ElementLength());
+      values += size;
+      if (width > 0) pictures.patches.push_back({piece.Data(), size / width}), whole &= size % width == 0;
+    }
+    if (pictures.grids.empty() || values != pictures.patch_count() * width || !whole)
+      throw Failure{"INVALID_INPUT", text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", values, " values")}
           .to_js(js.Env());
   }
   void read_sounds(const Napi::Object& js, const TextModel& model) {
@@ -307,7 +343,7 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
       info.Env(), [=] { model->embed(batch->view(), media->media, normalize, dimensions, vectors->data()); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
-        return floats(env, *vectors);
+        return shared_floats(env, vectors);
       });
 }
 
@@ -367,7 +403,7 @@ Napi::Value encode_sounds(const Napi::CallbackInfo& info) {
       info.Env(), [=] { *out = model->encode(media->media.sounds); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
-        return floats(env, *out);
+        return shared_floats(env, out);
       });
 }
 
@@ -591,7 +627,7 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
     frames->push_back(value.As<Napi::Uint8Array>().Data());
   }
   auto kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(list, 1));
-  auto out = std::make_shared<std::vector<float>>();
+  auto out = std::make_shared<Block>();
   return Task::run(
       info.Env(),
       [=] {
@@ -607,7 +643,7 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
       },
       [=](Napi::Env env) -> Napi::Value {
         kept->Reset();
-        return floats(env, *out);
+        return shared_floats(env, out);
       });
 }
 
@@ -620,7 +656,7 @@ Napi::Value resample(const Napi::CallbackInfo& info) {
   const float* data = samples.Data();
   const auto n = int64_t(samples.ElementLength());
   return Task::run(
-      info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
+      info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), shared_floats(env, out); });
 }
 
 /// logMel(samples: Float32Array, {rate, window, hop, bins}) -> Promise<Float32Array [frames, bins]>; the samples must not change
@@ -634,7 +670,7 @@ Napi::Value log_mel(const Napi::CallbackInfo& info) {
   const auto n = int64_t(samples.ElementLength());
   auto out = std::make_shared<std::vector<float>>(size_t(media::mel_frames(n, layout) * layout.bins));
   return Task::run(
-      info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), floats(env, *out); });
+      info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), shared_floats(env, out); });
 }
 
 // ---- fusing

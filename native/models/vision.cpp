@@ -138,12 +138,16 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
   positions.weights = plan.shares.data();
   context.ops.gather(context, positions);
   LinearArgs embed;
-  embed.x = {const_cast<float*>(pictures.patches), N, v.patch_values(), v.patch_values()};
   embed.weight = patch_.get();
   embed.bias = patch_bias_.data();
-  embed.residual = place;
-  embed.y = x;
-  context.ops.linear(context, embed);
+  int64_t first = 0;
+  for (const auto& [values, rows] : pictures.patches) {
+    embed.x = {const_cast<float*>(values), rows, v.patch_values(), v.patch_values()};
+    embed.residual = place.slice(first, rows);
+    embed.y = x.slice(first, rows);
+    context.ops.linear(context, embed);
+    first += rows;
+  }
 
   plan.input.embeddings = x;
   const Matrix last = blocks_->forward(context, plan.input, std::nullopt, [&](int64_t layer, const Matrix& states) {
@@ -240,7 +244,11 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
   if (tape.lowest > 0 && !stem) deepstack_at(tape.lowest, dx);  // below the lowest layer that is gone through
   if (!stem) return;
   const int64_t width = config_.patch_values();
-  gradients.linear(context, *patch_, patch_bias_, given.embeddings, Matrix{const_cast<float*>(pictures.patches), N, width, width});
+  int64_t first = 0;
+  for (const auto& [values, rows] : pictures.patches) {
+    gradients.linear(context, *patch_, patch_bias_, given.embeddings.slice(first, rows), Matrix{const_cast<float*>(values), rows, width, width});
+    first += rows;
+  }
   if (float* positions = gradients.values(positions_)) {
     const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
     std::vector<int32_t> ids(static_cast<size_t>(N)), rows(ids);

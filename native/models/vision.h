@@ -9,7 +9,12 @@ namespace conan {
 
 /// Pictures of a batch, one after the other: an image, or two consecutive frames of a video.
 struct Pictures {
-  const float* patches = nullptr;                  // [sum of rows * columns, patch_values], blocks of merge x merge patches together
+  /// Patches [rows, patch_values] of some of them, one behind the other, blocks of merge x merge together.
+  struct Piece {
+    const float* values;
+    int64_t rows;
+  };
+  std::vector<Piece> patches;
   std::vector<std::pair<int32_t, int32_t>> grids;  // rows and columns of patches
 
   int64_t patch_count() const {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <numeric>
 
 #include "check.h"
 #include "media/audio.h"
@@ -20,13 +21,13 @@ namespace {
 void pictures(const std::string& directory) {
   const std::vector<std::pair<int32_t, int32_t>> grids = {{4, 6}, {2, 2}, {10, 4}};
   std::vector<int32_t> ids, offsets{0};
-  int64_t patches = 0;
+  std::vector<int64_t> patches;
   for (const auto& [rows, columns] : grids) {
     ids.insert(ids.end(), {20, 9});
     ids.insert(ids.end(), size_t(rows * columns / 4), 7);  // the image token
     ids.insert(ids.end(), {10, 30});
     offsets.push_back(int32_t(ids.size()));
-    patches += rows * columns;
+    patches.push_back(rows * columns);
   }
   for (const char* dtype : {"float32", "bfloat16", "float16", "int8"}) {
     ModelOptions options;
@@ -36,20 +37,23 @@ void pictures(const std::string& directory) {
     options.pooling = Pooling::last;
     TextModel model(options);
     const int64_t width = model.vision()->config().patch_values(), d = model.dimensions();
-    const std::vector<float> values = random_floats(size_t(patches * width), 3);
+    const int64_t all = std::accumulate(patches.begin(), patches.end(), int64_t(0));
+    const std::vector<float> values = random_floats(size_t(all * width), 3);
+    const Pictures together_in_pieces{{{values.data(), patches[0] + patches[1]}, {values.data() + (patches[0] + patches[1]) * width, patches[2]}},
+                                      grids};
     std::vector<float> together(size_t(3 * d)), alone(static_cast<size_t>(d));
-    model.embed({ids.data(), offsets.data(), 3}, {{values.data(), grids}, {}}, true, d, together.data());
-    model.vision_states({values.data(), grids});
+    model.embed({ids.data(), offsets.data(), 3}, {together_in_pieces, {}}, true, d, together.data());
+    model.vision_states({{{values.data(), all}}, grids});
     int64_t first = 0;
     for (size_t i = 0; i < grids.size(); ++i) {
       const int32_t own[] = {0, offsets[i + 1] - offsets[i]};
-      model.embed({ids.data() + offsets[i], own, 1}, {{values.data() + first * width, {grids[i]}}, {}}, true, d, alone.data());
+      model.embed({ids.data() + offsets[i], own, 1}, {{{{values.data() + first * width, patches[i]}}, {grids[i]}}, {}}, true, d, alone.data());
       check(std::equal(alone.begin(), alone.end(), together.begin() + int64_t(i) * d),
             text(directory, " ", dtype, ": picture ", i, " alone differs"));
-      first += int64_t(grids[i].first) * grids[i].second;
+      first += patches[i];
     }
     check_error("INVALID_INPUT", "a picture without tokens", [&] {
-      model.embed({ids.data(), offsets.data(), 1}, {{values.data(), grids}, {}}, true, d, together.data());
+      model.embed({ids.data(), offsets.data(), 1}, {together_in_pieces, {}}, true, d, together.data());
     });
     check_error("INVALID_INPUT", "tokens without a picture", [&] { model.embed({ids.data(), offsets.data(), 1}, {}, true, d, together.data()); });
   }

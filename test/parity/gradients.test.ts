@@ -165,7 +165,7 @@ for (const name of ['omni', 'whisper'])
       offsets: ints(want.get('offsets')!),
       media: {
         sounds: { features: floats(want.get('mels')!), frames: ints(want.get('frames')!) },
-        ...(want.has('patches') && { pictures: { patches: floats(want.get('patches')!), grids: ints(want.get('grids')!) } }),
+        ...(want.has('patches') && { pictures: { patches: [floats(want.get('patches')!)], grids: ints(want.get('grids')!) } }),
       },
     }
     const { loss } = await native.trainStep(model, [whole], JSON.stringify(step))

@@ -20,7 +20,7 @@ const whole: NativeChunk = {
   offsets: ints(want.get('offsets')!),
   media: {
     sounds: { features: floats(want.get('mels')!), frames: ints(want.get('frames')!) },
-    pictures: { patches: floats(want.get('patches')!), grids: ints(want.get('grids')!) },
+    pictures: { patches: [floats(want.get('patches')!)], grids: ints(want.get('grids')!) },
   },
 }
 const step = (learningRate: number): string =>

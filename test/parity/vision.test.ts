@@ -11,7 +11,8 @@ import { copyOf, editJson, editTensors, fixtures, floats, ints, readSafetensors,
 const directory = path.join(fixtures, 'vision', 'qwen3_vl')
 const golden = readSafetensors(path.join(directory, 'golden.safetensors'))
 const [ids, offsets] = [ints(golden.get('ids')!), ints(golden.get('offsets')!)]
-const pictures: NativePictures = { patches: floats(golden.get('patches')!), grids: ints(golden.get('grids')!) }
+const patches = floats(golden.get('patches')!)
+const pictures: NativePictures = { patches: [patches], grids: ints(golden.get('grids')!) }
 const native = binding()
 const load = (dtype: string, threads = 2, pooling = 'lasttoken', from = directory) =>
   native.load({ directory: from, adapters: [], dtype, threads, pooling, dense: [] })
@@ -20,10 +21,10 @@ const load = (dtype: string, threads = 2, pooling = 'lasttoken', from = director
 function part(first: number, count: number): NativeMedia | undefined {
   if (count === 0) return undefined
   const sizes = Array.from({ length: pictures.grids.length / 2 }, (_, i) => pictures.grids[2 * i]! * pictures.grids[2 * i + 1]!)
-  const width = pictures.patches.length / sizes.reduce((a, b) => a + b, 0)
+  const width = patches.length / sizes.reduce((a, b) => a + b, 0)
   const begin = sizes.slice(0, first).reduce((a, b) => a + b, 0)
   const end = begin + sizes.slice(first, first + count).reduce((a, b) => a + b, 0)
-  return { pictures: { patches: pictures.patches.slice(begin * width, end * width), grids: pictures.grids.slice(2 * first, 2 * (first + count)) } }
+  return { pictures: { patches: [patches.slice(begin * width, end * width)], grids: pictures.grids.slice(2 * first, 2 * (first + count)) } }
 }
 
 /** The sequences of the golden batch with the pictures each of them holds. */
@@ -85,7 +86,11 @@ test('tokens and pictures that do not fit are errors', async () => {
   await fails(() => embed(two, part(1, 2)), /expected 6 tokens for a picture of 12 x 2|expected \d+ tokens for a picture/)
   await fails(() => embed(text, part(0, 1)), /found them for 0/)
   await fails(() => embed(two, { pictures: { ...pictures, grids: Int32Array.of(4, 6) } }), /expected 24 patches of 96 values/)
-  await fails(() => embed(two, { pictures: { patches: new Float32Array(5 * 96), grids: Int32Array.of(5, 1) } }), /multiples of 2, got 5 x 1/)
+  await fails(() => embed(two, { pictures: { patches: [new Float32Array(5 * 96)], grids: Int32Array.of(5, 1) } }), /multiples of 2, got 5 x 1/)
+  await fails(
+    () => embed(two, { pictures: { patches: [patches.slice(0, 95), patches.slice(95, 96 * 24)], grids: Int32Array.of(4, 6) } }),
+    /expected 24 patches/,
+  )
   native.dispose(model)
   const plain = await native.load({ directory: path.join(fixtures, 'pico', 'qwen3'), adapters: [], dtype: 'float32', threads: 1, pooling: 'mean', dense: [] })
   await fails(() => native.embed(plain, text.ids, Int32Array.of(0, text.ids.length), true, 32, part(0, 1)), /expected \d+ patches of 0 values/)

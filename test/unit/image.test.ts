@@ -21,7 +21,7 @@ for (const name of readdirSync(images).filter((name) => /\.(png|jpg|gif)$/.test(
   test(`${name}: the patches of transformers' processor`, async () => {
     const { patches, grids } = await imagePatches(file(name), settings)
     assert.deepEqual(grids, ints(golden.get(`grid.${name}`)!))
-    assert.deepEqual(patches, floats(golden.get(`patches.${name}`)!))
+    assert.deepEqual(patches[0], floats(golden.get(`patches.${name}`)!))
   })
 
 test('whole inputs: image, image and text, several images with an instruction, text, nothing', async () => {
