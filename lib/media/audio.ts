@@ -1,11 +1,11 @@
-// Sounds: from a path, bytes, a URL or samples to the log-mel frames that an encoder takes. Decoding happens on a thread of its own,
+// Sounds: from a path, bytes, a URL or samples to the log-mel frames that an encoder takes. Decoding happens on threads of its own,
 // resampling and the spectrogram are native.
 import { binding } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
 import { source } from './image'
 import type { AudioSettings } from './processor'
 import { mixed, type Sound, type SoundRequest } from './sound'
-import { Thread } from './thread'
+import { Threads } from './thread'
 
 /** A path, the bytes of a file, a file: or data: URL, or samples. */
 export type AudioInput = string | URL | Uint8Array | AudioSamples
@@ -22,7 +22,7 @@ export interface AudioPart {
   duration?: number
 }
 
-const decoder = new Thread<SoundRequest>('audio-worker.js')
+const decoders = new Threads<SoundRequest>('audio-worker.js')
 
 export function isSamples(input: unknown): input is AudioSamples {
   return typeof input === 'object' && input !== null && 'samples' in input
@@ -35,7 +35,8 @@ export async function decodeAudio(input: AudioInput, { start = 0, duration }: Au
     throw new ConanError('INVALID_INPUT', `audio: duration: expected a positive number of seconds, got ${shown(duration)}`)
   if (!isSamples(input)) {
     const { bytes, name } = source(input, 'audio')
-    return decoder.ask<Sound>({ source: bytes, name, start, duration, limitSeconds: duration === undefined ? limitSeconds : Number.POSITIVE_INFINITY })
+    const limit = duration === undefined ? limitSeconds : Number.POSITIVE_INFINITY
+    return decoders.least().ask<Sound>({ source: bytes, name, start, duration, limitSeconds: limit })
   }
   const { samples, samplingRate } = input
   const channels = Array.isArray(samples) ? samples : [samples]
@@ -52,8 +53,6 @@ export async function decodeAudio(input: AudioInput, { start = 0, duration }: Au
 /** Log-mel frames [frames, bins] of one sound. */
 export async function audioFeatures(input: AudioInput, part: AudioPart, settings: AudioSettings, limitSeconds?: number): Promise<Float32Array> {
   const { samples, samplingRate } = await decodeAudio(input, part, limitSeconds)
-  const bad = samples.findIndex((sample) => !Number.isFinite(sample))
-  if (bad >= 0) throw new ConanError('INVALID_INPUT', `audio: sample ${bad}: expected a finite number, got ${samples[bad]}`)
   const { rate, window, hop, bins, paddedSamples } = settings
   try {
     const heard = await binding().resample(samples, samplingRate, rate)

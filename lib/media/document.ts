@@ -5,7 +5,7 @@ import { ConanError, shown } from '../errors'
 import { positive } from '../options'
 import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
 import type { PdfRequest } from './pdf-worker'
-import { Thread } from './thread'
+import { Threads } from './thread'
 
 export interface PageOptions {
   /** Resolution of the rendering; default 144. */
@@ -23,7 +23,7 @@ export interface DocumentPage {
   image: RawImage
 }
 
-const renderer = new Thread<PdfRequest>('pdf-worker.js')
+const renderers = new Threads<PdfRequest>('pdf-worker.js')
 
 const isPdf = (bytes: Uint8Array) => Buffer.from(bytes.subarray(0, 1024)).includes('%PDF-')
 
@@ -37,6 +37,7 @@ interface OpenDocument {
 }
 
 async function open(bytes: Uint8Array, name: string, password: string | undefined): Promise<OpenDocument> {
+  const renderer = renderers.least() // the document is open there alone
   try {
     const { document, pageCount } = await renderer.ask<{ document: number; pageCount: number }>({ open: { bytes, password } })
     return {

@@ -1,5 +1,6 @@
 // Work on a thread of its own, asked for by messages {id, ...} and answered {id, value} or {id, error}: for decoders that would hold
 // up the main thread. A thread starts when it is first asked, and keeps no process alive.
+import os from 'node:os'
 import path from 'node:path'
 import { parentPort, Worker } from 'node:worker_threads'
 import { packageRoot } from '../binding'
@@ -18,6 +19,11 @@ export class Thread<Request extends object> {
 
   /** `name`: of the file in dist/. */
   constructor(private readonly name: string) {}
+
+  /** Requests that are not answered yet. */
+  get load(): number {
+    return this.pending.size
+  }
 
   /** @throws ConanError what the work threw, INTERNAL where it was something else */
   ask<T>(request: Request): Promise<T> {
@@ -50,6 +56,20 @@ export class Thread<Request extends object> {
     worker.on('error', fail)
     worker.on('exit', (code) => fail(new Error(`ended with code ${code}`)))
     return worker
+  }
+}
+
+/** Several that do the same work: a quarter as many as there are processors, so that models are not kept waiting for what they are fed. */
+export class Threads<Request extends object> {
+  private readonly all: Thread<Request>[]
+
+  constructor(name: string, count = Math.min(8, Math.max(1, os.availableParallelism() >> 2))) {
+    this.all = Array.from({ length: count }, () => new Thread(name))
+  }
+
+  /** The one that has the least to do. */
+  least(): Thread<Request> {
+    return this.all.reduce((least, each) => (each.load < least.load ? each : least))
   }
 }
 

@@ -27,6 +27,8 @@ double bessel_i0(double x) {
   return sum;
 }
 
+constexpr int64_t kLanes = 16;
+
 /// A filter for each of the `to` / gcd places at which an output can lie between two inputs.
 struct Phases {
   int64_t up = 1, down = 1;  // to and from without their common divisor
@@ -42,7 +44,7 @@ struct Phases {
     const double beta = 0.1102 * (attenuation - 8.7), length = (attenuation - 7.95) / (2.285 * 2 * kPi * transition);
     const double half = length / 2;
     reach = int64_t(std::ceil(half));
-    taps = (2 * reach + 1 + 15) / 16 * 16;
+    taps = (2 * reach + 1 + kLanes - 1) / kLanes * kLanes;
     weights.assign(size_t(up * taps), 0);
     const double scale = bessel_i0(beta);
     for (int64_t phase = 0; phase < up; ++phase) {
@@ -60,41 +62,58 @@ struct Phases {
   }
 };
 
-/// Sums of `n` products, a multiple of 16: sixteen sums in step, so that vectors of any width add in the same order.
-CONAN_CLONES float dot(const float* x, const float* y, int64_t n) {
-  float sums[16] = {};
-  for (int64_t k = 0; k < n; k += 16)
-    for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += x[k + lane] * y[k + lane];
-  double sum = 0;
-  for (float lane : sums) sum += double(lane);
-  return float(sum);
+/// out[i * up] = sum of x[i * down + k] * y[k] over k < n, a multiple of kLanes, for i < count: as many sums in step, so that vectors of any
+/// width add in the same order; and several outputs at once, so that none waits for the last addition.
+template <int count>
+CONAN_CLONES void dot(const float* __restrict x, int64_t down, const float* __restrict y, int64_t n, float* __restrict out, int64_t up) {
+  float sums[count][kLanes] = {};
+  for (int64_t k = 0; k < n; k += kLanes)
+    for (int i = 0; i < count; ++i)
+      for (int64_t lane = 0; lane < kLanes; ++lane) sums[i][lane] += x[i * down + k + lane] * y[k + lane];
+  for (int i = 0; i < count; ++i) {
+    double pairs[kLanes / 2];
+    for (int64_t lane = 0; lane < kLanes / 2; ++lane) pairs[lane] = double(sums[i][lane]) + double(sums[i][lane + kLanes / 2]);
+    out[i * up] = float(((pairs[0] + pairs[1]) + (pairs[2] + pairs[3])) + ((pairs[4] + pairs[5]) + (pairs[6] + pairs[7])));
+  }
 }
 
-/// std::complex looks for infinities in every product.
+/// Complex numbers of transforms that are carried out in step. (std::complex looks for infinities in every product.)
 struct Complex {
-  double re = 0, im = 0;
-  Complex operator+(const Complex& o) const { return {re + o.re, im + o.im}; }
-  Complex operator-(const Complex& o) const { return {re - o.re, im - o.im}; }
-  Complex operator*(const Complex& o) const { return {re * o.re - im * o.im, re * o.im + im * o.re}; }
+  static constexpr int kTransforms = 8;
+  double re[kTransforms] = {}, im[kTransforms] = {};
+
+  void add(const Complex& o) {
+    for (int i = 0; i < kTransforms; ++i) re[i] += o.re[i], im[i] += o.im[i];
+  }
+  void add_product(const Complex& o, double c, double s) {
+    for (int i = 0; i < kTransforms; ++i) re[i] += o.re[i] * c - o.im[i] * s, im[i] += o.re[i] * s + o.im[i] * c;
+  }
+  void turn(double c, double s) {
+    for (int i = 0; i < kTransforms; ++i) {
+      const double x = re[i] * c - im[i] * s;
+      im[i] = re[i] * s + im[i] * c, re[i] = x;
+    }
+  }
 };
 
-/// Complex discrete Fourier transform of one size, by the prime factors of the size.
+/// Complex discrete Fourier transforms of one size, by the prime factors of the size.
 class Fourier {
  public:
-  explicit Fourier(size_t n) : n_(n), roots_(n) {
+  explicit Fourier(size_t n) : n_(n) {
     size_t rest = n;
     for (size_t p = 2; p <= kLargestPrime; ++p)
       while (rest % p == 0) rest /= p;
     if (rest != 1) fail("CONFIG_INVALID", "\"n_fft\": expected a product of primes up to ", kLargestPrime, ", got ", n);
-    for (size_t i = 0; i < n; ++i) roots_[i] = {std::cos(2 * kPi * double(i) / double(n)), -std::sin(2 * kPi * double(i) / double(n))};
+    for (size_t i = 0; i < n; ++i)
+      cos_.push_back(std::cos(2 * kPi * double(i) / double(n))), sin_.push_back(-std::sin(2 * kPi * double(i) / double(n)));
   }
-  void run(const Complex* in, Complex* out) { step(in, out, n_, 1); }
+  void run(const Complex* in, Complex* out) const { step(in, out, n_, 1); }
 
  private:
   static constexpr size_t kLargestPrime = 31;
 
   /// out[k] = sum over i < n of in[i * stride] * w^(i k), w the n-th root of unity.
-  void step(const Complex* in, Complex* out, size_t n, size_t stride) {
+  void step(const Complex* in, Complex* out, size_t n, size_t stride) const {
     if (n == 1) {
       out[0] = in[0];
       return;
@@ -103,25 +122,29 @@ class Fourier {
     while (n % p) ++p;
     const size_t m = n / p;
     for (size_t r = 0; r < p; ++r) step(in + r * stride, out + r * m, m, stride * p);
+    join(out, p, m, stride);
+  }
+  /// p transforms of m numbers each become one.
+  CONAN_CLONES void join(Complex* out, size_t p, size_t m, size_t stride) const {
+    Complex small[kLargestPrime];
     for (size_t k = 0; k < m; ++k) {
-      if (p == 2) {
-        const Complex even = out[k], odd = out[m + k] * roots_[k * stride];
-        out[k] = even + odd;
-        out[m + k] = even - odd;
-        continue;
+      for (size_t r = 0; r < p; ++r) {
+        small[r] = out[r * m + k];
+        if (r > 0) small[r].turn(cos_[r * k * stride], sin_[r * k * stride]);
       }
-      Complex small[kLargestPrime];
-      for (size_t r = 0; r < p; ++r) small[r] = out[r * m + k] * roots_[r * k * stride];
       for (size_t q = 0; q < p; ++q) {
         Complex sum = small[0];
-        for (size_t r = 1; r < p; ++r) sum = sum + small[r] * roots_[r * q % p * m * stride];
+        for (size_t r = 1; r < p; ++r) {
+          const size_t root = r * q % p * m * stride;
+          sum.add_product(small[r], cos_[root], sin_[root]);
+        }
         out[q * m + k] = sum;
       }
     }
   }
 
   size_t n_;
-  std::vector<Complex> roots_;
+  std::vector<double> cos_, sin_;
 };
 
 /// Slaney's scale: linear up to 1 kHz, logarithmic above.
@@ -159,6 +182,12 @@ struct Filters {
 }  // namespace
 
 std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64_t to) {
+  const float* const bad = std::find_if_not(samples, samples + n, [](float x) { return std::isfinite(x); });
+  if (bad != samples + n)
+    fail("INVALID_INPUT", "audio: sample ", bad - samples, ": expected a finite number, got ",
+         std::isnan(*bad) ? "NaN"
+         : *bad > 0       ? "Infinity"
+                          : "-Infinity");
   if (from == to) return std::vector<float>(samples, samples + n);
   static std::mutex mutex;
   static std::map<std::pair<int64_t, int64_t>, std::shared_ptr<const Phases>> known;
@@ -177,16 +206,26 @@ std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64
   const int64_t count = (n * p.up + p.down - 1) / p.down;
   std::vector<float> out(static_cast<size_t>(count));
   std::vector<float> edge(static_cast<size_t>(p.taps));
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t at = i * p.down / p.up, phase = i * p.down % p.up, first = at - p.reach;
-    const float* weights = p.weights.data() + phase * p.taps;
-    const float* x = samples + first;
-    if (first < 0 || first + p.taps > n) {
-      for (int64_t k = 0; k < p.taps; ++k) edge[size_t(k)] = first + k >= 0 && first + k < n ? samples[first + k] : 0;
-      x = edge.data();
+  // Outputs of a phase together, as long as their inputs stay in cache.
+  constexpr int64_t rounds = 16;
+  for (int64_t block = 0; block < count; block += rounds * p.up)
+    for (int64_t place = block; place < std::min(count, block + p.up); ++place) {
+      const float* const weights = p.weights.data() + place * p.down % p.up * p.taps;
+      int64_t first = place * p.down / p.up - p.reach;
+      const int64_t end = std::min(count, block + rounds * p.up);
+      for (int64_t i = place; i < end;) {
+        float* const to = &out[size_t(i)];
+        int64_t made = 1;
+        if (first >= 0 && first + 3 * p.down + p.taps <= n && i + 3 * p.up < end) {
+          dot<4>(samples + first, p.down, weights, p.taps, to, p.up);
+          made = 4;
+        } else {
+          for (int64_t k = 0; k < p.taps; ++k) edge[size_t(k)] = first + k >= 0 && first + k < n ? samples[first + k] : 0;
+          dot<1>(edge.data(), 0, weights, p.taps, to, 0);
+        }
+        i += made * p.up, first += made * p.down;
+      }
     }
-    out[size_t(i)] = dot(x, weights, p.taps);
-  }
   return out;
 }
 
@@ -201,27 +240,30 @@ void log_mel(const float* samples, int64_t n, const MelLayout& layout, float* ou
   for (int64_t i = 0; i < layout.window; ++i) window[size_t(i)] = 0.5 - 0.5 * std::cos(2 * kPi * double(i) / double(layout.window));
   std::vector<Complex> in(size_t(layout.window)), spectrum(size_t(layout.window));
   float loudest = -10;
-  // Two frames are transformed at once: one as the real part, the other as the imaginary part.
-  for (int64_t t = 0; t < frames; t += 2) {
-    const int64_t together = std::min<int64_t>(2, frames - t);
+  // A transform has two frames: one as the real part, the other as the imaginary part.
+  constexpr int64_t at_once = 2 * Complex::kTransforms;
+  for (int64_t t0 = 0; t0 < frames; t0 += at_once) {
+    const int64_t count = std::min(at_once, frames - t0);
     for (int64_t i = 0; i < layout.window; ++i) {
-      double values[2] = {0, 0};
-      for (int64_t j = 0; j < together; ++j) {
-        int64_t at = (t + j) * layout.hop + i - half;
+      Complex& to = in[size_t(i)];
+      to = {};
+      for (int64_t j = 0; j < count; ++j) {
+        int64_t at = (t0 + j) * layout.hop + i - half;
         if (at < 0) at = -at;
         if (at >= n) at = 2 * (n - 1) - at;
-        values[j] = double(samples[at]) * window[size_t(i)];
+        (j % 2 ? to.im : to.re)[j / 2] = double(samples[at]) * window[size_t(i)];
       }
-      in[size_t(i)] = {values[0], values[1]};
     }
     fourier.run(in.data(), spectrum.data());
-    for (int64_t j = 0; j < together; ++j) {
+    for (int64_t j = 0; j < count; ++j) {
+      const auto lane = size_t(j / 2);
+      const double sign = j % 2 ? -1 : 1;
       for (int64_t k = 0; k <= half; ++k) {
-        const Complex a = spectrum[size_t(k)], mirrored = spectrum[size_t(k == 0 ? 0 : layout.window - k)], b = {mirrored.re, -mirrored.im};
-        const Complex own = j == 0 ? a + b : a - b;
-        power[size_t(k)] = (own.re * own.re + own.im * own.im) / 4;
+        const Complex &a = spectrum[size_t(k)], &mirrored = spectrum[size_t(k == 0 ? 0 : layout.window - k)];
+        const double re = a.re[lane] + sign * mirrored.re[lane], im = a.im[lane] - sign * mirrored.im[lane];
+        power[size_t(k)] = (re * re + im * im) / 4;
       }
-      float* row = out + (t + j) * layout.bins;
+      float* row = out + (t0 + j) * layout.bins;
       for (int64_t b = 0; b < layout.bins; ++b) {
         const Filters::Triangle& triangle = filters.triangles[size_t(b)];
         double sum = 0;

@@ -6,7 +6,8 @@
 namespace conan::media {
 
 /// `samples` at rate `from`, as they would be at rate `to`: band-limited by a Kaiser-windowed sinc that passes 91 % of the narrower
-/// band and keeps aliases 136 dB down, about as soxr does at its high quality. Beyond its ends the sound is silent. [ceil(n * to / from)]
+/// band and keeps aliases 136 dB down, about as soxr does at its high quality. Beyond its ends the sound is silent. [ceil(n * to / from)] Error
+/// INVALID_INPUT where a sample is not finite.
 std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64_t to);
 
 struct MelLayout {

@@ -9,6 +9,8 @@ import { pathToFileURL } from 'node:url'
 import { type AudioInput, attachAudio, ConanError, type EmbedInput, inspect, loadModel } from '../../lib'
 import { binding } from '../../lib/binding'
 import { decodeAudio } from '../../lib/media/audio'
+import type { Sound, SoundRequest } from '../../lib/media/sound'
+import { Threads } from '../../lib/media/thread'
 import { templateWithAudio } from '../../lib/omni/attach-audio'
 import { dataDirectory, fixtures, floats, largestDifference, needs, readSafetensors, root, temporary, worstCosine } from '../support'
 
@@ -30,6 +32,26 @@ for (const name of ['pcm16.wav', 'sound.flac', 'sound.ogg', 'sound.mp3', 'sound.
     const power = (values: Float32Array) => values.reduce((sum, x) => sum + x * x, 0)
     assert.ok(10 * Math.log10(power(reference) / power(difference)) > 50)
   })
+
+test('several threads share the sounds that are to be decoded', async () => {
+  const threads = new Threads<SoundRequest>('audio-worker.js', 2)
+  const decode = (name: string) => {
+    const thread = threads.least()
+    const sound = thread.ask<Sound>({ source: audio(name), name, start: 0, duration: undefined, limitSeconds: 60 })
+    return { thread, sound }
+  }
+  const asked = ['sound.mp3', 'sound.flac', 'sound.mp3', 'none.wav'].map(decode)
+  asked[3]!.sound.catch(() => {}) // it is looked at below
+  assert.deepEqual(
+    asked.map(({ thread }) => thread === asked[0]!.thread),
+    [true, false, true, false],
+  )
+  const values = await Promise.all(asked.slice(0, 3).map(({ sound }) => sound))
+  await assert.rejects(asked[3]!.sound, ConanError)
+  const [mp3, flac] = [await decodeAudio(audio('sound.mp3')), await decodeAudio(audio('sound.flac'))]
+  assert.deepEqual(values, [mp3, flac, mp3])
+  assert.equal(threads.least().load, 0)
+})
 
 test('WAV of every width', async () => {
   const { samples } = await decodeAudio(audio('float.wav'))
