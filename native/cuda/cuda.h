@@ -2,6 +2,7 @@
 // norm weights, a test's matrices) or in memory of allocate(): Arguments copies what the device cannot see, and copies results back.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -496,6 +497,12 @@ void add_parts(Arguments& args, const float* from, int64_t apart, int parts, con
 struct RopeTables {
   const float *norm_weight, *cos, *sin;
   const int32_t* positions;
+
+  /// Whether neighbours can be read together.
+  bool in_pairs() const {
+    return std::ranges::all_of(std::array{norm_weight, cos, sin},
+                               [](const float* each) { return reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0; });
+  }
 };
 RopeTables rope_tables(Arguments& args, const RopeArgs& rope);
 

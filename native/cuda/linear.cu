@@ -493,13 +493,13 @@ void linear(Context& context, const LinearArgs& a) {
 void linear_rope(Context& context, const LinearArgs& a, const RopeArgs& queries, const RopeArgs& keys) {
   {
     Arguments args(context);
-    const RopeTables tables = rope_tables(args, keys);
-    bool fits = true;
+    const RopeTables own = rope_tables(args, queries), tables = rope_tables(args, keys);
+    bool fits = keys.cos && own.in_pairs() && tables.in_pairs();
     for (const RopeArgs* each : {&queries, &keys})
       fits &= each->heads == 0 || (each->head_dim == Rotation::head_dim && 2 * each->half == Rotation::head_dim && each->cos == keys.cos &&
                                    each->sin == keys.sin && each->positions == keys.positions);
-    const auto side = [&](const RopeArgs& rope) { return Rotation::Side{rope.heads, rope_tables(args, rope).norm_weight, rope.eps}; };
-    const Rotation rotation{side(queries), side(keys), tables.cos, tables.sin, tables.positions};
+    const Rotation rotation{
+        {queries.heads, own.norm_weight, queries.eps}, {keys.heads, tables.norm_weight, keys.eps}, tables.cos, tables.sin, tables.positions};
     if (linear(args, a, fits ? &rotation : nullptr)) return;
   }
   if (queries.heads > 0) rope(context, queries);

@@ -741,11 +741,11 @@ void rope(Context& context, const RopeArgs& a) {
   Arguments args(context);
   const int64_t rows = a.narrow_x.data ? a.narrow_x.rows : a.x.rows;
   const View x = args.inout(a.x);
-  const auto [weight, cos, sin, positions] = rope_tables(args, a);
+  const RopeTables tables = rope_tables(args, a);
+  const auto [weight, cos, sin, positions] = tables;
   const NarrowView narrow_x = args.in(a.narrow_x), narrow_y = args.inout(a.narrow_y);
   const int half = a.cos ? a.half : 0;
-  bool by_pairs = half % 2 == 0 && half <= 128 && a.head_dim % 2 == 0 && in_steps(x, 2);
-  for (const float* each : {weight, cos, sin}) by_pairs &= reinterpret_cast<uintptr_t>(each) % sizeof(float2) == 0;
+  const bool by_pairs = half % 2 == 0 && half <= 128 && a.head_dim % 2 == 0 && in_steps(x, 2) && tables.in_pairs();
   const EitherRows normed = {args.in(a.normed), args.in(a.narrow_normed)};
   const bool backward = normed.wide.data || normed.narrow.data;
   if (!by_pairs && !narrow_x.data && !backward) {
