@@ -38,13 +38,14 @@ struct Stores {
   static constexpr bool by_copies = false;
 };
 /// Or by copies of boxes of 16 rows, which go on beside the next tile: of bf16 (`narrow`), or of f32, which may be `added` to what is there; those
-/// are bf16 until then. Heads that are `turned` (Rotation) are so while they wait, and the last part of gated ones is finished then. Until they are
+/// are bf16 until then. Heads that are `turned` (Rotation) are so while they wait, and half of gated ones is finished then. Until they are
 /// sent a lane holds so many words of every part.
 template <bool narrow_, bool gated_, bool added_, Function function_, bool turned_ = false>
 struct Copies {
   static constexpr bool by_copies = true, narrow = narrow_, gated = gated_, added = added_;
   [[maybe_unused]] static constexpr bool pairs = (narrow || added) && !gated;
-  static constexpr bool turned = turned_, late = narrow && gated && function_ == Function::silu;
+  static constexpr bool turned = turned_;
+  static constexpr int late = narrow && gated && function_ == Function::silu ? 2 : 0;  // parts
   static constexpr Function function = function_;
   static constexpr int words = part_columns / 2 / (narrow || added ? 2 : 1) / (gated ? 2 : 1);
   /// Of so many parts the first that is held; of f32 only half find room, the others go before.
@@ -159,7 +160,7 @@ struct Held {
   static constexpr int first = Way::first(parts), heads = Way::turned ? parts / 2 : 0, groups = 4, turns = Way::turned ? heads + 2 * groups : 0,
                        steps = turns + parts;
   uint32_t words[(parts - first - Way::late) * Way::words];
-  float late[Way::late ? part_columns / 2 : 1], factor[Way::turned ? 2 * heads : 1];
+  float late[Way::late ? Way::late * part_columns / 2 : 1], factor[Way::turned ? 2 * heads : 1];
   int next = steps, t, n0;
 
   __device__ __forceinline__ bool any() const { return next < steps; }
@@ -175,9 +176,9 @@ struct Held {
 #pragma unroll
       for (int i = 0; i < part_columns / 2; ++i) v[i] = float(sums[part * part_columns / 2 + i]);
       prepare<Way, Sum>(epilogue, v, t, T, n0 + part * part_columns, N);
-      if (Way::late && part == parts - 1) {
+      if (part >= parts - Way::late) {
 #pragma unroll
-        for (int i = 0; i < part_columns / 2; ++i) late[i] = v[i];
+        for (int i = 0; i < part_columns / 2; ++i) late[(part - parts + Way::late) * part_columns / 2 + i] = v[i];
         continue;
       }
       activate<Way>(epilogue, v);
@@ -203,10 +204,11 @@ struct Held {
 #pragma unroll
     for (int part = first; part < parts; ++part) {
       if (next != turns + part) continue;
-      if (Way::late && part == parts - 1) {
-        activate<Way>(epilogue, late);
+      if (part >= parts - Way::late) {
+        float* const own = late + (part - parts + Way::late) * part_columns / 2;
+        activate<Way>(epilogue, own);
         uint32_t last[Way::words];
-        as_sent<Way>(last, late);
+        as_sent<Way>(last, own);
         send<Way, parts>(last, boxes, y, t, n0 + part * part_columns, part);
       } else {
         send<Way, parts>(of(part), boxes, y, t, n0 + part * part_columns, part);
