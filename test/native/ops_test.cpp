@@ -177,10 +177,15 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
     int64_t left, right;
     bool bias, last_only;
   };
-  const Case cases[] = {
-      {{5, 1, 33}, 4, 4, 32, -1, -1, false, false}, {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},   {{90, 257}, 2, 1, 20, 16, 16, false, false},
-      {{40, 7}, 3, 3, 24, -1, -1, true, false},     {{400, 16, 17}, 2, 2, 128, 63, 0, false, false}, {{31, 130}, 2, 2, 16, -1, 0, false, true},
-      {{600}, 1, 1, 8, 5, 0, false, false}};
+  const Case cases[] = {{{5, 1, 33}, 4, 4, 32, -1, -1, false, false},
+                        {{14, 300, 2}, 4, 2, 64, -1, 0, false, false},
+                        {{90, 257}, 2, 1, 20, 16, 16, false, false},
+                        {{40, 7}, 3, 3, 24, -1, -1, true, false},
+                        {{400, 16, 17}, 2, 2, 128, 63, 0, false, false},
+                        {{31, 130}, 2, 2, 16, -1, 0, false, true},
+                        {{600}, 1, 1, 8, 5, 0, false, false},
+                        {{512, 65, 513}, 4, 2, 128, -1, 0, false, false},
+                        {{64, 700, 511}, 2, 1, 64, -1, 0, false, false}};
   for (bool reduced : {false, true})
     for (const Case& c : cases) {
       std::vector<int32_t> kv{0}, q{0}, starts;
