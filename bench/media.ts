@@ -70,7 +70,7 @@ async function main() {
     let tokens = 0
     for (const each of pictures) {
       towers += await seconds(() => binding().visionStates(native, joined([{ kind: 'image', tokens: 0, expanded: '', pictures: each }], 1)!))
-      const count = each.patches[0]!.length / (3 * 2 * 256) / 4 + 30
+      const count = (each.grids[0]! * each.grids[1]!) / 4 + 30
       tokens += count
       backbone += await seconds(() => binding().embed(native, new Int32Array(count).fill(5), Int32Array.of(0, count), true, 1024))
     }

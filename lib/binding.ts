@@ -67,10 +67,13 @@ export interface NativeStep {
   distillation?: { rows: number[]; relations: number }
 }
 
+/** Numbers, or colours: of channel c, (byte / 255 - mean[c]) / deviation[c] are the numbers. */
+export type NativePatches = Float32Array | { bytes: Uint8Array; mean: number[]; deviation: number[] }
+
 /** Pictures of a batch in the order of their placeholder tokens; must not change while the call runs. */
 export interface NativePictures {
   /** [patches, channels * temporal * patch * patch] of some of them, one behind the other, blocks of merge x merge patches together. */
-  patches: Float32Array[]
+  patches: NativePatches[]
   /** Rows and columns of patches of each. */
   grids: Int32Array
 }
@@ -104,8 +107,6 @@ export interface NativePatchLayout {
   patch: number
   temporalPatch: number
   merge: number
-  mean: number[]
-  deviation: number[]
 }
 
 export interface NativeModelInfo {
@@ -179,7 +180,7 @@ export interface NativeBinding {
   cpu(): CpuReport
   gpus(): GpuReport[]
   /** RGB frames [height, width, 3], resampled and cut into patches; fewer frames than temporalPatch: the last is repeated. */
-  patches(frames: Uint8Array[], width: number, height: number, layout: NativePatchLayout): Promise<Float32Array>
+  patches(frames: Uint8Array[], width: number, height: number, layout: NativePatchLayout): Promise<Uint8Array>
   /** [ceil(n * to / from)], see native/media/audio.h. */
   resample(samples: Float32Array, from: number, to: number): Promise<Float32Array>
   /** [frames, bins], see native/media/audio.h. */

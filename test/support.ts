@@ -4,6 +4,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { after } from 'node:test'
 import { devices } from '../lib'
+import type { NativePatches } from '../lib/binding'
 
 export const root = path.resolve(__dirname, '..')
 export const fixtures = path.join(__dirname, 'fixtures')
@@ -102,6 +103,21 @@ export function worstCosine(a: ArrayLike<number>, b: ArrayLike<number>, columns:
     if (!(cosine >= worst)) worst = cosine
   }
   return worst
+}
+
+/** Patches as the numbers that a tower is to see; `plane`: those of a channel. */
+export function numbersOf(pieces: NativePatches[], plane: number): Float32Array {
+  const { fround } = Math
+  return Float32Array.from(
+    pieces.flatMap((piece) => {
+      if (piece instanceof Float32Array) return [...piece]
+      const { bytes, mean, deviation } = piece
+      return Array.from(bytes, (byte, i) => {
+        const channel = Math.floor(i / plane) % 3
+        return fround(fround(fround(byte / 255) - fround(mean[channel]!)) / fround(deviation[channel]!))
+      })
+    }),
+  )
 }
 
 export function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): number {

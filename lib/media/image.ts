@@ -94,8 +94,8 @@ export async function imagePatches(input: ImageInput, settings: ImageSettings): 
   const { patch, temporalPatch, merge, mean, deviation } = settings
   try {
     const to = smartResize(width, height, settings)
-    const patches = await binding().patches([rgb], width, height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation })
-    return { patches: [patches], grids: Int32Array.of(to.height / patch, to.width / patch) }
+    const bytes = await binding().patches([rgb], width, height, { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge })
+    return { patches: [{ bytes, mean, deviation }], grids: Int32Array.of(to.height / patch, to.width / patch) }
   } catch (error) {
     const known = asConanError(error)
     throw new ConanError(known.code, `image: ${known.message}`, { cause: error })

@@ -171,12 +171,12 @@ export async function videoPatches(input: VideoInput, settings: VideoSettings): 
     const at = (i: number) => times[indices[Math.min(i, indices.length - 1)]!]!
     const seconds = Array.from({ length: groups }, (_, g) => (at(g * temporalPatch) + at((g + 1) * temporalPatch - 1)) / 2)
     let size: { from: { width: number; height: number }; to: { width: number; height: number } } | undefined
-    const patches: Float32Array[] = []
+    const patches: NativePictures['patches'] = []
     let group: Uint8Array[] = []
     const flush = async () => {
       const { from, to } = size!
-      const layout = { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge, mean, deviation }
-      patches.push(await binding().patches(group, from.width, from.height, layout))
+      const layout = { toWidth: to.width, toHeight: to.height, patch, temporalPatch, merge }
+      patches.push({ bytes: await binding().patches(group, from.width, from.height, layout), mean, deviation })
       group = []
     }
     for await (const frame of frames(indices)) {

@@ -83,39 +83,29 @@ class Task : public Napi::AsyncWorker {
 };
 
 template <class Values>
-Napi::Value floats(Napi::Env env, const Values& values) {
-  Napi::Float32Array out = Napi::Float32Array::New(env, size_t(values.size()));
+Napi::Value array_of(Napi::Env env, const Values& values) {
+  auto out = Napi::TypedArrayOf<std::decay_t<decltype(*values.data())>>::New(env, size_t(values.size()));
   std::copy_n(values.data(), values.size(), out.Data());
   return out;
 }
 
-/// Numbers that nobody clears before they are made.
-class Block {
- public:
-  void resize(size_t size) { data_.reset(new float[size]), size_ = size; }
-  float* data() const { return data_.get(); }
-  size_t size() const { return size_; }
-
- private:
-  std::unique_ptr<float[]> data_;
-  size_t size_ = 0;
-};
-
-/// JavaScript takes a share in the numbers where they are many: those of pictures are megabytes, and a copy would hold up its thread. Where it
-/// cannot have memory of others (Electron), they are copied.
+/// JavaScript takes a share in the numbers where they are many, since a copy would hold up its thread. Where it cannot have memory of others
+/// (Electron), they are copied.
 template <class Values>
-Napi::Value shared_floats(Napi::Env env, const std::shared_ptr<Values>& values) {
-  constexpr size_t few = 16384;
-  if (values->size() >= few) {
+Napi::Value shared_array(Napi::Env env, const std::shared_ptr<Values>& values) {
+  constexpr size_t few = 65536;
+  using Number = std::decay_t<decltype(*values->data())>;
+  const size_t bytes = values->size() * sizeof(Number);
+  if (bytes >= few) {
     napi_value buffer;
     auto share = std::make_unique<std::shared_ptr<Values>>(values);
     const auto release = [](napi_env, void*, void* held) { delete static_cast<std::shared_ptr<Values>*>(held); };
-    if (napi_create_external_arraybuffer(env, values->data(), values->size() * sizeof(float), release, share.get(), &buffer) == napi_ok) {
+    if (napi_create_external_arraybuffer(env, values->data(), bytes, release, share.get(), &buffer) == napi_ok) {
       share.release();
-      return Napi::Float32Array::New(env, values->size(), Napi::ArrayBuffer(env, buffer), 0);
+      return Napi::TypedArrayOf<Number>::New(env, values->size(), Napi::ArrayBuffer(env, buffer), 0);
     }
   }
-  return floats(env, *values);
+  return array_of(env, *values);
 }
 
 // ---- models
@@ -273,8 +263,8 @@ Array typed(const Napi::Object& js, Key key, napi_typedarray_type type, const ch
   return value.As<Array>();
 }
 
-/// {pictures?: {patches: Float32Array[], grids: Int32Array [2 * pictures]}, sounds?: {features: Float32Array, frames: Int32Array}} or
-/// undefined; patches and features stay the caller's while work runs.
+/// {pictures?: {patches: (Float32Array | {bytes: Uint8Array, mean: number[], deviation: number[]})[], grids: Int32Array [2 * pictures]}, sounds?:
+/// {features: Float32Array, frames: Int32Array}} or undefined; patches and features stay the caller's while work runs.
 struct MediaOf {
   Media media;
 
@@ -290,7 +280,7 @@ struct MediaOf {
 
  private:
   void read_pictures(const Napi::Object& js, const TextModel& model) {
-    const char* expected = "pictures: expected {patches: Float32Array[], grids: Int32Array}";
+    const char* expected = "pictures: expected {patches: (Float32Array | {bytes: Uint8Array, mean, deviation})[], grids: Int32Array}";
     if (!js.Get("patches").IsArray()) throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
     const Napi::Array patches = js.Get("patches").As<Napi::Array>();
     const auto grids = typed<Napi::Int32Array>(js, "grids", napi_int32_array, expected);
@@ -300,10 +290,24 @@ struct MediaOf {
     int64_t values = 0;
     bool whole = true;
     for (uint32_t i = 0; i < patches.Length(); ++i) {
-      const auto piece = typed<Napi::Float32Array>(patches, i, napi_float32_array, expected);
-      const auto size = int64_t(piece.ElementLength());
+      Pictures::Piece piece;
+      int64_t size = 0;
+      if (const Napi::Value given = patches.Get(i); given.IsTypedArray()) {
+        const auto numbers = typed<Napi::Float32Array>(patches, i, napi_float32_array, expected);
+        piece.values = numbers.Data(), size = int64_t(numbers.ElementLength());
+      } else {
+        if (!given.IsObject()) throw Failure{"INVALID_INPUT", expected}.to_js(js.Env());
+        const Napi::Object colours = given.As<Napi::Object>();
+        const auto bytes = typed<Napi::Uint8Array>(colours, "bytes", napi_uint8_array, expected);
+        piece.bytes = bytes.Data(), size = int64_t(bytes.ElementLength());
+        for (uint32_t c = 0; c < piece.mean.size(); ++c) {
+          piece.mean[c] = colours.Get("mean").As<Napi::Array>().Get(c).ToNumber().FloatValue();
+          piece.deviation[c] = colours.Get("deviation").As<Napi::Array>().Get(c).ToNumber().FloatValue();
+        }
+      }
       values += size;
-      if (width > 0) pictures.patches.push_back({piece.Data(), size / width}), whole &= size % width == 0;
+      if (width > 0) piece.rows = size / width, whole &= size % width == 0;
+      pictures.patches.push_back(piece);
     }
     if (pictures.grids.empty() || values != pictures.patch_count() * width || !whole)
       throw Failure{"INVALID_INPUT", text("pictures: expected ", pictures.patch_count(), " patches of ", width, " values, got ", values, " values")}
@@ -343,7 +347,7 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
       info.Env(), [=] { model->embed(batch->view(), media->media, normalize, dimensions, vectors->data()); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
-        return shared_floats(env, vectors);
+        return shared_array(env, vectors);
       });
 }
 
@@ -357,7 +361,7 @@ Napi::Value resolve_states(Napi::Env env, std::shared_ptr<MediaOf> media, std::f
       [=](Napi::Env env) -> Napi::Value {
         media->release();
         Napi::Array out = Napi::Array::New(env, states->size());
-        for (size_t i = 0; i < states->size(); ++i) out.Set(uint32_t(i), floats(env, (*states)[i]));
+        for (size_t i = 0; i < states->size(); ++i) out.Set(uint32_t(i), array_of(env, (*states)[i]));
         return out;
       });
 }
@@ -403,7 +407,7 @@ Napi::Value encode_sounds(const Napi::CallbackInfo& info) {
       info.Env(), [=] { *out = model->encode(media->media.sounds); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
-        return shared_floats(env, out);
+        return shared_array(env, out);
       });
 }
 
@@ -514,7 +518,7 @@ Napi::Value load_training(const Napi::CallbackInfo& info) {
 /// gradients(handle) -> {name: Float32Array}: what a step without update has left; for tests
 Napi::Value gradients(const Napi::CallbackInfo& info) {
   Napi::Object out = Napi::Object::New(info.Env());
-  for (const auto& parameter : trainer_of(info)->parameters().all()) out.Set(parameter->name, floats(info.Env(), parameter->gradient));
+  for (const auto& parameter : trainer_of(info)->parameters().all()) out.Set(parameter->name, array_of(info.Env(), parameter->gradient));
   return out;
 }
 
@@ -605,8 +609,8 @@ Napi::Value gpus(const Napi::CallbackInfo& info) {
 
 // ---- media
 
-/// patches(frames: Uint8Array[], width, height, {toWidth, toHeight, patch, temporalPatch, merge, mean, deviation})
-///   -> Promise<Float32Array>; the frames must not change while it runs
+/// patches(frames: Uint8Array[], width, height, {toWidth, toHeight, patch, temporalPatch, merge}) -> Promise<Uint8Array>; the frames must not change
+/// while it runs
 Napi::Value patches(const Napi::CallbackInfo& info) {
   Napi::Array list = info[0].As<Napi::Array>();
   const int64_t width = info[1].ToNumber().Int64Value(), height = info[2].ToNumber().Int64Value();
@@ -615,10 +619,6 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
   const int64_t to_width = number("toWidth"), to_height = number("toHeight");
   media::PatchLayout layout;
   layout.patch = number("patch"), layout.temporal_patch = number("temporalPatch"), layout.merge = number("merge");
-  for (uint32_t c = 0; c < 3; ++c) {
-    layout.mean[c] = js.Get("mean").As<Napi::Array>().Get(c).ToNumber().FloatValue();
-    layout.deviation[c] = js.Get("deviation").As<Napi::Array>().Get(c).ToNumber().FloatValue();
-  }
   auto frames = std::make_shared<std::vector<const uint8_t*>>();
   for (uint32_t i = 0; i < list.Length(); ++i) {
     Napi::Value value = list.Get(i);
@@ -627,7 +627,7 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
     frames->push_back(value.As<Napi::Uint8Array>().Data());
   }
   auto kept = std::make_shared<Napi::Reference<Napi::Value>>(Napi::Reference<Napi::Value>::New(list, 1));
-  auto out = std::make_shared<Block>();
+  auto out = std::make_shared<std::vector<uint8_t>>();
   return Task::run(
       info.Env(),
       [=] {
@@ -643,7 +643,7 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
       },
       [=](Napi::Env env) -> Napi::Value {
         kept->Reset();
-        return shared_floats(env, out);
+        return shared_array(env, out);
       });
 }
 
@@ -656,7 +656,7 @@ Napi::Value resample(const Napi::CallbackInfo& info) {
   const float* data = samples.Data();
   const auto n = int64_t(samples.ElementLength());
   return Task::run(
-      info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), shared_floats(env, out); });
+      info.Env(), [=] { *out = media::resample(data, n, from, to); }, [=](Napi::Env env) { return kept->Reset(), shared_array(env, out); });
 }
 
 /// logMel(samples: Float32Array, {rate, window, hop, bins}) -> Promise<Float32Array [frames, bins]>; the samples must not change
@@ -670,7 +670,7 @@ Napi::Value log_mel(const Napi::CallbackInfo& info) {
   const auto n = int64_t(samples.ElementLength());
   auto out = std::make_shared<std::vector<float>>(size_t(media::mel_frames(n, layout) * layout.bins));
   return Task::run(
-      info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), shared_floats(env, out); });
+      info.Env(), [=] { media::log_mel(data, n, layout, out->data()); }, [=](Napi::Env env) { return kept->Reset(), shared_array(env, out); });
 }
 
 // ---- fusing

@@ -362,6 +362,18 @@ void scatter(Context&, const ScatterArgs& args) {
   }
 }
 
+void unpack(Context& context, const UnpackArgs& args) {
+  each_rows(context, args.y.rows, args.y.cols, [&](int64_t first, int64_t count) {
+    const int64_t each = args.y.cols / args.channels;
+    for (int64_t t = first; t < first + count; ++t)
+      for (int64_t channel = 0; channel < args.channels; ++channel) {
+        const uint8_t* from = args.x + t * args.y.cols + channel * each;
+        const float* table = args.table + channel * 256;
+        std::transform(from, from + each, args.y.row(t) + channel * each, [&](uint8_t byte) { return table[byte]; });
+      }
+  });
+}
+
 void narrow(Context& context, const NarrowArgs& args) {
   each_rows(context, args.x.rows, args.x.cols, [&](int64_t first, int64_t count) {
     kernels(context).narrow({args.x.slice(first, count), args.y.slice(first, count)});
@@ -678,6 +690,7 @@ OperationTable table_of(const Kernels& kernels) {
   t.gather = gather;
   t.scatter = scatter;
   t.narrow = narrow;
+  t.unpack = unpack;
   t.widen = widen;
   t.pool = pool;
   t.normalize = normalize;

@@ -209,6 +209,11 @@ void scatter(Context&, const ScatterArgs& a) {
     }
 }
 
+void unpack(Context&, const UnpackArgs& a) {
+  for (int64_t t = 0; t < a.y.rows; ++t)
+    for (int64_t c = 0; c < a.y.cols; ++c) a.y.row(t)[c] = a.table[c / (a.y.cols / a.channels) * 256 + a.x[t * a.y.cols + c]];
+}
+
 void narrow(Context&, const NarrowArgs& a) {
   for (int64_t t = 0; t < a.x.rows; ++t)
     for (int64_t c = 0; c < a.x.cols; ++c) a.y.row(t)[c] = f32_to_bf16(a.x.row(t)[c]);
@@ -491,6 +496,7 @@ const OperationTable& reference_table() {
     t.gather = gather;
     t.scatter = scatter;
     t.narrow = narrow;
+    t.unpack = unpack;
     t.widen = widen;
     t.pool = pool;
     t.normalize = normalize;

@@ -137,6 +137,7 @@ void fill(Backend& backend) {
   t.clear = clear;
   t.pool = pool;
   t.normalize = normalize;
+  t.unpack = unpack;
   t.narrow = narrow;
   t.widen = widen;
   t.norm_backward = norm_backward;

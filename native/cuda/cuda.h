@@ -530,6 +530,7 @@ void pool(Context&, const PoolArgs&);
 void pool_backward(Context&, const PoolBackwardArgs&);
 void normalize(Context&, const NormalizeArgs&);
 void normalize_backward(Context&, const NormalizeBackwardArgs&);
+void unpack(Context&, const UnpackArgs&);
 void narrow(Context&, const NarrowArgs&);
 void widen(Context&, const WidenArgs&);
 void activate(Context&, const ActivateArgs&);

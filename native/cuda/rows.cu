@@ -576,6 +576,13 @@ __global__ void activate_backward_f32(Activation activation, bool gated, View x,
       });
 }
 
+__global__ void unpack_f32(const uint8_t* x, const float* table, int64_t each, View y) {
+  const auto [t, first] = own_part(y.cols);
+  if (t >= y.rows) return;
+  each_of(
+      first, y.cols, [&](int64_t c) { return x[t * y.cols + c]; }, [&](int64_t c, uint8_t byte) { y.row(t)[c] = table[c / each * 256 + byte]; });
+}
+
 /// Zeros behind the last column of x.
 __global__ void narrow_f32(View x, NarrowView y) {
   const auto [t, first] = own_part(y.cols);
@@ -815,6 +822,12 @@ void normalize(Context& context, const NormalizeArgs& a) {
 void normalize_backward(Context& context, const NormalizeBackwardArgs& a) {
   Arguments args(context);
   launch_rows(args, normalize_backward_f32, a.x.rows, args.in(a.x), args.inout(a.dy));
+}
+
+void unpack(Context& context, const UnpackArgs& a) {
+  Arguments args(context);
+  const int64_t T = a.y.rows, C = a.y.cols;
+  launch_parts(args, unpack_f32, T, C, args.in(a.x, T * C), args.in(a.table, a.channels * 256), C / a.channels, args.out(a.y));
 }
 
 void narrow(Context& context, const NarrowArgs& a) {

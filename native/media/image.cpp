@@ -143,14 +143,11 @@ std::vector<uint8_t> resize_bicubic(const uint8_t* pixels, int64_t width, int64_
   return resize_columns(resize_rows(pixels, width, height, to_width).data(), to_width, height, to_height);
 }
 
-void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int64_t height, const PatchLayout& layout, float* out) {
+void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int64_t height, const PatchLayout& layout, uint8_t* out) {
   const int64_t p = layout.patch, m = layout.merge, block = p * m;
   if (width % block || height % block || width < 1 || height < 1 || int64_t(frames.size()) != layout.temporal_patch)
     fail("INTERNAL", "patches: expected ", layout.temporal_patch, " frames of multiples of ", block, ", got ", frames.size(), " of ", width, " x ",
          height);
-  float value[3][256];
-  for (int c = 0; c < 3; ++c)
-    for (int v = 0; v < 256; ++v) value[c][v] = (float(v) / 255.f - layout.mean[c]) / layout.deviation[c];
   const int64_t plane = p * p, frame_count = int64_t(frames.size());  // values of a patch's channel in one frame
   const auto patch = [&](int64_t px, int64_t py) {
     for (int64_t f = 0; f < frame_count; ++f) {
@@ -158,7 +155,7 @@ void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int
       for (int64_t y = 0; y < p && !again; ++y) {
         const uint8_t* const from = frames[size_t(f)] + ((py + y) * width + px) * 3;
         for (int64_t x = 0; x < p; ++x)
-          for (int64_t c = 0; c < 3; ++c) out[(c * frame_count + f) * plane + y * p + x] = value[c][from[3 * x + c]];
+          for (int64_t c = 0; c < 3; ++c) out[(c * frame_count + f) * plane + y * p + x] = from[3 * x + c];
       }
       for (int64_t c = 0; c < 3 && again; ++c) std::copy_n(out + (c * frame_count + f - 1) * plane, plane, out + (c * frame_count + f) * plane);
     }

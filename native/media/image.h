@@ -1,4 +1,4 @@
-// Decoded pictures to what a vision tower takes: resampled as Pillow does, normalised, cut into patches.
+// Decoded pictures to what a vision tower takes: resampled as Pillow does, cut into patches.
 #pragma once
 #include <cstdint>
 #include <vector>
@@ -11,12 +11,11 @@ std::vector<uint8_t> resize_bicubic(const uint8_t* pixels, int64_t width, int64_
 
 struct PatchLayout {
   int64_t patch = 16, temporal_patch = 2, merge = 2;
-  float mean[3] = {0.5f, 0.5f, 0.5f}, deviation[3] = {0.5f, 0.5f, 0.5f};  // of values from 0 to 1
 };
 
 /// frames: temporal_patch pictures [height, width, 3] (one of them repeated is an image). out [patches, 3 * temporal_patch *
 /// patch * patch]: merge x merge patches of a block together, blocks row by row; in a patch channel, frame, row, column
 /// (transformers, Qwen2-VL's image processor).
-void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int64_t height, const PatchLayout& layout, float* out);
+void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int64_t height, const PatchLayout& layout, uint8_t* out);
 
 }  // namespace conan::media

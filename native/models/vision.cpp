@@ -84,6 +84,32 @@ void VisionTower::merge(Context& context, const Merger& merger, const Matrix& x,
   context.ops.linear(context, linear);
 }
 
+/// Hands over all patches as numbers, some thousand rows at a time, and which of all the first is.
+void VisionTower::for_patches(Context& context, const Pictures& pictures,
+                              const std::function<void(int64_t first, const Matrix& patches)>& use) const {
+  constexpr int64_t most = 8192;
+  const int64_t width = config_.patch_values(), channels = config_.channels;
+  int64_t first = 0;
+  for (const Pictures::Piece& piece : pictures.patches) {
+    if (piece.values) {
+      use(first, {const_cast<float*>(piece.values), piece.rows, width, width});
+      first += piece.rows;
+      continue;
+    }
+    if (channels != int64_t(piece.mean.size())) fail("INVALID_INPUT", "colours: expected a tower of 3 channels, got ", channels);
+    std::vector<float> table;
+    for (size_t c = 0; c < piece.mean.size(); ++c)
+      for (int byte = 0; byte < 256; ++byte) table.push_back((float(byte) / 255.f - piece.mean[c]) / piece.deviation[c]);
+    for (int64_t row = 0; row < piece.rows; row += most) {
+      Arena::Scope scope(context.scratch);
+      const Matrix patches = context.scratch.matrix(std::min(most, piece.rows - row), width);
+      context.ops.unpack(context, {piece.bytes + row * width, table.data(), channels, patches});
+      use(first, patches);
+      first += patches.rows;
+    }
+  }
+}
+
 void VisionTower::plan_of(const Pictures& pictures, Plan& plan) const {
   const VisionConfig& v = config_;
   const int64_t N = pictures.patch_count();
@@ -140,14 +166,12 @@ VisionTower::Features VisionTower::forward(Context& context, const Pictures& pic
   LinearArgs embed;
   embed.weight = patch_.get();
   embed.bias = patch_bias_.data();
-  int64_t first = 0;
-  for (const auto& [values, rows] : pictures.patches) {
-    embed.x = {const_cast<float*>(values), rows, v.patch_values(), v.patch_values()};
-    embed.residual = place.slice(first, rows);
-    embed.y = x.slice(first, rows);
+  for_patches(context, pictures, [&](int64_t first, const Matrix& patches) {
+    embed.x = patches;
+    embed.residual = place.slice(first, patches.rows);
+    embed.y = x.slice(first, patches.rows);
     context.ops.linear(context, embed);
-    first += rows;
-  }
+  });
 
   plan.input.embeddings = x;
   const Matrix last = blocks_->forward(context, plan.input, std::nullopt, [&](int64_t layer, const Matrix& states) {
@@ -243,12 +267,9 @@ void VisionTower::backward(Context& context, const Pictures& pictures, const Tap
   const InputGradients given = blocks_->backward(context, plan.input, tape, dx, gradients, stem, deepstack_at);
   if (tape.lowest > 0 && !stem) deepstack_at(tape.lowest, dx);  // below the lowest layer that is gone through
   if (!stem) return;
-  const int64_t width = config_.patch_values();
-  int64_t first = 0;
-  for (const auto& [values, rows] : pictures.patches) {
-    gradients.linear(context, *patch_, patch_bias_, given.embeddings.slice(first, rows), Matrix{const_cast<float*>(values), rows, width, width});
-    first += rows;
-  }
+  for_patches(context, pictures, [&](int64_t first, const Matrix& patches) {
+    gradients.linear(context, *patch_, patch_bias_, given.embeddings.slice(first, patches.rows), patches);
+  });
   if (float* positions = gradients.values(positions_)) {
     const Matrix table{positions, config_.grid * config_.grid, C, C}, share = context.scratch.matrix(N, C);
     std::vector<int32_t> ids(static_cast<size_t>(N)), rows(ids);

@@ -1,5 +1,7 @@
 // The vision tower: patches of images and of pairs of video frames in, tokens for the language model out.
 #pragma once
+#include <array>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -9,10 +11,13 @@ namespace conan {
 
 /// Pictures of a batch, one after the other: an image, or two consecutive frames of a video.
 struct Pictures {
-  /// Patches [rows, patch_values] of some of them, one behind the other, blocks of merge x merge together.
+  /// Patches [rows, patch_values] of some of them, one behind the other, blocks of merge x merge together: numbers, or colours in bytes, of which
+  /// a channel's (byte / 255 - mean) / deviation are the numbers.
   struct Piece {
-    const float* values;
-    int64_t rows;
+    const float* values = nullptr;
+    const uint8_t* bytes = nullptr;
+    int64_t rows = 0;
+    std::array<float, 3> mean = {}, deviation = {1, 1, 1};
   };
   std::vector<Piece> patches;
   std::vector<std::pair<int32_t, int32_t>> grids;  // rows and columns of patches
@@ -66,6 +71,7 @@ class VisionTower {
     std::vector<float> shares;
   };
   void plan_of(const Pictures& pictures, Plan& plan) const;
+  void for_patches(Context& context, const Pictures& pictures, const std::function<void(int64_t first, const Matrix& patches)>& use) const;
 
   VisionConfig config_;
   std::unique_ptr<Weight> patch_;

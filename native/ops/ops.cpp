@@ -13,9 +13,9 @@ const char* weight_format_name(WeightFormat format) {
 
 void require(const OperationTable& t) {
   const std::pair<const char*, bool> entries[] = {
-      {"allocate", t.allocate}, {"release", t.release}, {"pack", t.pack},          {"for_rows", t.for_rows},   {"embed", t.embed},
-      {"norm", t.norm},         {"linear", t.linear},   {"rope", t.rope},          {"attention", t.attention}, {"gather", t.gather},
-      {"scatter", t.scatter},   {"pool", t.pool},       {"normalize", t.normalize}};
+      {"allocate", t.allocate}, {"release", t.release}, {"pack", t.pack},           {"for_rows", t.for_rows},   {"embed", t.embed},
+      {"norm", t.norm},         {"linear", t.linear},   {"rope", t.rope},           {"attention", t.attention}, {"gather", t.gather},
+      {"scatter", t.scatter},   {"pool", t.pool},       {"normalize", t.normalize}, {"unpack", t.unpack}};
   for (const auto& [name, present] : entries)
     if (!present) fail("BACKEND_UNSUPPORTED", "backend ", t.name, " has no operation \"", name, "\"");
 }

@@ -181,6 +181,14 @@ struct WidenArgs {
   Matrix y;
 };
 
+/// Bytes as the numbers they stand for, which depend on their channel; a row has all of one channel, then of the next.
+struct UnpackArgs {
+  const uint8_t* x = nullptr;    // [T, C], one row behind the other
+  const float* table = nullptr;  // [channels, 256]
+  int64_t channels = 1;          // C is a multiple
+  Matrix y;                      // [T, C]
+};
+
 /// One vector per sequence: y[b] from rows offsets[b] .. offsets[b+1] of x.
 struct PoolArgs {
   Matrix x, y;
@@ -389,6 +397,7 @@ struct OperationTable {
   void (*pool)(Context&, const PoolArgs&) = nullptr;
   void (*normalize)(Context&, const NormalizeArgs&) = nullptr;
 
+  void (*unpack)(Context&, const UnpackArgs&) = nullptr;
   void (*narrow)(Context&, const NarrowArgs&) = nullptr;
   void (*widen)(Context&, const WidenArgs&) = nullptr;
   void (*norm_backward)(Context&, const NormBackwardArgs&) = nullptr;

@@ -39,15 +39,15 @@ void pictures(const std::string& directory) {
     const int64_t width = model.vision()->config().patch_values(), d = model.dimensions();
     const int64_t all = std::accumulate(patches.begin(), patches.end(), int64_t(0));
     const std::vector<float> values = random_floats(size_t(all * width), 3);
-    const Pictures together_in_pieces{{{values.data(), patches[0] + patches[1]}, {values.data() + (patches[0] + patches[1]) * width, patches[2]}},
-                                      grids};
+    const auto piece = [&](int64_t first, int64_t rows) { return Pictures::Piece{values.data() + first * width, nullptr, rows}; };
+    const Pictures together_in_pieces{{piece(0, patches[0] + patches[1]), piece(patches[0] + patches[1], patches[2])}, grids};
     std::vector<float> together(size_t(3 * d)), alone(static_cast<size_t>(d));
     model.embed({ids.data(), offsets.data(), 3}, {together_in_pieces, {}}, true, d, together.data());
-    model.vision_states({{{values.data(), all}}, grids});
+    model.vision_states({{piece(0, all)}, grids});
     int64_t first = 0;
     for (size_t i = 0; i < grids.size(); ++i) {
       const int32_t own[] = {0, offsets[i + 1] - offsets[i]};
-      model.embed({ids.data() + offsets[i], own, 1}, {{{{values.data() + first * width, patches[i]}}, {grids[i]}}, {}}, true, d, alone.data());
+      model.embed({ids.data() + offsets[i], own, 1}, {{{piece(first, patches[i])}, {grids[i]}}, {}}, true, d, alone.data());
       check(std::equal(alone.begin(), alone.end(), together.begin() + int64_t(i) * d),
             text(directory, " ", dtype, ": picture ", i, " alone differs"));
       first += patches[i];

@@ -170,6 +170,20 @@ void linear_rope_cases(const OperationTable& table) {
       }
 }
 
+void unpack_cases(const OperationTable& table, const OperationTable& reference) {
+  for (const auto& [T, C, channels] : {std::array<int64_t, 3>{1, 96, 3}, {37, 1536, 3}, {5, 10, 1}}) {
+    std::vector<uint8_t> bytes;
+    for (int64_t i = 0; i < T * C; ++i) bytes.push_back(uint8_t(i * 7919 / 13));
+    const std::vector<float> numbers = random_floats(size_t(channels * 256), 1);
+    Owned want(T, C, 2), got(T, C, 3);
+    Context one(reference, 1), three(table, 3);
+    reference.unpack(one, {bytes.data(), numbers.data(), channels, want.m});
+    table.unpack(three, {bytes.data(), numbers.data(), channels, got.m});
+    finish(three);
+    check(equal(got.m, want.m), text(table.name, " unpack ", T, "x", C));
+  }
+}
+
 void attention_cases(const OperationTable& table, const OperationTable& reference) {
   struct Case {
     std::vector<int> lengths;
@@ -940,7 +954,9 @@ int main(int count, char** arguments) {
       linear_cases(*table, reference), narrow_cases(*table), linear_rope_cases(*table), narrow_row_cases(*table), pack_cases(*table),
           low_rank_cases(*table, reference);
     if (wants("attention")) attention_cases(*table, reference);
-    if (wants("rows")) row_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference), record_cases(*table);
+    if (wants("rows"))
+      row_cases(*table, reference), unpack_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference),
+          record_cases(*table);
     if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);
   }

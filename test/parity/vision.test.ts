@@ -6,7 +6,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { binding, type NativeMedia, type NativePictures } from '../../lib/binding'
 import { inspect } from '../../lib/inspect'
-import { copyOf, editJson, editTensors, fixtures, floats, ints, readSafetensors, temporary, tolerance, worstCosine } from '../support'
+import { copyOf, editJson, editTensors, fixtures, floats, ints, numbersOf, readSafetensors, temporary, tolerance, worstCosine } from '../support'
 
 const directory = path.join(fixtures, 'vision', 'qwen3_vl')
 const golden = readSafetensors(path.join(directory, 'golden.safetensors'))
@@ -34,6 +34,23 @@ const items = [
   [2, 2, 2],
   [3, 4, 1],
 ].map(([b, first, count]) => ({ ids: ids.slice(offsets[b!], offsets[b! + 1]), media: part(first!, count!) }))
+
+test('colours in bytes are the numbers they stand for, to the bit', async () => {
+  const model = await load('float32')
+  const [mean, deviation] = [
+    [0.4, 0.5, 0.6],
+    [0.3, 0.25, 0.5],
+  ]
+  // More patches than are turned into numbers at a time, in two pieces.
+  const bytes = Uint8Array.from({ length: 96 * 100 * 100 }, (_, i) => (i * 2654435761) >>> 13)
+  const pieces = [bytes.subarray(0, 96 * 40 * 100), bytes.subarray(96 * 40 * 100)].map((part) => ({ bytes: part, mean, deviation }))
+  const grids = Int32Array.of(40, 100, 60, 100)
+  const got = await native.visionStates(model, { pictures: { patches: pieces, grids } })
+  const want = await native.visionStates(model, { pictures: { patches: [numbersOf(pieces, 32)], grids } })
+  assert.deepEqual(got[0], want[0])
+  assert.deepEqual(got.at(-1), want.at(-1))
+  native.dispose(model)
+})
 
 for (const dtype of ['float32', 'bfloat16', 'int8'] as const)
   test(`states of the tower and of the language model, ${dtype}`, async () => {

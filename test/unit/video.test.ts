@@ -12,7 +12,7 @@ import { type EmbedInput, loadModel, type VideoInput } from '../../lib'
 import { readVideoSettings, smartResizeVideo } from '../../lib/media/processor'
 import { openVideo, sampleFrames, secondsText, steadyTimes, videoPatches } from '../../lib/media/video'
 import { webcodecsReads } from '../../lib/media/webcodecs'
-import { copyOf, dataDirectory, fixtures, floats, ints, largestDifference, needs, readSafetensors, temporary, worstCosine } from '../support'
+import { copyOf, dataDirectory, fixtures, floats, ints, largestDifference, needs, numbersOf, readSafetensors, temporary, worstCosine } from '../support'
 
 const directory = path.join(fixtures, 'vision', 'qwen3_vl')
 const videos = path.join(fixtures, 'vision', 'video')
@@ -44,7 +44,7 @@ for (const [name, options] of [
     // A level of 255, in units of the smallest deviation. Pillow's and torchvision's resampling differ by one where they round
     // apart; decoders of lossy video differ in how they spread colour.
     const level = 1 / 255 / 0.25
-    const got = Float32Array.from(pictures.patches.flatMap((piece) => [...piece]))
+    const got = numbersOf(pictures.patches, 2 * 4 * 4)
     assert.equal(got.length, want.length)
     const mean = got.reduce((sum, value, i) => sum + Math.abs(value - want[i]!), 0) / want.length
     if (name.startsWith('five')) assert.ok(largestDifference(got, want) <= level * 1.001)
