@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 // conan-embed <verb>: one line per command here, one file per command in commands/.
 import { realpathSync } from 'node:fs'
+import os from 'node:os'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
 import { attachAudio } from './commands/attach-audio'
@@ -70,6 +71,8 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 })
 
 if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(__filename)) {
+  // Node has four threads for all that is decoded, resampled and waited for, unless told otherwise before the first is needed.
+  process.env.UV_THREADPOOL_SIZE ??= String(Math.min(64, Math.max(4, os.availableParallelism())))
   main(process.argv.slice(2)).then((code) => {
     process.exitCode = code
   })
