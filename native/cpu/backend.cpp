@@ -337,19 +337,21 @@ void rope(Context& context, const RopeArgs& args) {
   });
 }
 
-void gather(Context&, const GatherArgs& args) {
-  for (int64_t i = 0; i < args.y.rows; ++i) {
-    float* y = args.y.row(i);
-    if (!args.weights) {
-      std::memcpy(y, args.x.row(args.rows[i]), size_t(args.x.cols) * sizeof(float));
-      continue;
+void gather(Context& context, const GatherArgs& args) {
+  each_rows(context, args.y.rows, args.y.cols * args.taps, [&](int64_t first, int64_t count) {
+    for (int64_t i = first; i < first + count; ++i) {
+      float* y = args.y.row(i);
+      if (args.taps == 1 && !args.weights) {
+        std::memcpy(y, args.x.row(args.rows[i]), size_t(args.x.cols) * sizeof(float));
+        continue;
+      }
+      std::fill(y, y + args.x.cols, 0.f);
+      for (int k = 0; k < args.taps; ++k) {
+        const float *x = args.x.row(args.rows[i * args.taps + k]), weight = args.weights ? args.weights[i * args.taps + k] : 1;
+        for (int64_t c = 0; c < args.x.cols; ++c) y[c] += weight * x[c];
+      }
     }
-    std::fill(y, y + args.x.cols, 0.f);
-    for (int k = 0; k < args.taps; ++k) {
-      const float *x = args.x.row(args.rows[i * args.taps + k]), weight = args.weights[i * args.taps + k];
-      for (int64_t c = 0; c < args.x.cols; ++c) y[c] += weight * x[c];
-    }
-  }
+  });
 }
 
 void scatter(Context&, const ScatterArgs& args) {

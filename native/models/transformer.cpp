@@ -66,7 +66,7 @@ Transformer::Transformer(Context& context, TransformerConfig config, WeightLoade
   for (int64_t i = 0; i < c.layers; ++i) load_layer(context, loader, format, i, one_row_ && i == c.layers - 1);
   final_norm_ = load_norm(loader, n.final_norm);
   loader.require_all_used(n.layers);
-  rope_tables_.resize(c.ropes.size());
+  rope_tables_.resize(c.ropes.size()), rope_axes_.resize(c.ropes.size());
   for (const Layer& layer : layers_)
     for (const auto* weight : {&layer.qkv, &layer.q, &layer.kv, &layer.output, &layer.mlp_in, &layer.mlp_out})
       if (*weight) weight_bytes_ += (*weight)->bytes;
@@ -156,37 +156,46 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
   }
 }
 
-const Transformer::RopeTable& Transformer::rope_table(Context& context, int rope, int64_t positions) const {
-  RopeTable& table = rope_tables_[size_t(rope)];
-  const RopeConfig& config = config_.ropes[size_t(rope)];
-  table.half = int(config.frequencies.size());
-  if (int64_t(table.cos.size()) < positions * table.half) {
-    positions = std::min(config_.max_positions, std::max<int64_t>(512, positions * 2));
-    table.cos.clear(), table.sin.clear();
-    for (int64_t p = 0; p < positions; ++p)
-      for (float frequency : config.frequencies) {
-        const float angle = float(p) * frequency;  // in f32, as the reference does
-        table.cos.push_back(float(std::cos(double(angle))) * config.factor);
-        table.sin.push_back(float(std::sin(double(angle))) * config.factor);
+void Transformer::RopeTable::fill(Context& context, const RopeConfig& config, int64_t axes, int64_t count) {
+  positions = count;
+  cos.clear(), sin.clear();
+  for (int64_t axis = 0; axis < axes; ++axis)
+    for (int64_t p = 0; p < count; ++p)
+      for (size_t i = 0; i < config.frequencies.size(); ++i) {
+        const bool own = axes == 1 || config.axis[i] == axis;
+        const float angle = float(p) * config.frequencies[i];  // in f32, as the reference does
+        cos.push_back(own ? float(std::cos(double(angle))) * config.factor : 0);
+        sin.push_back(own ? float(std::sin(double(angle))) * config.factor : 0);
       }
-    table.reside(context);
-  }
-  return table;
+  residents[0] = reside(context, cos), residents[1] = reside(context, sin);
 }
 
-/// One row for every token of this pass, for positions with several axes.
-Transformer::RopeTable Transformer::rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const {
-  RopeTable table;
-  table.half = int(config.frequencies.size());
-  const int64_t T = input.batch.tokens();
+/// A row for every position.
+Transformer::Angles Transformer::angles(Context& context, int rope, int64_t positions) const {
+  RopeTable& table = rope_tables_[size_t(rope)];
+  const RopeConfig& config = config_.ropes[size_t(rope)];
+  if (table.positions < positions) table.fill(context, config, 1, std::min(config_.max_positions, std::max<int64_t>(512, positions * 2)));
+  return {table.cos.data(), table.sin.data(), int(config.frequencies.size())};
+}
+
+/// A row for every token of this pass, for positions with several axes, each of which has some of the frequencies. In the context's scratch.
+Transformer::Angles Transformer::angles_by_axes(Context& context, int rope, const TransformerInput& input) const {
+  RopeTable& table = rope_axes_[size_t(rope)];
+  const RopeConfig& config = config_.ropes[size_t(rope)];
+  const int64_t T = input.batch.tokens(), half = int64_t(config.frequencies.size()), axes = int64_t(input.positions.size()) / T;
+  const int64_t needed = *std::max_element(input.positions.begin(), input.positions.end()) + int64_t(1);
+  if (table.positions < needed) table.fill(context, config, axes, std::max<int64_t>(64, needed * 2));
+  std::vector<int32_t> rows(size_t(T * axes));
   for (int64_t t = 0; t < T; ++t)
-    for (int i = 0; i < table.half; ++i) {
-      const float angle = float(input.positions[size_t(config.axis[size_t(i)] * T + t)]) * config.frequencies[size_t(i)];
-      table.cos.push_back(float(std::cos(double(angle))) * config.factor);
-      table.sin.push_back(float(std::sin(double(angle))) * config.factor);
-    }
-  table.reside(context);
-  return table;
+    for (int64_t axis = 0; axis < axes; ++axis)
+      rows[size_t(t * axes + axis)] = int32_t(axis * table.positions + input.positions[size_t(axis * T + t)]);
+  Matrix out[2];
+  for (int i = 0; i < 2; ++i) {
+    const std::vector<float>& from = i ? table.sin : table.cos;
+    out[i] = context.scratch.contiguous(T, half);
+    context.ops.gather(context, {{const_cast<float*>(from.data()), axes * table.positions, half, half}, out[i], rows.data(), int(axes)});
+  }
+  return {out[0].data, out[1].data, int(half)};
 }
 
 void Transformer::check(const TokenBatch& batch) const {
@@ -229,7 +238,7 @@ bool Transformer::narrow_only(const Pass& pass, int64_t index) const {
 /// Whether a layer's rotation, if it has one, takes and makes bf16 (RopeArgs).
 bool Transformer::turns_narrow(const Pass& pass, int64_t index) const {
   const int rope = config_.layer[size_t(index)].rope;
-  return rope < 0 || pass.ropes[size_t(rope)]->half % 2 == 0;
+  return rope < 0 || pass.ropes[size_t(rope)].half % 2 == 0;
 }
 
 void Transformer::normalize(Context& context, const Norm& norm, const Matrix& x, const Matrix& y, const Matrix& residual, const Bf16Matrix& narrow_y,
@@ -270,8 +279,8 @@ RopeArgs Transformer::rotation(int64_t index, const Pass& pass, const Rows& x, b
   args.norm_weight = (queries ? layer.q_norm : layer.k_norm).data();
   args.eps = config_.norm_eps;
   if (rope >= 0) {
-    const RopeTable& table = *pass.ropes[size_t(rope)];
-    args.cos = table.cos.data(), args.sin = table.sin.data(), args.half = table.half;
+    const Angles& angles = pass.ropes[size_t(rope)];
+    args.cos = angles.cos, args.sin = angles.sin, args.half = angles.half;
     args.positions = positions;
   }
   args.narrow_x = x.narrow;
@@ -443,12 +452,9 @@ Transformer::Pass Transformer::begin(Context& context, const TransformerInput& i
     longest = std::max<int64_t>(longest, batch.offsets[b + 1] - batch.offsets[b]);
   }
   pass.zeros.assign(size_t(batch.sequences), 0);
-  if (!input.positions.empty()) {
-    for (const RopeConfig& rope : c.ropes) pass.own_ropes.push_back(rope_rows(context, rope, input));
-    for (size_t t = 0; t < pass.positions.size(); ++t) pass.positions[t] = int32_t(t);
-  }
+  if (!input.positions.empty()) std::iota(pass.positions.begin(), pass.positions.end(), 0);
   for (size_t r = 0; r < c.ropes.size(); ++r)
-    pass.ropes.push_back(pass.own_ropes.empty() ? &rope_table(context, int(r), longest) : &pass.own_ropes[r]);
+    pass.ropes.push_back(input.positions.empty() ? angles(context, int(r), longest) : angles_by_axes(context, int(r), input));
   pass.residents = {reside(context, pass.positions), reside(context, pass.zeros),
                     reside(context, batch.offsets, size_t(batch.sequences + 1) * sizeof(int32_t))};
   return pass;

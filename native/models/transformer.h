@@ -118,27 +118,32 @@ class Transformer {
     std::unique_ptr<Weight> output, mlp_in, mlp_out;
     Values output_bias, mlp_in_bias, mlp_out_bias;
   };
-  struct RopeTable {
-    std::vector<float> cos, sin;  // [positions, half]
+  /// Cosines and sines [rows, half] that queries and keys turn by.
+  struct Angles {
+    const float *cos = nullptr, *sin = nullptr;
     int half = 0;
+  };
+  /// Those of all positions; or for each axis one after the other, with zeros where a frequency belongs to another axis.
+  struct RopeTable {
+    std::vector<float> cos, sin;  // [axes * positions, half]
+    int64_t positions = 0;
     Resident residents[2];
 
-    void reside(Context& context) { residents[0] = conan::reside(context, cos), residents[1] = conan::reside(context, sin); }
+    void fill(Context& context, const RopeConfig& config, int64_t axes, int64_t count);
   };
   /// What the layers of one pass share.
   struct Pass {
     explicit Pass(const TokenBatch& batch) : batch(batch) {}
 
     const TokenBatch& batch;
-    Matrix x, qkv;                        // [T, hidden], [T, Q + 2 KV]
-    Bf16Matrix narrow_qkv;                // in its place: what attention reads
-    Rows attended;                        // [T, Q]
-    bool narrow = false;                  // attention reads bf16
-    std::vector<int32_t> positions;       // rows of the rotation tables: within the sequence, or the token's own
-    std::vector<int32_t> table_rows;      // of the learned position embedding
-    std::vector<int32_t> zeros;           // [B]
-    std::vector<const RopeTable*> ropes;  // filled before the threads start
-    std::vector<RopeTable> own_ropes;     // of this pass alone: its row t is token t's
+    Matrix x, qkv;                    // [T, hidden], [T, Q + 2 KV]
+    Bf16Matrix narrow_qkv;            // in its place: what attention reads
+    Rows attended;                    // [T, Q]
+    bool narrow = false;              // attention reads bf16
+    std::vector<int32_t> positions;   // rows of the angles: within the sequence, or the token's own
+    std::vector<int32_t> table_rows;  // of the learned position embedding
+    std::vector<int32_t> zeros;       // [B]
+    std::vector<Angles> ropes;
     std::vector<Resident> residents;
     Tape* tape = nullptr;
 
@@ -187,8 +192,8 @@ class Transformer {
               const int32_t* q_starts) const;
   void finish_layer(Context& context, const Layer& layer, const Rows& attended, const Matrix& x, const Tape::Kept* kept = nullptr,
                     int64_t first = 0) const;
-  const RopeTable& rope_table(Context& context, int rope, int64_t positions) const;
-  RopeTable rope_rows(Context& context, const RopeConfig& config, const TransformerInput& input) const;
+  Angles angles(Context& context, int rope, int64_t positions) const;
+  Angles angles_by_axes(Context& context, int rope, const TransformerInput& input) const;
   std::vector<RowValues> with_positions(Context& context, const std::vector<RowValues>& replaced, const std::vector<int32_t>& table_rows) const;
 
   TransformerConfig config_;
@@ -200,7 +205,7 @@ class Transformer {
   bool apart_ = false;  // training: the gate of an MLP is an operation of its own
   Norm embedding_norm_, final_norm_;
   std::vector<Layer> layers_;
-  mutable std::vector<RopeTable> rope_tables_;  // grow with the longest input seen
+  mutable std::vector<RopeTable> rope_tables_, rope_axes_;  // grow with the longest input seen
   std::vector<Resident> residents_;
   size_t weight_bytes_ = 0;
 };

@@ -273,8 +273,8 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       turn.x = d.wide, turn.narrow_x = turn.narrow_y = d.narrow;
       turn.heads = int(heads), turn.head_dim = int(c.head_dim);
       if (rope >= 0) {
-        const RopeTable& table = *pass.ropes[size_t(rope)];
-        turn.cos = table.cos.data(), turn.sin = table.sin.data(), turn.half = table.half;
+        const Angles& angles = pass.ropes[size_t(rope)];
+        turn.cos = angles.cos, turn.sin = angles.sin, turn.half = angles.half;
         turn.positions = at_queries ? q_positions : pass.positions.data();
       }
       turn.inverse = true;

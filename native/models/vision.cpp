@@ -114,6 +114,7 @@ void VisionTower::plan_of(const Pictures& pictures, Plan& plan) const {
   const VisionConfig& v = config_;
   const int64_t N = pictures.patch_count();
   plan.input.positions.resize(size_t(2 * N));
+  plan.taps.reserve(size_t(4 * N)), plan.shares.reserve(size_t(4 * N));
   int64_t patch = 0;
   for (const auto& [rows, columns] : pictures.grids) {
     // Place i of n patches lies at i * (grid - 1) / (n - 1) of the learned grid; bilinear between the four around it.

@@ -154,7 +154,7 @@ struct AttentionArgs {
   static bool narrow_heads(int64_t head_dim) { return head_dim % 8 == 0 && head_dim <= 128; }
 };
 
-/// y[i] = x[rows[i]], or with weights the sum over k < taps of weights[i * taps + k] * x[rows[i * taps + k]].
+/// y[i] = the sum over k < taps of weights[i * taps + k] * x[rows[i * taps + k]]; without weights they are 1.
 struct GatherArgs {
   Matrix x, y;
   const int32_t* rows = nullptr;
