@@ -15,7 +15,8 @@ for (const name of readdirSync(logs).filter((file) => file.endsWith('.log'))) {
     const [, mangled, architecture] = /^([^']+)' for '([^']+)'/.exec(entry)
     const full = execFileSync('c++filt', [mangled], { encoding: 'utf8' })
     // Up to the parameters; templates may stand in templates.
-    const kernel = /(\w+(?:<.*?>)?)\((?!anonymous)/.exec(full.replace(/conan::cuda::|\(anonymous namespace\)::|\(int\)|\(bool\)| (?=>)/g, ''))?.[1] ?? mangled
+    const found = /(\w+(?:<.*?>)?)\((?!anonymous)/.exec(full.replace(/conan::cuda::|\(anonymous namespace\)::|\(int\)|\(bool\)| (?=>)/g, ''))?.[1] ?? mangled
+    const kernel = found.replace(/\(Function\)(\d)/g, (_, value) => ['none', 'silu', 'any'][value]) // c++filt has no names of enumerators
     if (/_wgmma/.test(kernel) && !architecture.endsWith('a')) continue // empty there
     const number = (pattern) => Number(pattern.exec(entry)?.[1] ?? 0)
     rows.push([
