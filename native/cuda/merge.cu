@@ -30,17 +30,17 @@ __device__ __forceinline__ float wide(const uint32_t (&pairs)[each / 2], int i) 
   memcpy(&out, &bits, 4);
   return out;
 }
-__device__ __forceinline__ uint32_t magnitude(float x) {
+__device__ __forceinline__ uint32_t bits_of(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
-  return bits & 0x7fffffff;
+  return bits;
 }
 
 struct Merge {
   const uint16_t* base;
   const uint16_t* x[most_parents];
   float coefficients[most_parents], weights[most_parents];
-  uint32_t from[most_parents], to[most_parents];
+  uint32_t from[most_parents], range[most_parents];  // twice the magnitude of what counts, and how much more it may be
   int parents;
   bool normalize;
   float scale;
@@ -78,29 +78,26 @@ __global__ void __launch_bounds__(256) merge_bf16(Merge m, int64_t count, double
     }
 #pragma unroll
     for (int i = 0; i < each; ++i) {
-      float d[room], sum = 0, high = 0, low = 0;
+      float d[room], sum = 0;
+      bool up = false, down = false;
       const float start = m.base ? wide(base, i) : 0;
 #pragma unroll
       for (int p = 0; p < room; ++p) {
         float v = wide(words[p], i);
         if (m.base) v = sum_of(v, -start);
         own_squares[p] += v * v;
-        high = v > high ? v : high;
-        low = v < low ? v : low;
-        if (sparse && !(magnitude(v) >= m.from[p] && magnitude(v) <= m.to[p])) v = 0;
+        up |= v > 0, down |= v < 0;
+        if (sparse && 2 * bits_of(v) - m.from[p] > m.range[p]) v = 0;  // twice: without the sign
         d[p] = product(v, m.coefficients[p]);
         sum = sum_of(sum, d[p]);
       }
-      torn += high > 0 && low < 0;
+      torn += up && down;
       if (elect) {
-        const bool down = sum < 0;
+        const float sign = sum < 0 ? -1.f : 1.f;
         float total = 0, agreed = 0;
 #pragma unroll
-        for (int p = 0; p < room; ++p) {
-          const bool agrees = down ? d[p] < 0 : d[p] > 0;
-          total = sum_of(total, agrees ? d[p] : 0);
-          agreed = sum_of(agreed, agrees ? m.weights[p] : 0);
-        }
+        for (int p = 0; p < room; ++p)
+          if (product(d[p], sign) > 0) total = sum_of(total, d[p]), agreed = sum_of(agreed, m.weights[p]);
         sum = !m.normalize ? total : total / (fabsf(agreed) < 1e-8f ? 1 : agreed);
       }
       const float merged = sum_of(start, product(m.scale, sum));
@@ -158,7 +155,10 @@ void merge(Context& context, const MergeArgs& a) {
   for (int p = 0; p < a.parents; ++p) {
     m.x[p] = args.in(a.x[p], a.count);
     m.coefficients[p] = float(a.coefficients[p]), m.weights[p] = float(a.weights[p]);
-    if (a.from) m.from[p] = a.from[p], m.to[p] = a.to[p];
+    if (!a.from) continue;
+    const uint32_t to = std::min(a.to[p], 0x7fffffffu);
+    const bool some = a.from[p] <= to;  // an odd number is no double
+    m.from[p] = some ? 2 * a.from[p] : ~0u, m.range[p] = some ? 2 * (to - a.from[p]) : 0;
   }
   m.out = args.out(a.out, a.count);
   const unsigned grid = blocks(a.count, 256 * each * turns);
