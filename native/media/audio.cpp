@@ -251,7 +251,8 @@ void log_mel(const float* samples, int64_t n, const MelLayout& layout, float* ou
         int64_t at = (t0 + j) * layout.hop + i - half;
         if (at < 0) at = -at;
         if (at >= n) at = 2 * (n - 1) - at;
-        (j % 2 ? to.im : to.re)[j / 2] = double(samples[at]) * window[size_t(i)];
+        double* const part = j % 2 ? to.im : to.re;
+        part[j / 2] = double(samples[at]) * window[size_t(i)];
       }
     }
     fourier.run(in.data(), spectrum.data());

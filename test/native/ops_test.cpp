@@ -134,6 +134,7 @@ void linear_rope_cases(const OperationTable& table) {
   for (const int64_t T : {1, 7, 128, 500})
     for (const auto& [heads, kv_heads, D, half] : {std::array<int, 4>{2, 1, 128, 64}, {0, 2, 128, 64}, {2, 1, 128, 32}, {4, 2, 64, 32}})
       for (const bool norm : {true, false}) {
+        if (T == 500 && !(heads == 2 && half == 64 && norm)) continue;  // the largest tiles, for once: emulated they take long
         const int64_t K = T == 500 ? 512 : 128, Q = heads * D, KV = kv_heads * D, N = Q + 2 * KV;
         Context context(table, 1);
         const std::vector<float> w = random_floats(size_t(N * K), 1, 0.2f), bias = random_floats(size_t(N), 2),
@@ -198,7 +199,7 @@ void attention_cases(const OperationTable& table, const OperationTable& referenc
                         {{400, 16, 17}, 2, 2, 128, 63, 0, false, false},
                         {{31, 130}, 2, 2, 16, -1, 0, false, true},
                         {{600}, 1, 1, 8, 5, 0, false, false},
-                        {{512, 65, 513}, 4, 2, 128, -1, 0, false, false},
+                        {{512, 65, 513}, 2, 1, 128, -1, 0, false, false},
                         {{64, 700, 511}, 2, 1, 64, -1, 0, false, false}};
   for (bool reduced : {false, true})
     for (const Case& c : cases) {
