@@ -111,11 +111,12 @@ int main(int count, char** arguments) {
         if (added) args.residual = args.y = sum;
         else args.narrow_y = y.columns(0, gated ? out / 2 : out);
         line(name, 2.0 * double(rows * in * out), [&] {
-          turns&& table.linear_rope ? table.linear_rope(context, args, turned(heads, 0), turned(kv_heads, heads)) : table.linear(context, args);
+          if (turns) table.linear_rope(context, args, turned(heads, 0), turned(kv_heads, heads));
+          else table.linear(context, args);
         });
       };
       product("layer: queries, keys, values", hidden, 2 * hidden, false, false);
-      product("layer: the same, turned", hidden, 2 * hidden, false, false, true);
+      if (table.linear_rope) product("layer: the same, turned", hidden, 2 * hidden, false, false, true);
       product("layer: x += heads", hidden, hidden, false, true);
       product("layer: gate and up", hidden, 2 * inner, true, false);
       product("layer: x += down", inner, hidden, false, true);

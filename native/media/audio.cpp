@@ -82,9 +82,6 @@ struct Complex {
   static constexpr int kTransforms = 8;
   double re[kTransforms] = {}, im[kTransforms] = {};
 
-  void add(const Complex& o) {
-    for (int i = 0; i < kTransforms; ++i) re[i] += o.re[i], im[i] += o.im[i];
-  }
   void add_product(const Complex& o, double c, double s) {
     for (int i = 0; i < kTransforms; ++i) re[i] += o.re[i] * c - o.im[i] * s, im[i] += o.re[i] * s + o.im[i] * c;
   }
@@ -207,7 +204,7 @@ std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64
   std::vector<float> out(static_cast<size_t>(count));
   std::vector<float> edge(static_cast<size_t>(p.taps));
   // Outputs of a phase together, as long as their inputs stay in cache.
-  constexpr int64_t rounds = 16;
+  constexpr int64_t rounds = 16, at_once = 4;
   for (int64_t block = 0; block < count; block += rounds * p.up)
     for (int64_t place = block; place < std::min(count, block + p.up); ++place) {
       const float* const weights = p.weights.data() + place * p.down % p.up * p.taps;
@@ -216,9 +213,9 @@ std::vector<float> resample(const float* samples, int64_t n, int64_t from, int64
       for (int64_t i = place; i < end;) {
         float* const to = &out[size_t(i)];
         int64_t made = 1;
-        if (first >= 0 && first + 3 * p.down + p.taps <= n && i + 3 * p.up < end) {
-          dot<4>(samples + first, p.down, weights, p.taps, to, p.up);
-          made = 4;
+        if (first >= 0 && first + (at_once - 1) * p.down + p.taps <= n && i + (at_once - 1) * p.up < end) {
+          dot<at_once>(samples + first, p.down, weights, p.taps, to, p.up);
+          made = at_once;
         } else {
           for (int64_t k = 0; k < p.taps; ++k) edge[size_t(k)] = first + k >= 0 && first + k < n ? samples[first + k] : 0;
           dot<1>(edge.data(), 0, weights, p.taps, to, 0);

@@ -151,13 +151,15 @@ void write_patches(const std::vector<const uint8_t*>& frames, int64_t width, int
   const int64_t plane = p * p, frame_count = int64_t(frames.size());  // values of a patch's channel in one frame
   const auto patch = [&](int64_t px, int64_t py) {
     for (int64_t f = 0; f < frame_count; ++f) {
-      const bool again = f > 0 && frames[size_t(f)] == frames[size_t(f - 1)];
-      for (int64_t y = 0; y < p && !again; ++y) {
+      if (f > 0 && frames[size_t(f)] == frames[size_t(f - 1)]) {
+        for (int64_t c = 0; c < 3; ++c) std::copy_n(out + (c * frame_count + f - 1) * plane, plane, out + (c * frame_count + f) * plane);
+        continue;
+      }
+      for (int64_t y = 0; y < p; ++y) {
         const uint8_t* const from = frames[size_t(f)] + ((py + y) * width + px) * 3;
         for (int64_t x = 0; x < p; ++x)
           for (int64_t c = 0; c < 3; ++c) out[(c * frame_count + f) * plane + y * p + x] = from[3 * x + c];
       }
-      for (int64_t c = 0; c < 3 && again; ++c) std::copy_n(out + (c * frame_count + f - 1) * plane, plane, out + (c * frame_count + f) * plane);
     }
     out += 3 * frame_count * plane;
   };

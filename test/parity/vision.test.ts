@@ -41,10 +41,10 @@ test('colours in bytes are the numbers they stand for, to the bit', async () => 
     [0.4, 0.5, 0.6],
     [0.3, 0.25, 0.5],
   ]
-  // More patches than are turned into numbers at a time, in two pieces.
+  // Two pieces, of which the first has more patches than are turned into numbers at a time.
   const bytes = Uint8Array.from({ length: 96 * 100 * 100 }, (_, i) => (i * 2654435761) >>> 13)
-  const pieces = [bytes.subarray(0, 96 * 40 * 100), bytes.subarray(96 * 40 * 100)].map((part) => ({ bytes: part, mean, deviation }))
-  const grids = Int32Array.of(40, 100, 60, 100)
+  const pieces = [bytes.subarray(0, 96 * 90 * 100), bytes.subarray(96 * 90 * 100)].map((part) => ({ bytes: part, mean, deviation }))
+  const grids = Int32Array.of(90, 100, 10, 100)
   const got = await native.visionStates(model, { pictures: { patches: pieces, grids } })
   const want = await native.visionStates(model, { pictures: { patches: [numbersOf(pieces, 32)], grids } })
   assert.deepEqual(got[0], want[0])
