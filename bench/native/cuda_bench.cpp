@@ -28,10 +28,10 @@ static double median(Context& context, const std::function<void()>& run) {
   return times[times.size() / 2];
 }
 
-static Matrix filled(Context& context, int64_t rows, int64_t cols) {
+static Matrix filled(Context& context, int64_t rows, int64_t cols, unsigned seed = 1) {
   const Matrix m = context.scratch.contiguous(rows, cols);
   finish(context);
-  const std::vector<float> values = test::random_floats(size_t(rows * cols), 1);
+  const std::vector<float> values = test::random_floats(size_t(rows * cols), seed);
   std::copy(values.begin(), values.end(), m.data);
   return m;
 }
@@ -159,13 +159,18 @@ int main(int count, char** arguments) {
       constexpr int64_t count = int64_t(1) << 28;
       Matrix all[6];  // two numbers a float
       for (Matrix& m : all) m = context.scratch.contiguous(1, count / 2);
-      const Matrix seed = filled(context, 1, 1 << 20);
-      for (Matrix& m : all)
-        for (int64_t at = 0; at < m.cols; at += seed.cols) table.scatter(context, {seed, m.columns(at, seed.cols), nullptr, false});
+      constexpr int64_t own = 1 << 20;  // numbers of a model's, which come again and again
+      for (unsigned i = 0; i < 6; ++i) {
+        const Bf16Matrix some = narrowed(context, filled(context, 1, own, i));
+        const Matrix pairs{reinterpret_cast<float*>(some.data), 1, own / 2, own / 2};
+        for (int64_t at = 0; at < all[i].cols; at += pairs.cols) table.scatter(context, {pairs, all[i].columns(at, pairs.cols), nullptr, false});
+      }
       const auto words = [](const Matrix& m) { return reinterpret_cast<uint16_t*>(m.data); };
       const uint16_t* x[] = {words(all[1]), words(all[2]), words(all[3]), words(all[4])};
       const double weights[] = {0.3, -0.2, 0.6, 0.1};
-      const uint32_t from[] = {1, 2, 3, 4}, to[] = {0x7f000000, 0x7f000000, 0x7f000000, 0x7f000000};
+      // TIES keeps about half of the differences, which are random numbers of size sqrt(2): those of 1 and more.
+      constexpr uint32_t one = 0x3f800000, all_bits = 0x7fffffff;
+      const uint32_t from[] = {one, one, one, one}, to[] = {all_bits, all_bits, all_bits, all_bits};
       MergeArgs args;
       args.parents = 4, args.base = words(all[0]), args.x = x, args.coefficients = args.weights = weights, args.out = words(all[5]);
       args.sums = static_cast<double*>(context.scratch.take(5 * sizeof(double))), args.count = count;

@@ -6,6 +6,7 @@
 
 #include "base/thread_pool.h"
 #include "check.h"
+#include "merge/kernels.h"
 #include "ops/backend.h"
 
 using namespace conan;
@@ -697,6 +698,73 @@ void optimizer_cases(const OperationTable& table, const OperationTable& referenc
   }
 }
 
+/// The last pass of merges writes the bytes that the CPU writes.
+void merge_cases(const OperationTable& table) {
+  if (!table.merge) return;
+  constexpr int64_t room = 3 * 16384 + 32;
+  const auto as_bf16 = [](const std::vector<float>& values) {
+    std::vector<uint16_t> out;
+    for (const float x : values) {
+      uint32_t bits;
+      std::memcpy(&bits, &x, sizeof bits);
+      out.push_back(uint16_t(bits >> 16));
+    }
+    return out;
+  };
+  // All magnitudes that bf16 has, numbers that are the base's, and zeros of both signs.
+  std::vector<std::vector<uint16_t>> models;
+  for (unsigned m = 0; m <= 7; ++m) {
+    std::vector<float> values = random_floats(room, 300);
+    const std::vector<float> own = random_floats(room, 301 + m);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (m > 0 && i % 7 != 3) values[i] += own[i] * 0.1f;
+      if (i % 11 == 5) values[i] = std::ldexp(own[i], int(i / 11 % 186) - 125);
+      if (i % 13 == 6) values[i] = own[i] > 0 ? 0.f : -0.f;
+    }
+    models.push_back(as_bf16(values));
+  }
+  constexpr uint32_t all = 0x7fffffff, none[7] = {};
+  const double coefficients[] = {0.3, -0.2, 0.6, 0.1, 0.25, 0.7, -0.4}, weights[] = {0.3, -0.2, 0.6, 0.1, 0.2, 0.5, 0.7},
+               huge[] = {1e30, 2e30, 3e30, 4e30};
+  const uint32_t from[] = {0x3d000000, 0x3d800000, 0x3c800000, 0x3d400000, 0x3d100000, 0, 0x3d800000}, open[] = {all, all, all, all, all, all, all},
+                 to[] = {0x3e800000, 0x3e000000, 0x3d800000, 0x3e000000, 0x3e100000, 0, all};
+  struct Case {
+    int parents;
+    bool base, elect, normalize;
+    const uint32_t *from, *to;
+    const double* weights;
+    int64_t first, count;
+  };
+  const Case cases[] = {{4, true, true, true, from, open, weights, 0, room},      {4, true, true, false, from, to, weights, 0, 16384},
+                        {3, true, true, true, nullptr, nullptr, weights, 32, 64}, {3, false, false, false, nullptr, nullptr, weights, 0, 4096},
+                        {1, true, true, true, from, open, weights, 1, 4064},      {2, true, false, false, from, to, weights, 3, 32},
+                        {7, true, true, true, from, to, weights, 0, 8192},        {7, true, false, false, none, open, weights, 5, 8192},
+                        {4, true, true, true, from, open, huge, 0, 8192}};
+  for (const Case& c : cases) {
+    const std::string what = text(table.name, " merge of ", c.parents, " by ", c.count, c.from ? c.to == open ? ", large" : ", between" : "");
+    const uint16_t* x[7] = {};
+    for (int p = 0; p < c.parents; ++p) x[p] = models[size_t(p + 1)].data() + c.first;
+    std::vector<uint16_t> want(size_t(c.count)), got(size_t(c.count), 0x7fc1);
+    std::vector<double> squares(8), sums(8);
+    const uint16_t* base = c.base ? models[0].data() + c.first : nullptr;
+    merge::Stream stream{c.parents, base, x, coefficients, c.weights, c.from, c.to, c.elect, c.normalize, 0.8, want.data(), squares.data()};
+    merge::kernels_portable.stream_bf16(stream, c.count);
+    squares[size_t(c.parents)] = double(stream.conflicts);
+    Context context(table, 1);
+    MergeArgs args;
+    args.parents = c.parents, args.base = base, args.x = x, args.coefficients = coefficients, args.weights = c.weights;
+    args.from = c.from, args.to = c.to, args.elect = c.elect, args.normalize = c.normalize, args.scale = 0.8;
+    args.out = got.data(), args.sums = sums.data(), args.count = c.count;
+    table.merge(context, args);
+    finish(context);
+    int64_t wrong = 0;
+    for (size_t i = 0; i < want.size(); ++i) wrong += want[i] != got[i];
+    check(wrong == 0, text(what, ": ", wrong, " numbers differ"));
+    for (size_t p = 0; p <= size_t(c.parents); ++p)
+      check(std::fabs(sums[p] - squares[p]) <= 1e-5 * squares[p], text(what, ", sum ", p, ": ", sums[p], " for ", squares[p]));
+  }
+}
+
 /// Each gradient of the reference by finite differences, and of the other tables against the reference.
 void backward_cases(const OperationTable& table, const OperationTable& reference) {
   const bool is_reference = &table == &reference;
@@ -958,6 +1026,7 @@ int main(int count, char** arguments) {
     if (wants("rows"))
       row_cases(*table, reference), unpack_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference),
           record_cases(*table);
+    if (wants("merge")) merge_cases(*table);
     if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);
   }
