@@ -4,7 +4,6 @@
 // work after the other, so that the next one's first tiles come while one is finished. Which kernel a sequence gets depends on its own
 // length alone. Rows behind a sequence's end are multiplied by zero: they belong to its neighbours and are numbers.
 #include <algorithm>
-#include <limits>
 
 #include "cuda/attention_tiles.h"
 
@@ -12,20 +11,13 @@ namespace conan::cuda {
 
 namespace {
 
-/// D: channels of a head, rounded up. `blocks`: of a multiprocessor.
-template <int D_, int consumers_, int keys_, int blocks_>
+/// D: channels of a head, rounded up.
+template <int D_>
 struct Plan {
-  static constexpr int D = D_, consumers = consumers_, queries = 64 * consumers, keys = keys_, blocks = blocks_, stages = 2;
-  static constexpr int threads = 128 * (consumers + 1), registers = (65536 / blocks - 24 * 128) / (128 * consumers) / 8 * 8;
+  static constexpr int D = D_, consumers = 2, queries = 64 * consumers, keys = 128, stages = 2, threads = 128 * (consumers + 1);
   static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = 2 * query_bytes + 2 * stages * tile_bytes;
 };
-template <int D>
-using Long = Plan<D, 2, 128, 1>;
-/// Where a piece of work has few tiles, most of it is beginning and end: two blocks, each with a part of its own, go on beside one another, and
-/// tiles at the diagonal waste less.
-template <int D>
-using Middling = Plan<D, 1, 64, 2>;
-constexpr int few_keys = 64, some_keys = 512;  // sequences of no more have a kernel of their own, and Middling
+constexpr int few_keys = 64;  // sequences of no more have a kernel of their own
 
 /// Short sequences: a block has 64 queries, and takes some heads one after the other; what the next one needs comes beside it.
 template <int D>
@@ -113,7 +105,7 @@ struct alignas(16) Part {
 };
 
 template <class P>
-__global__ void __launch_bounds__(P::threads, P::blocks)
+__global__ void __launch_bounds__(P::threads, 1)
     attention_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v, View y,
                     NarrowView narrow_y, Shape s, const Part* parts, int count) {
 #if CONAN_WARPGROUPS
@@ -166,7 +158,7 @@ __global__ void __launch_bounds__(P::threads, P::blocks)
     if (id == P::consumers * 128) produce();
     return;
   }
-  set_registers<P::registers, true>();
+  set_registers<240, true>();
   const int warp = id % 128 / 32, lane = id % 32, own = 64 * warpgroup + 16 * warp + lane / 4;  // row, and the one eight below it
   const float factor = s.scale * log2_e;                                                        // powers of two instead of e
   const auto release = [&](Barrier& barrier) {
@@ -279,14 +271,24 @@ struct Inputs {
   NarrowView q, k, v;
 };
 
-/// Sequences of more than `least` keys and no more than `most`.
-template <class P>
-void run_parts(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y, int64_t least,
-               int64_t most) {
+template <int D>
+void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
+  const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, a.head_dim, rows); };
+  const unsigned sequences = unsigned(a.sequences);
+  int64_t most = 0;  // queries of a short sequence
+  for (int b = 0; b < a.sequences; ++b)
+    if (a.kv_offsets[b + 1] - a.kv_offsets[b] <= few_keys) most = std::max<int64_t>(most, a.q_offsets[b + 1] - a.q_offsets[b]);
+  if (most > 0) {
+    const unsigned parts = blocks(most, 64);
+    const int each = int(std::clamp<int64_t>(int64_t(sequences) * parts * a.heads / (4 * args.device.multiprocessors), 1, 8));
+    launch_shared(args.device, attention_short_wgmma<D>, dim3(sequences, blocks(a.heads, each), parts), dim3(128), 6 * few_keys * D * 2,
+                  map(in.q, a.heads, 64), map(in.k, a.kv_heads, few_keys), map(in.v, a.kv_heads, few_keys), y, narrow_y, s, each);
+  }
+  using P = Plan<D>;
   std::vector<Part> parts;  // those that see most come first
   for (int b = 0; b < a.sequences; ++b) {
     const int64_t keys = a.kv_offsets[b + 1] - a.kv_offsets[b], queries = a.q_offsets[b + 1] - a.q_offsets[b];
-    for (int64_t z = 0; keys > least && keys <= most && z * P::queries < queries; ++z) {
+    for (int64_t z = 0; keys > few_keys && z * P::queries < queries; ++z) {
       const int64_t start = a.q_starts[b] + z * P::queries, last = a.q_starts[b] + std::min(queries, (z + 1) * P::queries) - 1;
       const int64_t first = s.first_key(start) / P::keys * P::keys, tiles = int64_t(blocks(s.end_key(last, keys) - first, P::keys));
       if (s.end_key(last, keys) <= first) continue;  // nothing
@@ -297,27 +299,9 @@ void run_parts(Arguments& args, const AttentionArgs& a, const Shape& s, const In
   if (parts.empty()) return;
   std::stable_sort(parts.begin(), parts.end(), [](const Part& x, const Part& y) { return x.tiles > y.tiles; });
   const int pieces = int(parts.size()) * a.heads;
-  launch_shared(args.device, attention_wgmma<P>, dim3(unsigned(std::min(pieces, P::blocks * args.device.multiprocessors))), dim3(P::threads),
-                P::memory, heads_map(in.q, a.heads, a.head_dim, P::queries), heads_map(in.k, a.kv_heads, a.head_dim, P::keys),
-                heads_map(in.v, a.kv_heads, a.head_dim, P::keys), y, narrow_y, s,
+  launch_shared(args.device, attention_wgmma<P>, dim3(unsigned(std::min(pieces, args.device.multiprocessors))), dim3(P::threads), P::memory,
+                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s,
                 args.in(static_cast<const Part*>(parts.data()), int64_t(parts.size())), pieces);
-}
-
-template <int D>
-void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& in, const View& y, const NarrowView& narrow_y) {
-  const unsigned sequences = unsigned(a.sequences);
-  int64_t most = 0;  // queries of a short sequence
-  for (int b = 0; b < a.sequences; ++b)
-    if (a.kv_offsets[b + 1] - a.kv_offsets[b] <= few_keys) most = std::max<int64_t>(most, a.q_offsets[b + 1] - a.q_offsets[b]);
-  if (most > 0) {
-    const unsigned parts = blocks(most, 64);
-    const int each = int(std::clamp<int64_t>(int64_t(sequences) * parts * a.heads / (4 * args.device.multiprocessors), 1, 8));
-    launch_shared(args.device, attention_short_wgmma<D>, dim3(sequences, blocks(a.heads, each), parts), dim3(128), 6 * few_keys * D * 2,
-                  heads_map(in.q, a.heads, a.head_dim, 64), heads_map(in.k, a.kv_heads, a.head_dim, few_keys),
-                  heads_map(in.v, a.kv_heads, a.head_dim, few_keys), y, narrow_y, s, each);
-  }
-  run_parts<Middling<D>>(args, a, s, in, y, narrow_y, few_keys, some_keys);
-  run_parts<Long<D>>(args, a, s, in, y, narrow_y, some_keys, std::numeric_limits<int64_t>::max());
 }
 
 }  // namespace
