@@ -38,14 +38,12 @@ struct Stores {
   static constexpr bool by_copies = false;
 };
 /// Or by copies of boxes of 16 rows, which go on beside the next tile: of bf16 (`narrow`), or of f32, which may be `added` to what is there; those
-/// are bf16 until then. Heads that are `turned` (Rotation) are so while they wait, and half of gated ones is finished then. Until they are
-/// sent a lane holds so many words of every part.
+/// are bf16 until then. Heads that are `turned` (Rotation) are so while they wait. Until they are sent a lane holds so many words of every part.
 template <bool narrow_, bool gated_, bool added_, Function function_, bool turned_ = false>
 struct Copies {
   static constexpr bool by_copies = true, narrow = narrow_, gated = gated_, added = added_;
   [[maybe_unused]] static constexpr bool pairs = (narrow || added) && !gated;
   static constexpr bool turned = turned_;
-  static constexpr int late = narrow && gated && function_ == Function::silu ? 2 : 0;  // parts
   static constexpr Function function = function_;
   static constexpr int words = part_columns / 2 / (narrow || added ? 2 : 1) / (gated ? 2 : 1);
   /// Of so many parts the first that is held; of f32 only half find room, the others go before.
@@ -153,14 +151,16 @@ __device__ __forceinline__ void send(const uint32_t* words, unsigned char* boxes
   }
 }
 
-/// Results of a warp's rows of a tile, from row t and packed column n0 on, which are sent beside the products of the next, a step at a time.
+/// Results of a warp's rows of a tile, from row t and packed column n0 on, which are sent beside the products of the next, a step at a time. A
+/// step keeps waiting for its warpgroup all that share the stages: more of them, or those of two warpgroups apart in time, were seen to take
+/// longer.
 template <class Way, int parts>
 struct Held {
   // A head is two parts.
   static constexpr int first = Way::first(parts), heads = Way::turned ? parts / 2 : 0, groups = 4, turns = Way::turned ? heads + 2 * groups : 0,
                        steps = turns + parts;
-  uint32_t words[(parts - first - Way::late) * Way::words];
-  float late[Way::late ? Way::late * part_columns / 2 : 1], factor[Way::turned ? 2 * heads : 1];
+  uint32_t words[(parts - first) * Way::words];
+  float factor[Way::turned ? 2 * heads : 1];
   int next = steps, t, n0;
 
   __device__ __forceinline__ bool any() const { return next < steps; }
@@ -176,11 +176,6 @@ struct Held {
 #pragma unroll
       for (int i = 0; i < part_columns / 2; ++i) v[i] = float(sums[part * part_columns / 2 + i]);
       prepare<Way, Sum>(epilogue, v, t, T, n0 + part * part_columns, N);
-      if (part >= parts - Way::late) {
-#pragma unroll
-        for (int i = 0; i < part_columns / 2; ++i) late[(part - parts + Way::late) * part_columns / 2 + i] = v[i];
-        continue;
-      }
       activate<Way>(epilogue, v);
       if (part >= first) {
         as_sent<Way>(of(part), v);
@@ -192,7 +187,7 @@ struct Held {
     }
   }
   /// `rows`: of all results.
-  __device__ __forceinline__ void step(unsigned char* boxes, const TileMap& y, const Epilogue& epilogue, const Rotation& rotation, int64_t rows) {
+  __device__ __forceinline__ void step(unsigned char* boxes, const TileMap& y, const Rotation& rotation, int64_t rows) {
     if constexpr (Way::turned) {
 #pragma unroll
       for (int h = 0; h < heads; ++h)
@@ -202,18 +197,8 @@ struct Held {
         if (next == heads + i) turn(i % 2, i / 2, rotation, rows);
     }
 #pragma unroll
-    for (int part = first; part < parts; ++part) {
-      if (next != turns + part) continue;
-      if (part >= parts - Way::late) {
-        float* const own = late + (part - parts + Way::late) * part_columns / 2;
-        activate<Way>(epilogue, own);
-        uint32_t last[Way::words];
-        as_sent<Way>(last, own);
-        send<Way, parts>(last, boxes, y, t, n0 + part * part_columns, part);
-      } else {
-        send<Way, parts>(of(part), boxes, y, t, n0 + part * part_columns, part);
-      }
-    }
+    for (int part = first; part < parts; ++part)
+      if (next == turns + part) send<Way, parts>(of(part), boxes, y, t, n0 + part * part_columns, part);
     ++next;
   }
 
@@ -346,7 +331,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
         }
         if constexpr (Way::by_copies)
           if (held.any() && step >= due) {
-            do held.step(own_memory, y, epilogue, rotation, T);
+            do held.step(own_memory, y, rotation, T);
             while (pace == 0 && held.any());
             due += pace;
           }
@@ -387,7 +372,7 @@ __global__ void __launch_bounds__(Tile::threads, 1)
       }
     }
     if constexpr (Way::by_copies) {
-      while (held.any()) held.step(own_memory, y, epilogue, rotation, T);
+      while (held.any()) held.step(own_memory, y, rotation, T);
       wait_for_stores<0>();
     }
   }
