@@ -128,11 +128,12 @@ __device__ __forceinline__ float of_warps(float value, float* shares, const Each
 }
 
 /// Some warps of a block that have a row together, by fours: N each to a lane, up to 128 N `across` channels. Where they are several, all
-/// threads of a block take part in sums, also those that have no row.
+/// threads of a block take part in sums, also those that have no row. The last of `rows` come first: what made them has just written those, and
+/// they lie in the cache.
 template <int across>
 struct Together {
   float* shares;  // [warps], shared
-  __device__ __forceinline__ int64_t row() const { return own_row() / across; }
+  __device__ __forceinline__ int64_t row(int64_t rows) const { return rows - 1 - own_row() / across; }
   __device__ __forceinline__ int four(int i) const { return 4 * (32 * across * i + int(threadIdx.y) % across * 32 + lane()); }
   __device__ __forceinline__ float sum(float value) const { return of_warps<across>(value, shares, Sum()); }
 };
@@ -143,9 +144,9 @@ __global__ void __launch_bounds__(32 * warps)
     norm_held(NormKind kind, float eps, View x, const float* weight, const float* bias, View residual, View y, NarrowView narrow_y, View copy) {
   __shared__ float shares[warps];
   const Together<across> together{shares};
-  const int64_t t = together.row();
-  const int C = t < x.rows ? int(x.cols) : 0;
-  if (across == 1 && t >= x.rows) return;
+  const int64_t t = together.row(x.rows);
+  const int C = t >= 0 ? int(x.cols) : 0;
+  if (across == 1 && t < 0) return;
   float4 v[N];
   float sum = 0, squares = 0;
 #pragma unroll
@@ -209,9 +210,9 @@ __global__ void __launch_bounds__(32 * warps)
   __shared__ float shares[warps];
   const Together<across> together{shares};
   const int width = int(x.cols) / groups;
-  const int64_t t = together.row() / groups, column = together.row() % groups * width;
-  const int C = t < x.rows ? width : 0;
-  if (across == 1 && t >= x.rows) return;
+  const int64_t segment = together.row(x.rows * groups), t = segment / groups, column = segment % groups * width;
+  const int C = segment >= 0 ? width : 0;
+  if (across == 1 && segment < 0) return;
   float4 v[N], g[N];
   float total = 0, squares = 0, sum = 0, along = 0;
 #pragma unroll
