@@ -146,7 +146,7 @@ def main():
                     if isinstance(module, LowRank):
                         module.b.zero_()
 
-        compiled, recovered_compiled = ([shape for shape in of.split(",") if shape] for of in (options.compiled, options.recovery_compiled))
+        compiled, recovered_compiled = ([shape for shape in of.split(",") if shape] for of in (options.compiled, options.recovery_compiled if recovered else ""))
         for shape in inputs:
             peer(shape, "PyTorch")
         compile_layers(model)
