@@ -300,8 +300,8 @@ void run(Arguments& args, const AttentionArgs& a, const Shape& s, const Inputs& 
   std::stable_sort(parts.begin(), parts.end(), [](const Part& x, const Part& y) { return x.tiles > y.tiles; });
   const int pieces = int(parts.size()) * a.heads;
   launch_shared(args.device, attention_wgmma<P>, dim3(unsigned(std::min(pieces, args.device.multiprocessors))), dim3(P::threads), P::memory,
-                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s,
-                args.in(static_cast<const Part*>(parts.data()), int64_t(parts.size())), pieces);
+                map(in.q, a.heads, P::queries), map(in.k, a.kv_heads, P::keys), map(in.v, a.kv_heads, P::keys), y, narrow_y, s, args.made(parts),
+                pieces);
 }
 
 }  // namespace

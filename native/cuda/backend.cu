@@ -55,15 +55,9 @@ void release(void* memory, size_t) {
 Resident reside(Context& context, const void* host, size_t bytes) {
   Device& device = device_of(context);
   check(cudaSetDevice(device.index), "device");
-  void* copy = nullptr;
-  check_memory(cudaMallocAsync(&copy, bytes, device.main), bytes);
-  const std::shared_ptr<const void> owner(copy, [&device](void* memory) {
-    cudaSetDevice(device.index);
-    cudaFreeAsync(memory, device.main);
-  });
-  device.upload(copy, host, bytes);
-  device.resident.add(host, bytes, copy, owner);
-  return {copy, [&device, host](const void*) { device.resident.remove(host); }};
+  const std::shared_ptr<const void> copy = device.copy_of(host, bytes);
+  device.resident.add(host, bytes, copy.get(), copy);
+  return {copy.get(), [&device, host](const void*) { device.resident.remove(host); }};
 }
 
 std::unique_ptr<Recording> record(Context& context, const std::vector<HostRange>& inputs, const std::function<void()>& body) {
@@ -215,7 +209,8 @@ CONAN_EXPORT int conan_cuda_score(int device, char* text, size_t size, size_t* m
 CONAN_EXPORT const conan::OperationTable* conan_cuda_init(int device, char* reason, size_t size) {
   using namespace conan::cuda;
   static std::mutex lock;
-  static std::map<int, std::unique_ptr<Backend>> backends;
+  // Never destroyed: when a process ends, the driver may be gone before what they hold of it.
+  static auto& backends = *new std::map<int, std::unique_ptr<Backend>>;
   std::lock_guard guard(lock);
   std::unique_ptr<Backend>& backend = backends[device];
   if (backend) return &backend->table;

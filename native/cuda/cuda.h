@@ -160,6 +160,34 @@ class Ring {
   std::mutex lock_;
 };
 
+/// What operations made for themselves lately and the device has a copy of: the layers of a pass make the same, and a copy between two kernels
+/// takes ten times as long as it would alone.
+class Lately {
+ public:
+  /// Null: it has none. The copy lives as long as what is returned.
+  std::shared_ptr<const void> find(const void* values, size_t bytes) const {
+    std::lock_guard guard(lock_);
+    for (const Copy& copy : copies_)
+      if (copy.there && copy.values.size() == bytes && std::memcmp(copy.values.data(), values, bytes) == 0) return copy.there;
+    return nullptr;
+  }
+  void add(const void* values, size_t bytes, std::shared_ptr<const void> there) {
+    std::lock_guard guard(lock_);
+    const auto* first = static_cast<const char*>(values);
+    copies_[next_] = {{first, first + bytes}, std::move(there)};
+    next_ = (next_ + 1) % std::size(copies_);
+  }
+
+ private:
+  struct Copy {
+    std::vector<char> values;
+    std::shared_ptr<const void> there;
+  };
+  Copy copies_[4];
+  size_t next_ = 0;
+  mutable std::mutex lock_;
+};
+
 /// One GPU and the stream that everything on it goes through, in order.
 struct Device {
   int index = 0;
@@ -169,6 +197,7 @@ struct Device {
   Ranges resident;          // copies that reside() made
   Staging staging;
   Ring ring;
+  Lately lately;
   /// Weights that a context has filled without waiting since it called finish(), and where kernels say which of them (from 1 on) holds no
   /// number. Models on one device may run at the same time.
   struct Filled {
@@ -185,6 +214,17 @@ struct Device {
   void upload(void* to, const void* from, size_t bytes) {
     if (bytes >= Staging::kWorthwhile) staging.upload(main, to, from, bytes);
     else ring.upload(main, to, from, bytes);
+  }
+  /// In memory that is given back when nobody holds it.
+  std::shared_ptr<const void> copy_of(const void* from, size_t bytes) {
+    void* copy = nullptr;
+    check_memory(cudaMallocAsync(&copy, bytes, main), bytes);
+    const std::shared_ptr<const void> out(copy, [this](void* memory) {
+      cudaSetDevice(index);
+      cudaFreeAsync(memory, main);
+    });
+    upload(copy, from, bytes);
+    return out;
   }
 };
 
@@ -305,6 +345,20 @@ class Arguments {
     return out;
   }
 
+  /// in() of what an operation makes for itself, whatever memory of the host it lies in.
+  template <class T>
+  const T* made(const std::vector<T>& values) {
+    const size_t bytes = values.size() * sizeof(T);
+    if (recording) return static_cast<const T*>(recorded(values.data(), bytes));
+    std::shared_ptr<const void> there = device.lately.find(values.data(), bytes);
+    if (!there) {
+      there = device.copy_of(values.data(), bytes);
+      device.lately.add(values.data(), bytes, there);
+    }
+    kept_.push_back(there);  // until what reads it has been asked for
+    return static_cast<const T*>(there.get());
+  }
+
   /// Read and written.
   template <class T>
   T* inout(T* values, int64_t count) {
@@ -393,6 +447,7 @@ class Arguments {
   }
 
   std::vector<void*> owned_;
+  std::vector<std::shared_ptr<const void>> kept_;
   std::vector<Back> back_;
   Recorded::Slabs::Mark mark_;
 };
