@@ -27,10 +27,10 @@ step build-cuda scripts/build-cuda.sh "$capability-real"
 step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
 export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
 step ops timeout 60 build/native-tests/ops_test
-step ops-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/ops_test
+step ops-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/ops_test cuda:0
 step models timeout 60 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
-  step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test
+  step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test cuda:0
   step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 linear attention
   step racecheck-back timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 rows backward
 else

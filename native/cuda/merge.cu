@@ -1,6 +1,7 @@
 // The last pass of merges, from bf16 as it is stored to bf16 (merge/kernels.inl, stream_in): the same products and sums, never contracted, so
 // that a GPU writes the bytes that a CPU would.
 #include <algorithm>
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/cuda.h"
@@ -26,14 +27,12 @@ __device__ __forceinline__ float sum_of(float a, float b) {
   return a + b;
 #endif
 }
-#ifndef __CUDACC__
 /// pick(x, y, bits of x, bits of y) of both numbers of two pairs.
 template <class Pick>
-uint32_t by_numbers(uint32_t a, uint32_t b, const Pick& pick) {
+__device__ __forceinline__ uint32_t by_numbers(uint32_t a, uint32_t b, const Pick& pick) {
   const float2 x = unpack_bf16(a), y = unpack_bf16(b);
   return pick(x.x, y.x, a & 0xffff, b & 0xffff) | pick(x.y, y.y, a >> 16, b >> 16) << 16;
 }
-#endif
 /// Number i of some pairs.
 __device__ __forceinline__ float wide(const uint32_t (&pairs)[each / 2], int i) {
   const uint32_t bits = i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16;
@@ -59,7 +58,7 @@ __device__ __forceinline__ uint32_t smaller_pair(uint32_t a, uint32_t b) {
 #endif
 }
 __device__ __forceinline__ uint32_t pair_is_larger(uint32_t a, uint32_t b) {
-#ifdef __CUDACC__
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   uint32_t out;
   asm("set.gt.u32.bf16x2 %0, %1, %2;\n" : "=r"(out) : "r"(a), "r"(b));
   return out;
@@ -75,7 +74,7 @@ __device__ __forceinline__ uint32_t bits_of(float x) {
 
 /// a / b rounded to the nearest, as the compiler's division has it, without its question (whose answer costs as much as the rest) whether it is
 /// one of the rare cases: b is from 1e-8 to 2^60, a zero or from 2^-60 to 2^60.
-constexpr float most_total = 0x1p60f;
+constexpr float most_ordinary = 0x1p60f;
 constexpr uint32_t least_twice = 2 * 0x21800000u - 1;  // twice the bits of 2^-60, less one
 __device__ __forceinline__ float quotient(float a, float b) {
 #ifdef __CUDACC__
@@ -98,7 +97,7 @@ struct Merge {
   float least[most_parents];                         // magnitude of what is large
   uint32_t from[most_parents], range[most_parents];  // twice the magnitude of what lies between, and how much more it may be
   int parents;
-  float scale;
+  float scale, most_total;  // what quotient() divides; less than zero: nothing
   uint16_t* out;
 };
 
@@ -190,7 +189,7 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
         if (i % 2) out[i / 2] = pack_bf16(before, merged);
         before = merged;
       }
-      return largest > most_total || smallest_twice < least_twice;
+      return largest > m.most_total || smallest_twice < least_twice;
     };
     if (combine(std::false_type()) && normalize) {
 #ifdef __CUDACC__
@@ -256,7 +255,9 @@ void merge(Context& context, const MergeArgs& a) {
   m.base = args.in(a.base, a.count);
   m.parents = a.parents, m.scale = float(a.scale);
   bool large = true;
+  double all_weights = 0;
   for (int p = 0; p < a.parents; ++p) {
+    all_weights += std::fabs(a.weights[p]);
     m.x[p] = args.in(a.x[p], a.count);
     m.coefficients[p] = float(a.coefficients[p]), m.weights[p] = float(a.weights[p]);
     if (!a.from) continue;
@@ -266,6 +267,7 @@ void merge(Context& context, const MergeArgs& a) {
     const bool some = a.from[p] <= to;  // an odd number is no double
     m.from[p] = some ? 2 * a.from[p] : ~0u, m.range[p] = some ? 2 * (to - a.from[p]) : 0;
   }
+  m.most_total = all_weights <= double(most_ordinary) ? most_ordinary : -1;
   m.out = args.out(a.out, a.count);
   const unsigned grid = blocks(a.count, 256 * each * turns);
   double* sums = args.scratch<double>(int64_t(grid) * (a.parents + 1));

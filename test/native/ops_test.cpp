@@ -725,7 +725,7 @@ void merge_cases(const OperationTable& table) {
   }
   constexpr uint32_t all = 0x7fffffff, none[7] = {};
   const double coefficients[] = {0.3, -0.2, 0.6, 0.1, 0.25, 0.7, -0.4}, weights[] = {0.3, -0.2, 0.6, 0.1, 0.2, 0.5, 0.7},
-               huge[] = {1e30, 2e30, 3e30, 4e30};
+               huge[] = {1e38, 2e38, -3e38, 4e37};
   const uint32_t from[] = {0x3d000000, 0x3d800000, 0x3c800000, 0x3d400000, 0x3d100000, 0, 0x3d800000}, open[] = {all, all, all, all, all, all, all},
                  to[] = {0x3e800000, 0x3e000000, 0x3d800000, 0x3e000000, 0x3e100000, 0, all};
   struct Case {
