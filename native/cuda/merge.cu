@@ -193,6 +193,7 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
     };
     if (combine(std::false_type()) && normalize) {
 #ifdef __CUDACC__
+      // As if the words might be others now: otherwise all that both ways compute would be held in registers for the second.
 #pragma unroll
       for (int i = 0; i < each / 2; ++i) {
         asm volatile("" : "+r"(base[i])::"memory");
