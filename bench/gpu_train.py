@@ -66,16 +66,13 @@ def main():
     parser.add_argument("--models", default="0.6B")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--directory", default=tempfile.gettempdir())
-    parser.add_argument("--inputs", default="64x256,512x32")
-    parser.add_argument("--compiled", default="64x256,512x32")
-    parser.add_argument("--recovery", default="64x256")
-    parser.add_argument("--recovery-compiled", default="64x256")
+    for name, default in (("inputs", "64x256,512x32"), ("compiled", "64x256,512x32"), ("recovery", "64x256"), ("recovery-compiled", "64x256")):
+        parser.add_argument(f"--{name}", default=default, type=lambda text: [shape for shape in text.split(",") if shape])
     options = parser.parse_args()
     print(f"{'model':6} {'input':10} {'who':28} {'ms':>9} {'tokens/s':>10} {'loss':>8}")
     for name in options.models.split(","):
         directory = Path(options.directory) / f"conan-forward-{name}"
         model, _ = make(name, directory, options.device)
-        inputs, recovered = ([shape for shape in of.split(",") if shape] for of in (options.inputs, options.recovery))
 
         def line(shape, who, seconds, loss):
             length, texts = map(int, shape.split("x"))
@@ -128,12 +125,12 @@ def main():
             projector.load_state_dict(start)  # for the next one's first loss
 
         model.requires_grad_(False).train()
-        if recovered:
+        if options.recovery:
             where, projector = with_sound(directory, model.config.hidden_size, options.device)
-            own("recovery", where, recovered)
-            for shape in recovered:
+            own("recovery", where, options.recovery)
+            for shape in options.recovery:
                 recover(shape, "PyTorch")
-        own("lora", directory, inputs)
+        own("lora", directory, options.inputs)
         replace_linear(model, LowRank)
         trained = [p for p in model.parameters() if p.requires_grad]
 
@@ -146,15 +143,15 @@ def main():
                     if isinstance(module, LowRank):
                         module.b.zero_()
 
-        compiled, recovered_compiled = ([shape for shape in of.split(",") if shape] for of in (options.compiled, options.recovery_compiled if recovered else ""))
-        for shape in inputs:
+        for shape in options.inputs:
             peer(shape, "PyTorch")
         compile_layers(model)
-        for shape in compiled:
+        for shape in options.compiled:
             peer(shape, "PyTorch compiled")
         replace_linear(model, lambda low: low.linear)
-        for shape in recovered_compiled:
-            recover(shape, "PyTorch compiled")
+        if options.recovery:
+            for shape in options.recovery_compiled:
+                recover(shape, "PyTorch compiled")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ step models timeout 60 build/native-tests/model_test test/fixtures/pico
 if command -v compute-sanitizer > /dev/null; then
   step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test cuda:0
   step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 linear attention
-  step racecheck-back timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 rows backward
+  step racecheck-back timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 rows merge backward
 else
   report+=("memcheck, racecheck skipped: no compute-sanitizer on PATH")
 fi

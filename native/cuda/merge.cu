@@ -35,10 +35,8 @@ __device__ __forceinline__ uint32_t by_numbers(uint32_t a, uint32_t b, const Pic
 }
 /// Number i of some pairs.
 __device__ __forceinline__ float wide(const uint32_t (&pairs)[each / 2], int i) {
-  const uint32_t bits = i % 2 ? pairs[i / 2] & 0xffff0000u : pairs[i / 2] << 16;
-  float out;
-  memcpy(&out, &bits, 4);
-  return out;
+  const float2 both = unpack_bf16(pairs[i / 2]);
+  return i % 2 ? both.y : both.x;
 }
 /// Of two pairs of bf16 the larger numbers, or the smaller ones, and all bits of those that are larger. What is no number loses.
 __device__ __forceinline__ uint32_t larger_pair(uint32_t a, uint32_t b) {

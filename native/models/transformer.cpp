@@ -443,16 +443,16 @@ Transformer::Pass Transformer::begin(Context& context, const TransformerInput& i
   pass.narrow = narrow_attention(context);
   int64_t longest = 0;
   pass.positions.resize(size_t(batch.tokens()));
-  if (position_embedding_.data) pass.table_rows.resize(pass.positions.size());
   for (int b = 0; b < batch.sequences; ++b) {
     const int32_t first = batch.offsets[b], end = batch.offsets[b + 1];
     std::iota(pass.positions.begin() + first, pass.positions.begin() + end, 0);
-    int32_t counted = 0;
-    for (int32_t t = first; position_embedding_.data && t < end; ++t) {
-      const bool pad = c.pad_id >= 0 && batch.ids && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
-      pass.table_rows[size_t(t)] = pad ? c.pad_id : counted++ + c.position_offset;
-    }
     longest = std::max<int64_t>(longest, end - first);
+    if (!position_embedding_.data) continue;
+    int32_t counted = 0;
+    for (int32_t t = first; t < end; ++t) {
+      const bool pad = c.pad_id >= 0 && batch.ids && batch.ids[t] == c.pad_id;  // RoBERTa: a padding token does not count
+      pass.table_rows.push_back(pad ? c.pad_id : counted++ + c.position_offset);
+    }
   }
   pass.zeros.assign(size_t(batch.sequences), 0);
   if (!input.positions.empty()) std::iota(pass.positions.begin(), pass.positions.end(), 0);

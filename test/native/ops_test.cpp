@@ -702,18 +702,9 @@ void optimizer_cases(const OperationTable& table, const OperationTable& referenc
 void merge_cases(const OperationTable& table) {
   if (!table.merge) return;
   constexpr int64_t room = 3 * 16384 + 32;
-  const auto as_bf16 = [](const std::vector<float>& values) {
-    std::vector<uint16_t> out;
-    for (const float x : values) {
-      uint32_t bits;
-      std::memcpy(&bits, &x, sizeof bits);
-      out.push_back(uint16_t(bits >> 16));
-    }
-    return out;
-  };
-  // All magnitudes that bf16 has, numbers that are the base's, and zeros of both signs.
-  std::vector<std::vector<uint16_t>> models;
-  for (unsigned m = 0; m <= 7; ++m) {
+  // Magnitudes from 2^-125 to 2^60, numbers that are the base's, and zeros of both signs.
+  std::vector<std::vector<uint16_t>> models(8, std::vector<uint16_t>(room));
+  for (unsigned m = 0; m < models.size(); ++m) {
     std::vector<float> values = random_floats(room, 300);
     const std::vector<float> own = random_floats(room, 301 + m);
     for (size_t i = 0; i < values.size(); ++i) {
@@ -721,7 +712,7 @@ void merge_cases(const OperationTable& table) {
       if (i % 11 == 5) values[i] = std::ldexp(own[i], int(i / 11 % 186) - 125);
       if (i % 13 == 6) values[i] = own[i] > 0 ? 0.f : -0.f;
     }
-    models.push_back(as_bf16(values));
+    std::transform(values.begin(), values.end(), models[m].begin(), f32_to_bf16);
   }
   constexpr uint32_t all = 0x7fffffff, none[7] = {};
   const double coefficients[] = {0.3, -0.2, 0.6, 0.1, 0.25, 0.7, -0.4}, weights[] = {0.3, -0.2, 0.6, 0.1, 0.2, 0.5, 0.7},
