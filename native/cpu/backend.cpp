@@ -667,10 +667,14 @@ void adamw(Context& context, const AdamWArgs& args) {
 }
 
 void squares(Context& context, const SquaresArgs& args) {
-  std::vector<double> sums(size_t(ceil_div(args.count, kNumbers)));
-  each_block(context, args.count, kNumbers,
-             [&](int64_t first, int64_t count) { sums[size_t(first / kNumbers)] = kernels(context).squares(args.values + first, count); });
-  *args.sum = std::accumulate(sums.begin(), sums.end(), 0.0);
+  *args.sum = 0;
+  for (const std::span<const float>& values : args.values) {
+    const auto all = int64_t(values.size());
+    std::vector<double> sums(size_t(ceil_div(all, kNumbers)));
+    each_block(context, all, kNumbers,
+               [&](int64_t first, int64_t count) { sums[size_t(first / kNumbers)] = kernels(context).squares(values.data() + first, count); });
+    *args.sum += std::accumulate(sums.begin(), sums.end(), 0.0);
+  }
 }
 
 // ---- tables, one per instruction set

@@ -477,7 +477,8 @@ void adamw(Context&, const AdamWArgs& a) {
 
 void squares(Context&, const SquaresArgs& a) {
   *a.sum = 0;
-  for (int64_t i = 0; i < a.count; ++i) *a.sum += double(a.values[i]) * a.values[i];
+  for (const std::span<const float>& values : a.values)
+    for (const float x : values) *a.sum += double(x) * x;
 }
 
 const OperationTable& reference_table() {

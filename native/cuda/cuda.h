@@ -318,7 +318,10 @@ class Arguments {
   }
   ~Arguments() {
     if (recording) recording->scratch.release(mark_);  // it has nothing else
-    for (const Back& b : back_) cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.device_pitch, b.width, b.height, cudaMemcpyDefault, device.main);
+    for (const Back& b : back_) {
+      if (b.host_pitch == b.width) cudaMemcpyAsync(b.host, b.device, b.width * b.height, cudaMemcpyDefault, device.main);
+      else cudaMemcpy2DAsync(b.host, b.host_pitch, b.device, b.width, b.width, b.height, cudaMemcpyDefault, device.main);
+    }
     // Copies from pageable memory have left it when they return, and copies to it are complete then: nothing is to be waited for.
     for (void* memory : owned_) cudaFreeAsync(memory, device.main);
   }
@@ -365,7 +368,7 @@ class Arguments {
     if (!values || count <= 0 || allocated.find(values, 1)) return values;
     not_recorded();
     T* out = const_cast<T*>(in(static_cast<const T*>(values), count));
-    back_.push_back({values, out, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
+    back_.push_back({values, out, size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
     return out;
   }
 
@@ -375,7 +378,7 @@ class Arguments {
     if (allocated.find(values, 1)) return values;
     not_recorded();
     T* there = scratch<T>(count);
-    back_.push_back({values, there, size_t(count) * sizeof(T), size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
+    back_.push_back({values, there, size_t(count) * sizeof(T), size_t(count) * sizeof(T), 1});
     return there;
   }
 
@@ -399,10 +402,11 @@ class Arguments {
   const Context& context;
 
  private:
+  /// Rows of host memory whose copies on the device lie one behind the other.
   struct Back {
     void* host;
     void* device;
-    size_t host_pitch, device_pitch, width, height;
+    size_t host_pitch, width, height;
   };
 
   static int64_t span(const Bf16Matrix& m) { return m.rows == 0 ? 0 : (m.rows - 1) * m.stride + m.cols; }
@@ -414,8 +418,9 @@ class Arguments {
     not_recorded();
     float* out = scratch<float>(m.rows * m.cols);
     const size_t width = size_t(m.cols) * sizeof(float), pitch = size_t(m.stride) * sizeof(float);
-    if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.main), "copy");
-    if (write) back_.push_back({m.data, out, pitch, width, width, size_t(m.rows)});
+    if (read && (m.rows == 1 || pitch == width)) device.upload(out, m.data, width * size_t(m.rows));
+    else if (read) check(cudaMemcpy2DAsync(out, width, m.data, pitch, width, size_t(m.rows), cudaMemcpyDefault, device.main), "copy");
+    if (write) back_.push_back({m.data, out, m.rows == 1 ? width : pitch, width, size_t(m.rows)});
     return {out, m.rows, m.cols, m.cols};
   }
 

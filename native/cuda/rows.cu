@@ -664,10 +664,12 @@ __global__ void squares_f32(const float* values, int64_t count, double* sums) {
   sums[blockIdx.x] = sum;
 }
 
+/// A warp's; lanes take every 32nd.
 __global__ void sum_f64(const double* values, int64_t count, double* sum) {
   double total = 0;
-  for (int64_t i = 0; i < count; ++i) total += values[i];
-  *sum = total;
+  for (int64_t i = lane(); i < count; i += 32) total += values[i];
+  total = warp_sum(total);
+  if (lane() == 0) *sum = total;
 }
 
 /// Its rows are picked by the host where the device does not have it.
@@ -880,10 +882,17 @@ void adamw(Context& context, const AdamWArgs& a) {
 
 void squares(Context& context, const SquaresArgs& a) {
   Arguments args(context);
-  const unsigned parts = blocks(a.count, numbers);
-  double* sums = args.scratch<double>(parts);
-  launch(args.device, squares_f32, dim3(parts), dim3(32, 8), args.in(a.values, a.count), a.count, sums);
-  launch(args.device, sum_f64, dim3(1), dim3(1), static_cast<const double*>(sums), int64_t(parts), args.out(a.sum, 1));
+  int64_t parts = 0;
+  for (const std::span<const float>& values : a.values) parts += blocks(int64_t(values.size()), numbers);
+  double* const sums = args.scratch<double>(parts);
+  int64_t part = 0;
+  for (const std::span<const float>& values : a.values) {
+    const auto count = int64_t(values.size());
+    const unsigned own = blocks(count, numbers);
+    launch(args.device, squares_f32, dim3(own), dim3(32, 8), args.in(values.data(), count), count, sums + part);
+    part += own;
+  }
+  launch(args.device, sum_f64, dim3(1), dim3(32), static_cast<const double*>(sums), parts, args.out(a.sum, 1));
 }
 
 }  // namespace conan::cuda

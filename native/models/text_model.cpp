@@ -173,6 +173,7 @@ TransformerInput TextModel::input_of(const TokenBatch& batch, const Media& media
     if (pass && audio_->trains(*pass->gradients)) audio_record = audio_->record(*context_, pass->heard_tape, *pass->gradients);
     const Matrix features = sounds.encoded ? Matrix{const_cast<float*>(sounds.features), n, d, d} : audio_->forward(*context_, sounds, audio_record);
     if (pass) pass->heard = features, pass->sources.push_back(0);
+    if (pass && sounds.encoded) pass->given = reside(*context_, features.data, size_t(n * d) * sizeof(float));
     input.replaced.push_back({std::move(heard), projector_->forward(*context_, features)});
   }
   if (seen.empty()) return input;  // positions equal along all axes: as any text

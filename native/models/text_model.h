@@ -78,6 +78,7 @@ class TextModel {
     Matrix final;                 // hidden states [T, hidden], or of the pooled rows alone [B, hidden]
     std::vector<Matrix> dense;    // inputs of the dense layers
     Matrix heard;                 // features of the encoder of sound, the projector's input
+    Resident given;               // they, where they were encoded before: they are read on the way back once more
     std::vector<size_t> sources;  // of input.replaced: 0 sounds, 1 pictures
     const Gradients* gradients = nullptr;
     const Media* media = nullptr;

@@ -155,18 +155,18 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       if (kept->m.data) s.m = kept->m;
       if (kept->g.data) s.g = kept->g;
     }
-    if (post || !layer.attention_norm) s.a = x;
-    else if (few) s.a = normed(layer.attention_norm, x);
-    else if (!s.a && (!kept || at_qkv)) s.a = normed_for(*layer.qkv, layer.attention_norm, x);
-    s.a_few = s.a, s.x_few = x;
+    const bool has_norm = !post && layer.attention_norm;
+    const Weight& to_keys = few ? *layer.kv : *layer.qkv;
+    if (!has_norm) s.a = x;
+    else if (!s.a && (!kept || at_qkv)) s.a = normed_for(to_keys, layer.attention_norm, x);
+    s.x_few = x;
     if (few) {
-      for (Matrix* each : {&s.a_few.wide, &s.x_few}) {
-        const Matrix all = *each;
-        *each = context.scratch.matrix(R, C);
-        ops.gather(context, {all, *each, queries.rows.data()});
-      }
-      s.q = project(s.a_few, *layer.q, layer.qkv_bias.data());
-      const Matrix kv = project(s.a, *layer.kv, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q);
+      s.x_few = context.scratch.matrix(R, C);
+      ops.gather(context, {x, s.x_few, queries.rows.data()});
+      s.a_few = has_norm ? normed_for(*layer.q, layer.attention_norm, s.x_few) : Rows(s.x_few);
+      const Rows kv = made_for(narrow_only(pass, i), T, 2 * KV);
+      project_into(s.a_few, *layer.q, layer.qkv_bias.data(), s.q = made_for(narrow_only(pass, i), R, Q));
+      project_into(s.a, *layer.kv, layer.qkv_bias.empty() ? nullptr : layer.qkv_bias.data() + Q, kv);
       s.k = kv.columns(0, KV), s.v = kv.columns(KV, KV);
     } else {
       Rows qkv;
@@ -252,10 +252,10 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     gradients.linear(context, *layer.output, layer.output_bias, do_, s.attended);
     linear_input(context, gradients, *layer.output, do_, da);
     // bf16 for the product where nobody wants more: back through rotation and norm at once, in its place.
-    const bool at_once = !few && narrow && narrow_into(context, *layer.qkv) && Q % 64 == 0 && KV % 64 == 0 && turns_narrow(pass, i) &&
+    const bool at_once = narrow && narrow_into(context, to_keys) && Q % 64 == 0 && KV % 64 == 0 && turns_narrow(pass, i) &&
                          !gradients.wants(layer.q_norm) && !gradients.wants(layer.k_norm);
-    const Rows dqkv = made_for(at_once, T, Q + 2 * KV), dq = few ? Rows(context.scratch.matrix(R, Q)) : dqkv.columns(0, Q);
-    const Rows dk = dqkv.columns(Q, KV), dv = dqkv.columns(Q + KV, KV);
+    const Rows dqkv = few ? Rows{} : made_for(at_once, T, Q + 2 * KV), dq = few ? made_for(at_once, R, Q) : dqkv.columns(0, Q);
+    const Rows dkv = few ? made_for(at_once, T, 2 * KV) : dqkv.columns(Q, 2 * KV), dk = dkv.columns(0, KV), dv = dkv.columns(KV, KV);
     AttentionBackwardArgs back;
     back.forward = attention;
     back.dy = da.wide, back.narrow_dy = da.narrow;
@@ -302,12 +302,11 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
       }
     }
     if (few) {
-      const Matrix dkv = dqkv.wide.columns(Q, 2 * KV);
-      gradients.linear(context, *layer.q, {}, back.dq, s.a_few);
+      gradients.linear(context, *layer.q, {}, dq, s.a_few);
       gradients.linear(context, *layer.kv, {}, dkv, s.a);
       if (float* bias = gradients.values(layer.qkv_bias)) {
-        ops.linear_backward(context, {back.dq, {}, {}, bias});
-        ops.linear_backward(context, {dkv, {}, {}, bias + Q});
+        ops.linear_backward(context, {dq.wide, {}, {}, bias, false, dq.narrow});
+        ops.linear_backward(context, {dkv.wide, {}, {}, bias + Q, false, dkv.narrow});
       }
     }
     const Rows dqkvr = few || at_once ? dqkv : gradient_for(*layer.qkv, dqkv.wide);
@@ -316,15 +315,19 @@ InputGradients Transformer::backward(Context& context, const TransformerInput& i
     const bool go_on = i > tape.lowest || inputs || trains_embeddings(gradients);
     if (!go_on && !norm_trains) break;
     if (few) {
-      const bool has_norm = !post && layer.attention_norm;
-      const Matrix dn = has_norm ? context.scratch.matrix(T, C) : whole, dn_few = context.scratch.matrix(R, C);
-      linear_input(context, gradients, *layer.kv, dqkv.wide.columns(Q, 2 * KV), dn);
-      linear_input(context, gradients, *layer.q, back.dq, dn_few);
-      ops.scatter(context, {dn_few, dn, queries.rows.data(), true});
-      if (has_norm) norm_gradient(layer.attention_norm, x, dn, go_on ? whole : Matrix{}, false);
+      // The rows of queries get theirs beside those of keys and values, which all rows have.
+      const Rows dn = has_norm ? made_for(narrow_into(context, *layer.kv), T, C) : Rows(whole), dn_few = context.scratch.matrix(R, C);
+      linear_input(context, gradients, *layer.kv, dkv, dn);
+      linear_input(context, gradients, *layer.q, dq, dn_few);
+      if (has_norm) {
+        norm_gradient(layer.attention_norm, s.x_few, dn_few, go_on ? dy : Matrix{}, true);
+        norm_gradient(layer.attention_norm, x, dn, go_on ? whole : Matrix{}, false);
+      } else {
+        ops.scatter(context, {dn_few.wide, whole, queries.rows.data(), true});
+      }
       if (go_on) ops.scatter(context, {dy, whole, queries.rows.data(), true});
       dy = whole, is_rounded = false;
-    } else if (!post && layer.attention_norm) {
+    } else if (has_norm) {
       const Rows dn = made_for(narrow_into(context, *layer.qkv), T, C);
       linear_input(context, gradients, *layer.qkv, dqkvr, dn);
       norm_gradient(layer.attention_norm, x, dn, go_on ? dy : Matrix{}, true, go_on ? rounded : Bf16Matrix{});

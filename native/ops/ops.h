@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -317,10 +318,9 @@ struct AdamWArgs {
   float scale = 1, beta1 = 0.9f, beta2 = 0.999f, decay = 1, rate = 0, correction = 1, epsilon = 1e-8f;
 };
 
-/// *sum = the sum of the squares of `count` numbers, in double precision, block by block: the order is that of the numbers, not of threads.
+/// *sum = the sum of the squares of all these numbers, in double precision, block by block: the order is that of the numbers, not of threads.
 struct SquaresArgs {
-  const float* values = nullptr;
-  int64_t count = 0;
+  std::vector<std::span<const float>> values;
   double* sum = nullptr;
 };
 

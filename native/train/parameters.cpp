@@ -22,6 +22,9 @@ double uniform(uint64_t seed, const std::string& name, int64_t element) {
 
 Matrix matrix_of(std::span<float> values, int64_t rows, int64_t cols) { return {values.data(), rows, cols, cols}; }
 
+/// A small tensor, or a part of one.
+Matrix row_of(float* values, const ValuesPart& part) { return {values, 1, int64_t(part.count), int64_t(part.count)}; }
+
 TensorView view_of(const float* values, int64_t rows, int64_t cols) { return {values, Dtype::f32, {rows, cols}}; }
 
 void mask_columns(const LowRank& low, const Matrix& x) {
@@ -154,12 +157,16 @@ void Parameters::drop(Context& context, int64_t step) {
   repack(context);
 }
 
-void Parameters::pull_back(double anchor) {
+void Parameters::pull_back(Context& context, double anchor) {
   for (const auto& [name, parameter] : dense_) {
-    std::vector<float> first(size_t(parameter->size()));
-    read_f32(stored_.at(name), 0, parameter->size(), first.data());
-    for (int64_t i = 0; i < parameter->size(); ++i) parameter->gradient[i] += float(anchor) * (parameter->value[i] - first[size_t(i)]);
+    Arena::Scope scope(context.scratch);
+    const int64_t rows = parameter->shape.size() > 1 ? parameter->shape[0] : 1, cols = parameter->size() / rows;
+    const Matrix apart = scaled(context, {kept(context, name).data, stored_.at(name).dtype, {rows, cols}}, -1);
+    context.ops.scatter(context, {matrix_of(parameter->value, rows, cols), apart, nullptr, true});
+    context.ops.scatter(context,
+                        {scaled(context, view_of(apart.data, rows, cols), float(anchor)), matrix_of(parameter->gradient, rows, cols), nullptr, true});
   }
+  finish(context);
   // |s B A|^2: s^2 B (A A^T) by B and s^2 (B^T B) A by A.
   for (const LowRank& low : low_rank_) {
     const int64_t r = low.rank, rows = low.b->shape[0], cols = low.a->shape[1];
@@ -180,13 +187,13 @@ void Parameters::pull_back(double anchor) {
   }
 }
 
-void Parameters::collect() {
+void Parameters::collect(Context& context) {
   for (auto& [id, use] : small_) {
     if (use.gradient.size() == 0) continue;
     for (const ValuesPart& part : use.parts)
       if (Parameter* parameter = dense(part.name))
-        for (size_t i = 0; i < part.count; ++i) parameter->gradient[int64_t(i)] += use.gradient[int64_t(part.at + i)];
-    std::fill_n(use.gradient.data(), use.gradient.size(), 0.f);
+        context.ops.scatter(context, {row_of(use.gradient.data() + part.at, part), row_of(parameter->gradient.data(), part), nullptr, true});
+    clear(context, {use.gradient.data(), 1, use.gradient.size(), use.gradient.size()});
   }
 }
 
@@ -215,14 +222,14 @@ Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
   return a;
 }
 
-const TensorView& Parameters::kept(Context& context, const LowRank& low) {
-  const TensorView& stored = stored_.at(low.tensor);
-  if (const auto [found, fresh] = residents_.try_emplace(low.tensor); fresh) found->second = reside(context, stored.data, stored.bytes());
+const TensorView& Parameters::kept(Context& context, const std::string& name) {
+  const TensorView& stored = stored_.at(name);
+  if (const auto [found, fresh] = residents_.try_emplace(name); fresh) found->second = reside(context, stored.data, stored.bytes());
   return stored;
 }
 
 Matrix Parameters::effective(Context& context, const LowRank& low) {
-  const TensorView& stored = kept(context, low);
+  const TensorView& stored = kept(context, low.tensor);
   const Matrix out = scaled(context, stored, 1);
   LinearArgs args;
   args.x = matrix_of(low.b->value, out.rows, low.rank);
@@ -241,7 +248,7 @@ WeightSource Parameters::source_of(Context& context, const Use& use, std::vector
     if (context.ops.packs_changes) source.changes.emplace_back();
     if (packs_change) source.changes.back() = {low->a->value.data(), low->b->value.data(), low->rank, low->scale};
     if (const Parameter* parameter = dense(name)) source.parts.push_back(view_of(parameter->value.data(), use.parts.rows[i], use.parts.cols));
-    else if (packs_change) source.parts.push_back(kept(context, *low));
+    else if (packs_change) source.parts.push_back(kept(context, low->tensor));
     else if (low) source.parts.push_back(view_of(effective(context, *low).data, use.parts.rows[i], use.parts.cols));
     else source.parts.push_back(use.stored[i]);
   }
@@ -268,13 +275,18 @@ void Parameters::repack(Context& context) {
 void Parameters::refresh(Context& context) {
   for (LowRank& low : low_rank_) low.mask.clear();
   repack(context);
+  const auto each = [&](const auto& visit) {
+    for (auto& [id, use] : small_)
+      for (const ValuesPart& part : use.parts)
+        if (Parameter* parameter = use.trains ? dense(part.name) : nullptr) visit(use.values.data() + part.at, part, *parameter);
+  };
+  each([&](float* values, const ValuesPart& part, Parameter& parameter) {
+    copy(context, row_of(parameter.value.data(), part), row_of(values, part));
+  });
   finish(context);
-  for (auto& [id, use] : small_) {
-    if (!use.trains) continue;
-    for (const ValuesPart& part : use.parts)
-      if (const Parameter* parameter = dense(part.name))
-        for (size_t i = 0; i < part.count; ++i) use.values.data()[part.at + i] = parameter->value[int64_t(i)] + part.offset;
-  }
+  each([](float* values, const ValuesPart& part, Parameter&) {
+    for (size_t i = 0; part.offset != 0 && i < part.count; ++i) values[i] += part.offset;
+  });
 }
 
 bool Parameters::wants(const Weight& weight) const {

@@ -63,9 +63,9 @@ class Parameters : public WeightObserver, public Gradients {
   /// Draws the masks of a step, where there is dropout.
   void drop(Context& context, int64_t step);
   /// Adds the gradients of anchor / 2 * |W - W0|^2 over all that trains, W0 being what training began with.
-  void pull_back(double anchor);
+  void pull_back(Context& context, double anchor);
   /// Hands gradients of small tensors, which models sum up in their own layout, over to their parameters.
-  void collect();
+  void collect(Context& context);
   /// New values to all weights made from them.
   void refresh(Context& context);
 
@@ -109,8 +109,8 @@ class Parameters : public WeightObserver, public Gradients {
   Matrix scaled(Context& context, const Parameter& parameter, float factor);
   /// scale * A with the columns of this step.
   Matrix scaled_a(Context& context, const LowRank& low);
-  /// W of a tensor as it is stored. Needed at every step: where the device is not the host, it keeps it.
-  const TensorView& kept(Context& context, const LowRank& low);
+  /// A tensor as it is stored. Needed at every step: where the device is not the host, it keeps it.
+  const TensorView& kept(Context& context, const std::string& name);
   /// W + scale * B A of a tensor, in f32 and scratch memory.
   Matrix effective(Context& context, const LowRank& low);
   WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
@@ -126,7 +126,7 @@ class Parameters : public WeightObserver, public Gradients {
   std::vector<std::unique_ptr<std::vector<float>>> loading_;
   std::map<const Weight*, Use> uses_;
   PackedMatrices packed_;
-  std::map<std::string, Resident> residents_;  // of stored tensors that low rank changes
+  std::map<std::string, Resident> residents_;  // of stored tensors, see kept()
   std::map<const void*, SmallUse> small_;
   std::vector<int32_t> rows_;  // 0, 1, 2, ...
   uint64_t seed_;

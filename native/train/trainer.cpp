@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/safetensors.h"
@@ -83,14 +82,14 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
     model_->backward(part.pass, gradient.slice(part.first, part.chunk->view().sequences), parameters_);
     end_pass(part.pass);
   }
+  parameters_.collect(context);
+  if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(context, optimizer_.anchor);
+  SquaresArgs all;
+  for (const Block& block : parameters_.blocks()) all.values.emplace_back(block.gradient.data(), size_t(block.used));
+  double squares = 0;
+  all.sum = &squares;
+  context.ops.squares(context, all);
   finish(context);
-  parameters_.collect();
-  if (optimizer_.anchor > 0 && options.update) parameters_.pull_back(optimizer_.anchor);
-  std::vector<double> sums(parameters_.blocks().size());
-  for (size_t i = 0; i < sums.size(); ++i)
-    context.ops.squares(context, {parameters_.blocks()[i].gradient.data(), parameters_.blocks()[i].used, &sums[i]});
-  finish(context);
-  const double squares = std::accumulate(sums.begin(), sums.end(), 0.0);
   if (!std::isfinite(squares)) {
     const auto broken = std::find_if(parameters_.all().begin(), parameters_.all().end(), [](const auto& parameter) {
       return std::any_of(parameter->gradient.begin(), parameter->gradient.end(), [](float x) { return !std::isfinite(x); });

@@ -681,9 +681,9 @@ void optimizer_cases(const OperationTable& table, const OperationTable& referenc
     for (float& x : want[3]) x = std::fabs(x);
     got = alone = want;
     double size = 0, found = 0, found_alone = 0;
-    reference.squares(plain, {want[1].data(), count, &size});
-    table.squares(context, {got[1].data(), count, &found});
-    table.squares(single, {got[1].data(), count, &found_alone});
+    reference.squares(plain, {{want[1], want[0]}, &size});
+    table.squares(context, {{got[1], got[0]}, &found});
+    table.squares(single, {{got[1], got[0]}, &found_alone});
     finish(context), finish(single);
     check(std::fabs(found - size) <= 1e-12 * size && found == found_alone, text(table.name, " squares ", count, ": ", found, " for ", size));
     for (int step = 0; step < 2; ++step)
