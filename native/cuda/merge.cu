@@ -11,7 +11,7 @@ namespace conan::cuda {
 namespace {
 
 constexpr int most_parents = MergeArgs::kMaxParents, each = 8,  // numbers of a thread at a time, 16 bytes of every parent
-    turns = 8;
+    turns = 16;
 
 __device__ __forceinline__ float product(float a, float b) {
 #ifdef __CUDACC__
@@ -97,13 +97,13 @@ struct Merge {
   int parents;
   float scale, most_total;  // what quotient() divides; less than zero: nothing
   uint16_t* out;
+  bool in_steps;  // all of them begin at multiples of 16 bytes
 };
 
 /// Sums of squares by parent, and how many entries' task vectors point both ways, of each block. A thread's eight squares are added in f32:
 /// doubles are slow, and few enough of them are as good.
 template <int room, Counts counts, bool elect, bool normalize>
 __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, int64_t count, double* sums) {
-  __shared__ double parts[8];
   double squares[room + 1] = {};
   float weights[room];
   // By way of shared memory, so that registers hold them: from the arguments they would be loaded for every sum.
@@ -118,8 +118,9 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
     if (first >= count) break;
     const int own = int(count - first < each ? count - first : each);
     uint32_t words[room][each / 2], base[each / 2] = {}, out[each / 2];
+    const bool whole = m.in_steps && own == each;
     const auto load = [&](uint32_t(&to)[each / 2], const uint16_t* from) {
-      if (own == each && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+      if (whole) {
         const int4 four = *reinterpret_cast<const int4*>(from);
         to[0] = uint32_t(four.x), to[1] = uint32_t(four.y), to[2] = uint32_t(four.z), to[3] = uint32_t(four.w);
         return;
@@ -127,14 +128,18 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
 #pragma unroll
       for (int i = 0; i < each / 2; ++i) to[i] = (2 * i < own ? from[2 * i] : 0u) | (2 * i + 1 < own ? uint32_t(from[2 * i + 1]) << 16 : 0u);
     };
-    float own_squares[room];
-    if (m.base) load(base, m.base + first);
-      // Parents that are none have nothing but the base's numbers: their task vectors are zeros, which change no sum.
+    // Parents that are none have nothing but the base's numbers: their task vectors are zeros, which change no sum.
+    const auto load_all = [&] {
+      if (m.base) load(base, m.base + first);
 #pragma unroll
-    for (int p = 0; p < room; ++p) {
-      if (p < m.parents) load(words[p], m.x[p] + first);
-      else memcpy(words[p], base, sizeof base);
-    }
+      for (int p = 0; p < room; ++p) {
+        if (p < m.parents) load(words[p], m.x[p] + first);
+        else memcpy(words[p], base, sizeof base);
+      }
+    };
+    if (whole) load_all();  // apart, so that no load waits for a question
+    else load_all();
+    float own_squares[room];
     // Differences point the way in which the numbers themselves compare.
 #pragma unroll
     for (int i = 0; i < each / 2; ++i) {
@@ -201,7 +206,7 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
 #endif
       combine(std::true_type());
     }
-    if (own == each && reinterpret_cast<uintptr_t>(m.out + first) % 16 == 0) {
+    if (whole) {
       *reinterpret_cast<int4*>(m.out + first) = {int(out[0]), int(out[1]), int(out[2]), int(out[3])};
     } else {
 #pragma unroll
@@ -212,17 +217,18 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
     for (int p = 0; p < room; ++p) squares[p] += double(own_squares[p]);
   }
   squares[room] = (torn & 0xffff) + (torn >> 16);
+  __shared__ double parts[room + 1][8];
+#pragma unroll
   for (int p = 0; p <= room; ++p) {
-    if (p < room && p >= m.parents) continue;
     const double sum = warp_sum(squares[p]);
-    __syncthreads();
-    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x > 0) continue;
-    double all = 0;
-    for (const double part : parts) all += part;
-    sums[int64_t(p < room ? p : m.parents) * gridDim.x + blockIdx.x] = all;
+    if (threadIdx.x % 32 == 0) parts[p][threadIdx.x / 32] = sum;
   }
+  __syncthreads();
+  const int p = int(threadIdx.x);
+  if (p > room || (p < room && p >= m.parents)) return;
+  double all = 0;
+  for (const double part : parts[p]) all += part;
+  sums[int64_t(p < room ? p : m.parents) * gridDim.x + blockIdx.x] = all;
 }
 
 /// A block adds up the blocks of one sum, in their order; lanes take every 32nd.
@@ -268,6 +274,8 @@ void merge(Context& context, const MergeArgs& a) {
   }
   m.most_total = all_weights <= double(most_ordinary) ? most_ordinary : -1;
   m.out = args.out(a.out, a.count);
+  const auto begins = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+  m.in_steps = begins(m.base) && begins(m.out) && std::all_of(m.x, m.x + a.parents, begins);
   const unsigned grid = blocks(a.count, 256 * each * turns);
   double* sums = args.scratch<double>(int64_t(grid) * (a.parents + 1));
   const auto kernel = !a.from ? best<Counts::all>(a) : large ? best<Counts::large>(a) : best<Counts::between>(a);
