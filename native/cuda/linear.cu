@@ -108,16 +108,45 @@ __global__ void __launch_bounds__(columns_packed / 2)
 }
 
 /// Columns become rows, zeros up to the stride; by tiles of 32 x 32, so that neighbours read and write neighbours.
-template <class Word>
-__global__ void turn(const void* from, int64_t rows, int64_t cols, int64_t from_stride, void* to, int64_t to_stride) {
-  __shared__ Word tile[32][33];
+__global__ void turn_f32(const float* from, int64_t rows, int64_t cols, int64_t from_stride, float* to, int64_t to_stride) {
+  __shared__ float tile[32][33];
   const int64_t r0 = int64_t(blockIdx.x) * 32, c0 = int64_t(blockIdx.y) * 32;
   const int x = int(threadIdx.x), y = int(threadIdx.y);
-  for (int i = y; i < 32; i += 8)
-    tile[i][x] = r0 + i < rows && c0 + x < cols ? static_cast<const Word*>(from)[(r0 + i) * from_stride + c0 + x] : Word(0);
+  for (int i = y; i < 32; i += 8) tile[i][x] = r0 + i < rows && c0 + x < cols ? from[(r0 + i) * from_stride + c0 + x] : 0;
   __syncthreads();
   for (int i = y; i < 32; i += 8)
-    if (c0 + i < cols && r0 + x < to_stride) static_cast<Word*>(to)[(c0 + i) * to_stride + r0 + x] = tile[x][i];
+    if (c0 + i < cols && r0 + x < to_stride) to[(c0 + i) * to_stride + r0 + x] = tile[x][i];
+}
+
+/// The same of 16-bit words, by tiles of 64 x 64: a thread turns 4 x 4 of them in its registers. Both strides are multiples of 64.
+constexpr int words_turned = 64;
+
+__global__ void __launch_bounds__(256)
+    turn_words(const uint16_t* from, int64_t rows, int64_t cols, int64_t from_stride, uint16_t* to, int64_t to_stride) {
+  alignas(16) __shared__ uint2 tile[words_turned][words_turned / 4];  // fours of turned rows, swizzled by the row's own four
+  const int64_t r0 = int64_t(blockIdx.x) * words_turned, c0 = int64_t(blockIdx.y) * words_turned;
+  const int id = int(threadIdx.x), i = id / 16, j = id % 16;
+  uint2 in[4];
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const int64_t row = r0 + 4 * i + k;
+    in[k] = row < rows ? *reinterpret_cast<const uint2*>(from + row * from_stride + c0 + 4 * j) : uint2{0, 0};
+  }
+#pragma unroll
+  for (int m = 0; m < 4; ++m) {
+    const auto pair = [&](const uint2& a, const uint2& b) {
+      const uint32_t first = m < 2 ? a.x : a.y, second = m < 2 ? b.x : b.y;
+      return m % 2 ? first >> 16 | (second & 0xffff0000u) : (first & 0xffff) | second << 16;
+    };
+    tile[4 * j + m][i ^ j] = {pair(in[0], in[1]), pair(in[2], in[3])};
+  }
+  __syncthreads();
+#pragma unroll
+  for (int at = id; at < words_turned * 8; at += 256) {
+    const int n = at / 8, v = at % 8, own = n / 4;
+    const uint2 *const both = &tile[n][2 * (v ^ own / 2)], &low = both[own % 2], &high = both[1 - own % 2];
+    if (c0 + n < cols) *reinterpret_cast<int4*>(to + (c0 + n) * to_stride + r0 + 8 * v) = {int(low.x), int(low.y), int(high.x), int(high.y)};
+  }
 }
 
 /// [cols, rows] f32 from packed whole numbers.
@@ -440,10 +469,15 @@ void pack_transposed(Context& context, const Weight& from, std::unique_ptr<Weigh
   const auto& weight = static_cast<const DeviceWeight&>(from);
   if (!into) into = make(args, weight.cols, weight.rows, false, weight.format);
   auto& turned = static_cast<DeviceWeight&>(*into);
+  if (weight.format == WeightFormat::f32) {
+    launch(args.device, turn_f32, dim3(blocks(turned.stride, 32), blocks(weight.cols, 32)), dim3(32, 8), static_cast<const float*>(weight.values),
+           weight.rows, weight.cols, weight.stride, static_cast<float*>(turned.values), turned.stride);
+    return;
+  }
   if (weight.format != WeightFormat::i8) {
-    launch(args.device, weight.format == WeightFormat::f32 ? turn<uint32_t> : turn<uint16_t>,
-           dim3(blocks(turned.stride, 32), blocks(weight.cols, 32)), dim3(32, 8), static_cast<const void*>(weight.values), weight.rows, weight.cols,
-           weight.stride, turned.values, turned.stride);
+    launch(args.device, turn_words, dim3(blocks(turned.stride, words_turned), blocks(weight.cols, words_turned)), dim3(256),
+           static_cast<const uint16_t*>(weight.values), weight.rows, weight.cols, weight.stride, static_cast<uint16_t*>(turned.values),
+           turned.stride);
     return;
   }
   // Whole numbers have a scale for each output, and the outputs are others now.

@@ -406,7 +406,8 @@ struct Table {
   const void* words;
   Dtype dtype;
   const int32_t* ids;
-  __device__ float at(int64_t t, int64_t cols, int64_t c) const { return file_word(words, dtype, (ids ? ids[t] : t) * cols + c); }
+  __device__ int64_t row(int64_t t) const { return ids ? ids[t] : t; }
+  __device__ float at(int64_t t, int64_t cols, int64_t c) const { return file_word(words, dtype, row(t) * cols + c); }
 };
 
 __global__ void embed_f32(Table table, Table positions, float scale, const float* type_row, View y) {
@@ -416,6 +417,27 @@ __global__ void embed_f32(Table table, Table positions, float scale, const float
       first, y.cols,
       [&](int64_t c) { return table.at(t, y.cols, c) * scale + (type_row ? type_row[c] : 0) + (positions.words ? positions.at(t, y.cols, c) : 0); },
       [&](int64_t c, float v) { y.row(t)[c] = v; });
+}
+
+/// The same of 16-bit words without positions and type, four at a time.
+template <Dtype dtype>
+__global__ void embed_words(Table table, float scale, View y) {
+  const auto [t, first] = own_part(y.cols);
+  if (t >= y.rows) return;
+  const auto* const from = reinterpret_cast<const uint2*>(static_cast<const uint16_t*>(table.words) + table.row(t) * y.cols);
+  auto* const to = reinterpret_cast<float4*>(y.row(t));
+  const int at = int(first / 4) + lane(), end = int(y.cols / 4);
+  uint2 held[part / 128];
+#pragma unroll
+  for (int i = 0; i < part / 128; ++i)
+    if (at + 32 * i < end) held[i] = from[at + 32 * i];
+#pragma unroll
+  for (int i = 0; i < part / 128; ++i) {
+    uint16_t words[4];
+    memcpy(words, &held[i], sizeof words);
+    const auto number = [&](int e) { return file_word(words, dtype, e) * scale; };
+    if (at + 32 * i < end) to[at + 32 * i] = {number(0), number(1), number(2), number(3)};
+  }
 }
 
 __global__ void embed_backward_f32(const int32_t* ids, float scale, View dy, View dtable) {
@@ -776,7 +798,12 @@ void embed(Context& context, const EmbedArgs& a) {
   Arguments args(context);
   const int64_t T = a.y.rows, C = a.y.cols;
   const Table positions = a.position_table ? table_of(args, *a.position_table, a.positions, T, C) : Table{nullptr, Dtype::f32, nullptr};
-  launch_parts(args, embed_f32, T, C, table_of(args, *a.table, a.ids, T, C), positions, a.scale, args.in(a.type_row, C), args.out(a.y));
+  const Table table = table_of(args, *a.table, a.ids, T, C);
+  const View y = args.out(a.y);
+  const bool alone = !positions.words && !a.type_row && C % 4 == 0 && reinterpret_cast<uintptr_t>(table.words) % 8 == 0 && in_steps(y, 4);
+  if (alone && table.dtype == Dtype::bf16) return launch_parts(args, embed_words<Dtype::bf16>, T, C, table, a.scale, y);
+  if (alone && table.dtype == Dtype::f16) return launch_parts(args, embed_words<Dtype::f16>, T, C, table, a.scale, y);
+  launch_parts(args, embed_f32, T, C, table, positions, a.scale, args.in(a.type_row, C), y);
 }
 
 void embed_backward(Context& context, const EmbedBackwardArgs& a) {

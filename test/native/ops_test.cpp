@@ -566,6 +566,14 @@ void row_cases(const OperationTable& table, const OperationTable& reference) {
       // The device's own copies are taken, whatever becomes of the host's memory; and no longer once they are given back.
       {
         const Resident copies[] = {reside(context, words.data, words.bytes()), reside(context, ids), reside(context, bias)};
+        EmbedArgs alone = args;
+        alone.position_table = nullptr, alone.positions = nullptr, alone.type_row = nullptr;
+        Owned words_want(T, C, 12), words_got(T, C, 13);
+        alone.y = words_want.m;
+        reference.embed(plain, alone);
+        alone.y = words_got.m;
+        table.embed(context, alone);
+        check_close(words_got.m, words_want.m, 1e-6, what + "embed words alone " + dtype_name(dtype));
         std::vector<char> bytes(words.bytes());
         std::memcpy(bytes.data(), words.data, bytes.size());
         std::memset(const_cast<void*>(words.data), 0, bytes.size());
