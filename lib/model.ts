@@ -228,14 +228,23 @@ export async function load(directory: string, options: LoadOptions, training: Na
   }
 }
 
+/** The model on a device. On a GPU it stands in two places: the next forward pass is prepared there, and its data go there, while one runs. */
+interface Place {
+  handle: NativeModel
+  /** Nobody else's pass can be taken for the one that runs here. */
+  alone: boolean
+}
+
 /** A loaded model. Calls may overlap; forward passes take turns on each device. Free it with `dispose()` or `await using`. */
 export class Model {
   /** What was loaded and how it runs. */
   readonly info: ModelInfo
-  /** The model on each of its devices; those that no forward pass runs on; and who waits for one, in order. None: disposed. */
+  /** The model on each of its devices. None: disposed. */
   private handles: NativeModel[]
-  private readonly idle: NativeModel[]
-  private readonly waiting: ((handle: NativeModel) => void)[] = []
+  /** Where forward passes run; where none does; and who waits for a place, in order. */
+  private readonly places: readonly Place[]
+  private readonly idle: Place[]
+  private readonly waiting: ((place: Place) => void)[] = []
   private disposed: Promise<void> | undefined
   private readonly render: ReturnType<typeof promptRenderer>
   /**
@@ -253,7 +262,10 @@ export class Model {
     info: ModelInfo,
   ) {
     this.handles = handles
-    this.idle = [...handles]
+    const devices = info.device.split(',')
+    const first = handles.map((handle, i) => ({ handle, alone: devices[i] === 'cpu' }))
+    this.places = [...first, ...first.filter(({ alone }) => !alone)]
+    this.idle = [...this.places]
     this.info = info
     const placeholders = placeholdersOf(info, directory, tokenizer)
     this.render = promptRenderer(directory, placeholders)
@@ -417,7 +429,7 @@ export class Model {
     const { handles } = this
     this.handles = []
     // Who waits in front of this finds the model disposed, and hands on.
-    await Promise.all(handles.map(() => this.acquire()))
+    await Promise.all(this.places.map(() => this.acquire()))
     for (const handle of handles) binding().dispose(handle)
   }
 
@@ -460,7 +472,7 @@ export class Model {
     }
   }
 
-  /** Batches with their vectors, in order, one on each device at a time. The next batch is tokenised meanwhile. */
+  /** Batches with their vectors, in order, one in each place at a time. The next batch is tokenised meanwhile. */
   private async *pipeline<T>(
     contents: Iterable<Content> | AsyncIterable<Content>,
     settings: Settings,
@@ -471,7 +483,7 @@ export class Model {
       promise.catch(() => {}) // it is awaited below, perhaps after another error
       return promise
     }
-    const width = Math.max(1, this.handles.length)
+    const width = this.places.length
     const flying: Promise<{ batch: Batch; values: T }>[] = []
     let next: Promise<IteratorResult<Batch, undefined>> | undefined = quietly(batches.next())
     try {
@@ -570,14 +582,14 @@ export class Model {
     return handle
   }
 
-  private async acquire(): Promise<NativeModel> {
+  private async acquire(): Promise<Place> {
     return this.idle.shift() ?? new Promise((resolve) => this.waiting.push(resolve))
   }
 
-  private release(handle: NativeModel): void {
+  private release(place: Place): void {
     const next = this.waiting.shift()
-    if (next) next(handle)
-    else this.idle.push(handle)
+    if (next) next(place)
+    else this.idle.push(place)
   }
 
   private async vectorsOf({ ids, offsets, media }: Batch, { signal, normalize, dimensions }: Settings): Promise<Float32Array> {
@@ -585,16 +597,19 @@ export class Model {
     return this.forward(signal, (handle) => binding().embed(handle, ids, offsets, normalize, dimensions, media))
   }
 
-  /** One forward pass, on the first device that those asked for before leave free. */
+  /** One forward pass, in the first place that those asked for before leave free. */
   private async forward<T>(signal: AbortSignal | undefined, pass: (handle: NativeModel) => Promise<T>): Promise<T> {
     this.checkAlive(signal)
-    const handle = await this.acquire()
+    const place = await this.acquire()
+    const { handle, alone } = place
     try {
       this.checkAlive(signal)
-      const cancel = () => binding().cancel(handle)
+      const cancel = () => alone && binding().cancel(handle)
       signal?.addEventListener('abort', cancel, { once: true })
       try {
-        return await pass(handle)
+        const result = await pass(handle)
+        if (signal?.aborted) this.checkAlive(signal) // it was not cancelled
+        return result
       } catch (error) {
         const known = asConanError(error)
         throw known.code === 'ABORTED' ? new ConanError('ABORTED', 'embed was aborted', { cause: signal?.reason }) : known
@@ -602,7 +617,7 @@ export class Model {
         signal?.removeEventListener('abort', cancel)
       }
     } finally {
-      this.release(handle)
+      this.release(place)
     }
   }
 }

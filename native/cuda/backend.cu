@@ -60,6 +60,31 @@ Resident reside(Context& context, const void* host, size_t bytes) {
   return {copy.get(), [&device, host](const void*) { device.resident.remove(host); }};
 }
 
+struct Brought : Arrival {
+  Device& device;
+  Places::Place place;
+  Brought(Device& device, size_t bytes) : device(device), place(device.places.take(bytes)) {}
+  ~Brought() override {
+    cudaEventSynchronize(place.there);  // else the next one's would be written over
+    device.places.give_back(place);
+  }
+  const float* wait() override {
+    check(cudaEventSynchronize(place.there), "computing");
+    return static_cast<const float*>(place.memory);
+  }
+};
+
+std::unique_ptr<Arrival> bring(Context& context, const Matrix& x) {
+  Device& device = device_of(context);
+  check(cudaSetDevice(device.index), "device");
+  const size_t width = size_t(x.cols) * sizeof(float);
+  auto out = std::make_unique<Brought>(device, width * size_t(x.rows));
+  check(cudaMemcpy2DAsync(out->place.memory, width, x.data, size_t(x.stride) * sizeof(float), width, size_t(x.rows), cudaMemcpyDefault, device.main),
+        "copy");
+  check(cudaEventRecord(out->place.there, device.main), "event");
+  return out;
+}
+
 std::unique_ptr<Recording> record(Context& context, const std::vector<HostRange>& inputs, const std::function<void()>& body) {
   Device& device = device_of(context);
   check(cudaSetDevice(device.index), "device");
@@ -114,6 +139,7 @@ void fill(Backend& backend) {
   t.free_bytes = free_bytes;
   t.finish = finish;
   t.for_rows = for_rows;
+  t.bring = bring;
   t.reside = reside;
   t.record = record;
   t.replay = replay;

@@ -3,6 +3,7 @@
 #pragma once
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cstring>
 #include <map>
 #include <memory>
@@ -160,6 +161,39 @@ class Ring {
   std::mutex lock_;
 };
 
+/// Pieces of the host's memory that a device writes by itself, for results; a piece serves one after the other.
+class Places {
+ public:
+  struct Place {
+    void* memory = nullptr;
+    size_t bytes = 0;
+    cudaEvent_t there = nullptr;
+  };
+
+  Place take(size_t bytes) {
+    constexpr size_t least = size_t(1) << 16;
+    Place place;
+    {
+      std::lock_guard guard(lock_);
+      if (!free_.empty()) place = free_.back(), free_.pop_back();
+    }
+    if (!place.there) check(cudaEventCreateWithFlags(&place.there, cudaEventDisableTiming), "event");
+    if (place.bytes >= bytes) return place;
+    cudaFreeHost(place.memory);
+    place.memory = nullptr, place.bytes = std::max(least, std::bit_ceil(bytes));
+    check(cudaMallocHost(&place.memory, place.bytes), "host memory that the device writes");
+    return place;
+  }
+  void give_back(const Place& place) {
+    std::lock_guard guard(lock_);
+    free_.push_back(place);
+  }
+
+ private:
+  std::vector<Place> free_;
+  std::mutex lock_;
+};
+
 /// What operations made for themselves lately and the device has a copy of: the layers of a pass make the same, and a copy between two kernels
 /// takes ten times as long as it would alone.
 class Lately {
@@ -197,6 +231,7 @@ struct Device {
   Ranges resident;          // copies that reside() made
   Staging staging;
   Ring ring;
+  Places places;
   Lately lately;
   /// Weights that a context has filled without waiting since it called finish(), and where kernels say which of them (from 1 on) holds no
   /// number. Models on one device may run at the same time.

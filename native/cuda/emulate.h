@@ -307,6 +307,14 @@ inline cudaError_t cudaMallocHost(void** out, size_t bytes) {
   conan::cuda::emulated::pinned[static_cast<char*>(*out)] = bytes;
   return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
+inline cudaError_t cudaFreeHost(void* memory) {
+  {
+    std::lock_guard lock(conan::cuda::emulated::allocations_lock);
+    conan::cuda::emulated::pinned.erase(static_cast<char*>(memory));
+  }
+  std::free(memory);
+  return cudaSuccess;
+}
 using cudaEvent_t = void*;
 constexpr unsigned cudaEventDisableTiming = 2;
 inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
@@ -342,7 +350,7 @@ inline cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from
   const auto copy = [=](const void* source, size_t pitch) {
     for (size_t i = 0; i < height; ++i) std::memcpy(static_cast<char*>(to) + i * to_pitch, static_cast<const char*>(source) + i * pitch, width);
   };
-  if (!is_device(to)) {
+  if (!is_device(to) && !lies_in(pinned, to)) {
     drain();
     copy(from, from_pitch);
   } else if (is_device(from) || lies_in(pinned, from)) {

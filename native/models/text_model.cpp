@@ -239,15 +239,21 @@ TextModel::Repeated* TextModel::repeated(const TokenBatch& batch, const Media& m
 }
 
 void TextModel::embed(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions, float* out) {
-  std::lock_guard<std::mutex> lock(running_);
-  cancelled_ = false;
   Context& context = *context_;
-  Arena::Scope scope(context.scratch);
-  Repeated* const known = repeated(batch, media, normalize, dimensions);
-  if (known) context.ops.replay(context, *known->recording, {batch.ids});
-  const Matrix x = known ? known->vectors : finished(batch, media, normalize, dimensions), vectors{out, x.rows, dimensions, dimensions};
-  copy(context, x, vectors);
-  finish(context);
+  const Matrix vectors{out, batch.sequences, dimensions, dimensions};
+  std::unique_ptr<Arrival> arrival;
+  {
+    std::lock_guard<std::mutex> lock(running_);
+    cancelled_ = false;
+    Arena::Scope scope(context.scratch);
+    Repeated* const known = repeated(batch, media, normalize, dimensions);
+    if (known) context.ops.replay(context, *known->recording, {batch.ids});
+    const Matrix x = known ? known->vectors : finished(batch, media, normalize, dimensions);
+    if (context.ops.bring) arrival = context.ops.bring(context, x);
+    else copy(context, x, vectors), finish(context);
+  }
+  // The next pass may be asked for meanwhile: a device comes to it, and to the memory it shares with this one, behind this one.
+  if (arrival) std::copy_n(arrival->wait(), vectors.rows * dimensions, out);
   for (int64_t b = 0; b < vectors.rows; ++b) {
     uint32_t most = 0;  // magnitudes by their bits: a sum of floats would be added up one by one
     for (int64_t c = 0; c < dimensions; ++c) most = std::max(most, std::bit_cast<uint32_t>(vectors.row(b)[c]) & 0x7fffffff);

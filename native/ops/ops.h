@@ -33,6 +33,13 @@ struct OperationTable;
 /// A device's own copy of host memory; given back with the last of these.
 using Resident = std::shared_ptr<const void>;
 
+/// A matrix on its way from a device to the host.
+struct Arrival {
+  virtual ~Arrival() = default;
+  /// Its rows, one behind the other, once they are there; as long as this lives.
+  virtual const float* wait() = 0;
+};
+
 /// Operations that a device remembers, to be asked for at once.
 struct Recording {
   virtual ~Recording() = default;
@@ -362,6 +369,9 @@ struct OperationTable {
   /// Returns when everything asked for so far is in memory, where a backend works on its own; before host code looks at or changes memory of
   /// allocate(). Null: nothing to wait for.
   void (*finish)(Context&) = nullptr;
+  /// Brings a matrix to the host, behind all that was asked for so far and beside what comes next, which may have its memory. Null: by copy() and
+  /// finish().
+  std::unique_ptr<Arrival> (*bring)(Context&, const Matrix&) = nullptr;
   /// A copy of host memory that does not change as long as it is held: operations use the copy wherever they are given that memory or a part
   /// of it. Null: host memory is as good.
   Resident (*reside)(Context&, const void* host, size_t bytes) = nullptr;

@@ -43,6 +43,23 @@ for (const [name, inputs] of models)
       assert.deepEqual((await gpu.embed(inputs[2] as EmbedInput)).vectors, own)
     })
 
+test('while a pass runs on cuda the next one is asked for: the same vectors, and a call that is aborted takes no other with it', { skip }, async () => {
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device })
+  const many = Array.from({ length: 60 }, (_, i) => texts[i % 3]!.repeat(1 + (i % 5)))
+  const want = (await model.embed(many)).vectors
+  const options = { maxBatchTokens: 40 }
+  for (const { vectors } of await Promise.all([model.embed(many, options), model.embed(many, options)])) assert.deepEqual(vectors, want)
+  const stop = new AbortController()
+  const aborted = model.embed(many, { ...options, signal: stop.signal, onProgress: ({ done }) => done > 10 && stop.abort(new Error('enough')) })
+  const [ended, whole] = await Promise.allSettled([aborted, model.embed(many, options)])
+  assert.equal(ended.status === 'rejected' && ended.reason.code, 'ABORTED')
+  assert.deepEqual(whole.status === 'fulfilled' && whole.value.vectors, want)
+  const only = new AbortController()
+  const work = model.embed(many, { signal: only.signal })
+  setTimeout(() => only.abort(), 5)
+  await assert.rejects(work, { code: 'ABORTED', name: 'AbortError' })
+})
+
 test('a model that does not fit is an error with the numbers, and leaves nothing behind', {
   skip: skip || (emulated ? false : 'only an emulated GPU has as little memory as one likes'),
 }, async () => {
