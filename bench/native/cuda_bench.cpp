@@ -90,12 +90,12 @@ int main(int count, char** arguments) {
       const Matrix sum = filled(context, rows, hidden);
       // Texts of 512 tokens, whose heads turn by the same angles.
       constexpr int heads = 16, kv_heads = 8, D = 128;
-      const Matrix norm = filled(context, 1, D), angles = filled(context, 512, D / 2);
+      const Matrix norm = filled(context, 1, D), cos = filled(context, 512, D / 2), sin = filled(context, 512, D / 2);
       std::vector<int32_t> positions;
       for (int64_t t = 0; t < rows; ++t) positions.push_back(int32_t(t % 512));
       const Resident resident = reside(context, positions);
       const auto turned = [&](int count, int64_t first) {
-        RopeArgs rope{{}, count, D, norm.data, 1e-6f, angles.data, angles.data, D / 2, positions.data()};
+        RopeArgs rope{{}, count, D, norm.data, 1e-6f, cos.data, sin.data, D / 2, positions.data()};
         rope.narrow_x = rope.narrow_y = y.columns(first * D, count * D);
         return rope;
       };
