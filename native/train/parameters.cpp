@@ -166,24 +166,25 @@ void Parameters::pull_back(Context& context, double anchor) {
     context.ops.scatter(context,
                         {scaled(context, view_of(apart.data, rows, cols), float(anchor)), matrix_of(parameter->gradient, rows, cols), nullptr, true});
   }
-  finish(context);
-  // |s B A|^2: s^2 B (A A^T) by B and s^2 (B^T B) A by A.
+  const auto product = [&](const Matrix& x, const Weight& weight, const Matrix& y, bool add) {
+    LinearArgs args;
+    args.x = x, args.weight = &weight, args.y = y;
+    if (add) args.residual = y;
+    context.ops.linear(context, args);
+  };
+  // |s B A|^2: s^2 (B^T B) A by A and s^2 B (A A^T) by B.
   for (const LowRank& low : low_rank_) {
+    Arena::Scope scope(context.scratch);
     const int64_t r = low.rank, rows = low.b->shape[0], cols = low.a->shape[1];
-    const float* a = low.a->value.data();
-    const float* b = low.b->value.data();
-    std::vector<double> aa(size_t(r * r)), bb(size_t(r * r));
-    for (int64_t i = 0; i < r; ++i)
-      for (int64_t j = 0; j < r; ++j) {
-        for (int64_t c = 0; c < cols; ++c) aa[size_t(i * r + j)] += double(a[i * cols + c]) * a[j * cols + c];
-        for (int64_t n = 0; n < rows; ++n) bb[size_t(i * r + j)] += double(b[n * r + i]) * b[n * r + j];
-      }
-    const double factor = anchor * low.scale * low.scale;
-    for (int64_t i = 0; i < r; ++i)
-      for (int64_t j = 0; j < r; ++j) {
-        for (int64_t n = 0; n < rows; ++n) low.b->gradient[n * r + i] += float(factor * aa[size_t(j * r + i)] * b[n * r + j]);
-        for (int64_t c = 0; c < cols; ++c) low.a->gradient[i * cols + c] += float(factor * bb[size_t(i * r + j)] * a[j * cols + c]);
-      }
+    const float factor = float(anchor) * low.scale * low.scale;
+    const Matrix a = matrix_of(low.a->value, r, cols), b = matrix_of(low.b->value, rows, r);
+    const Matrix aa = context.scratch.contiguous(r, r), bb = context.scratch.contiguous(r, r);
+    const Weight& packed = packed_.pack(context, a, WeightFormat::f32);
+    product(a, packed, aa, false);
+    clear(context, bb);
+    context.ops.linear_backward(context, {b, b, bb});
+    product(scaled(context, view_of(bb.data, r, r), factor), packed_.transposed(context, packed), matrix_of(low.a->gradient, r, cols), true);
+    product(b, packed_.pack(context, scaled(context, view_of(aa.data, r, r), factor), WeightFormat::f32), matrix_of(low.b->gradient, rows, r), true);
   }
 }
 
