@@ -231,11 +231,9 @@ __global__ void __launch_bounds__(256, room <= 4 ? 4 : 1) merge_bf16(Merge m, in
   sums[int64_t(p < room ? p : m.parents) * gridDim.x + blockIdx.x] = all;
 }
 
-/// A block adds up the blocks of one sum, in their order; lanes take every 32nd.
+/// A block adds up the blocks of one sum, in their order.
 __global__ void add_blocks(const double* sums, int64_t blocks, double* out) {
-  double sum = 0;
-  for (int64_t i = threadIdx.x; i < blocks; i += 32) sum += sums[blockIdx.x * blocks + i];
-  sum = warp_sum(sum);
+  const double sum = warp_sum_of(sums + blockIdx.x * blocks, blocks);
   if (threadIdx.x == 0) out[blockIdx.x] += sum;
 }
 

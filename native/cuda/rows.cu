@@ -686,11 +686,8 @@ __global__ void squares_f32(const float* values, int64_t count, double* sums) {
   sums[blockIdx.x] = sum;
 }
 
-/// A warp's; lanes take every 32nd.
 __global__ void sum_f64(const double* values, int64_t count, double* sum) {
-  double total = 0;
-  for (int64_t i = lane(); i < count; i += 32) total += values[i];
-  total = warp_sum(total);
+  const double total = warp_sum_of(values, count);
   if (lane() == 0) *sum = total;
 }
 

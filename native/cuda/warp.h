@@ -29,6 +29,12 @@ __device__ __forceinline__ T warp_sum(T value) {
   for (int mask = 16; mask; mask >>= 1) value += __shfl_xor_sync(full_warp, value, mask);
   return value;
 }
+/// Of all values, by a block that is one warp; lanes take every 32nd.
+__device__ __forceinline__ double warp_sum_of(const double* values, int64_t count) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += 32) sum += values[i];
+  return warp_sum(sum);
+}
 __device__ __forceinline__ float warp_max(float value) {
   for (int mask = 16; mask; mask >>= 1) {
     const float other = __shfl_xor_sync(full_warp, value, mask);

@@ -27,6 +27,17 @@ Matrix row_of(float* values, const ValuesPart& part) { return {values, 1, int64_
 
 TensorView view_of(const float* values, int64_t rows, int64_t cols) { return {values, Dtype::f32, {rows, cols}}; }
 
+/// y = x W^T, or with `add` y += it.
+void multiply(Context& context, const Rows& x, const Weight& weight, const Matrix& y, bool add = false) {
+  LinearArgs args;
+  args.x = x.wide;
+  if (weight.cols % 64 == 0) args.narrow_x = x.narrow;
+  args.weight = &weight;
+  args.y = y;
+  if (add) args.residual = y;
+  context.ops.linear(context, args);
+}
+
 void mask_columns(const LowRank& low, const Matrix& x) {
   for (int64_t i = 0; !low.mask.empty() && i < x.rows; ++i)
     for (int64_t c = 0; c < x.cols; ++c) x.row(i)[c] *= low.mask[size_t(c)];
@@ -161,17 +172,12 @@ void Parameters::pull_back(Context& context, double anchor) {
   for (const auto& [name, parameter] : dense_) {
     Arena::Scope scope(context.scratch);
     const int64_t rows = parameter->shape.size() > 1 ? parameter->shape[0] : 1, cols = parameter->size() / rows;
-    const Matrix apart = scaled(context, {kept(context, name).data, stored_.at(name).dtype, {rows, cols}}, -1);
+    const TensorView& stored = kept(context, name);
+    const Matrix apart = scaled(context, {stored.data, stored.dtype, {rows, cols}}, -1);
     context.ops.scatter(context, {matrix_of(parameter->value, rows, cols), apart, nullptr, true});
     context.ops.scatter(context,
                         {scaled(context, view_of(apart.data, rows, cols), float(anchor)), matrix_of(parameter->gradient, rows, cols), nullptr, true});
   }
-  const auto product = [&](const Matrix& x, const Weight& weight, const Matrix& y, bool add) {
-    LinearArgs args;
-    args.x = x, args.weight = &weight, args.y = y;
-    if (add) args.residual = y;
-    context.ops.linear(context, args);
-  };
   // |s B A|^2: s^2 (B^T B) A by A and s^2 B (A A^T) by B.
   for (const LowRank& low : low_rank_) {
     Arena::Scope scope(context.scratch);
@@ -180,11 +186,13 @@ void Parameters::pull_back(Context& context, double anchor) {
     const Matrix a = matrix_of(low.a->value, r, cols), b = matrix_of(low.b->value, rows, r);
     const Matrix aa = context.scratch.contiguous(r, r), bb = context.scratch.contiguous(r, r);
     const Weight& packed = packed_.pack(context, a, WeightFormat::f32);
-    product(a, packed, aa, false);
+    multiply(context, a, packed, aa);
     clear(context, bb);
     context.ops.linear_backward(context, {b, b, bb});
-    product(scaled(context, view_of(bb.data, r, r), factor), packed_.transposed(context, packed), matrix_of(low.a->gradient, r, cols), true);
-    product(b, packed_.pack(context, scaled(context, view_of(aa.data, r, r), factor), WeightFormat::f32), matrix_of(low.b->gradient, rows, r), true);
+    multiply(context, scaled(context, view_of(bb.data, r, r), factor), packed_.transposed(context, packed), matrix_of(low.a->gradient, r, cols),
+             true);
+    multiply(context, b, packed_.pack(context, scaled(context, view_of(aa.data, r, r), factor), WeightFormat::f32),
+             matrix_of(low.b->gradient, rows, r), true);
   }
 }
 
@@ -232,11 +240,8 @@ const TensorView& Parameters::kept(Context& context, const std::string& name) {
 Matrix Parameters::effective(Context& context, const LowRank& low) {
   const TensorView& stored = kept(context, low.tensor);
   const Matrix out = scaled(context, stored, 1);
-  LinearArgs args;
-  args.x = matrix_of(low.b->value, out.rows, low.rank);
-  args.weight = &packed_.transposed(context, packed_.pack(context, scaled_a(context, low), WeightFormat::f32));
-  args.residual = args.y = out;
-  context.ops.linear(context, args);
+  const Weight& turned = packed_.transposed(context, packed_.pack(context, scaled_a(context, low), WeightFormat::f32));
+  multiply(context, matrix_of(low.b->value, out.rows, low.rank), turned, out, true);
   return out;
 }
 
@@ -343,14 +348,6 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const R
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols(), cols = x.cols(), T = x.rows();
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
-  const auto product = [&](const Rows& in, const Weight& weight, const Matrix& out) {
-    LinearArgs args;
-    args.x = in.wide;
-    if (weight.cols % 64 == 0) args.narrow_x = in.narrow;
-    args.weight = &weight;
-    args.y = out;
-    context.ops.linear(context, args);
-  };
   const WeightFormat format = reduced ? WeightFormat::bf16 : WeightFormat::f32;
   const Matrix a = scaled_a(context, low);
   std::vector<float> reordered;
@@ -358,8 +355,8 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, const R
     finish(context);
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
-  product(x, packed_.pack(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
-  product(dy, packed_.transposed(context, packed_.pack(context, scaled(context, *low.b, low.scale), format)), u);
+  multiply(context, x, packed_.pack(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
+  multiply(context, dy, packed_.transposed(context, packed_.pack(context, scaled(context, *low.b, low.scale), format)), u);
   context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});
