@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 import transformers
 
+from gpu_results import keep
+
 # hidden, layers, heads, key heads, head size, MLP; the language models of Qwen3-0.6B, Qwen3-VL-2B, Qwen3-8B, and a quarter of the last one's
 # layers, which is made and written in a quarter of the time.
 shapes = {"pico": (64, 2, 4, 2, 16, 128), "0.6B": (1024, 28, 16, 8, 128, 3072), "2B": (2048, 28, 16, 8, 128, 6144), "8B": (4096, 36, 32, 8, 128, 12288),
@@ -110,6 +112,7 @@ def main():
             rate = flops(name, weights, lengths) / seconds / 1e12
             print(f"{name:6} {shape:10} {who:18} {1e3 * seconds:9.2f} {sum(lengths) / seconds:10.0f} {rate:8.1f} {100 * rate / options.ceiling:5.1f}%  {note}",
                   flush=True)
+            keep(model=name, input=shape, who=who, seconds=seconds, tokens=sum(lengths), tflops=rate, share=rate / options.ceiling)
 
         def peer(shape, who):
             lengths = lengths_of(shape)
@@ -124,6 +127,7 @@ def main():
             want, answer = peer(shape, "PyTorch"), answers[shape]
             if "error" in answer:
                 print(f"{name:6} {shape:10} ours: {answer['error']}", flush=True)
+                keep(model=name, input=shape, who="ours", error=answer["error"])
                 continue
             worst = max(abs(a - b) for a, b in zip(answer["vector"], want))
             line(shape, "ours", answer["seconds"], f"first components differ by {worst:.4f}")

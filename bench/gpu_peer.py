@@ -8,6 +8,8 @@ import statistics
 import torch
 import torch.nn.functional as F
 
+from gpu_results import keep
+
 products = [(16, 4096, 4096), (512, 1024, 3072), (8192, 1024, 3072), (8192, 4096, 4096), (16384, 4096, 12288)]
 lengths = [(32, 1024), (128, 64), (512, 16), (2048, 4), (8192, 1)]
 heads, kv_heads, D = 16, 8, 128
@@ -30,6 +32,7 @@ def median(run):
 
 def line(name, work, seconds, unit="TFLOP/s"):
     print(f"{name:34} {1e3 * seconds:10.3f} {work / seconds / 1e12:10.2f} {unit}", flush=True)
+    keep(bench="gpu_peer", name=name, seconds=seconds, rate=work / seconds / 1e12, unit=unit)
 
 
 def main():

@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from gpu_forward import compile_layers, lengths_of, make, ours, timed, tokens
+from gpu_results import keep
 
 audio_token, width, inner = 275, 1280, 2048
 
@@ -77,12 +78,14 @@ def main():
         def line(shape, who, seconds, loss):
             length, texts = map(int, shape.split("x"))
             print(f"{name:6} {shape:10} {who:28} {1e3 * seconds:9.2f} {length * texts / seconds:10.0f} {loss:8.4f}", flush=True)
+            keep(model=name, input=shape, who=who, seconds=seconds, tokens=length * texts, loss=loss)
 
         def own(mode, where, shapes):
             for shape in shapes:  # each from the beginning
                 answer = ours([options.train_bench, where, options.device, "bfloat16", mode], options.device, [shape])[shape]
                 if "error" in answer:
                     print(f"{name:6} {shape:10} ours, {mode}: {answer['error']}", flush=True)
+                    keep(model=name, input=shape, who=f"ours, {mode}", error=answer["error"])
                 else:
                     line(shape, f"ours, {mode}", answer["seconds"], answer["loss"])
 

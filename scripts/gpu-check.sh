@@ -1,50 +1,103 @@
 #!/usr/bin/env bash
-# On a machine with an NVIDIA GPU and no network: builds the CUDA library and the native tests, runs the operation table and whole models on
-# the GPU against the CPU, the memory and race checkers where they are installed, then the benchmarks beside PyTorch; a short table last. Needs
-# nvcc, CMake and a C++20 compiler. Output goes into the directory $OUT, or build/gpu-check. Arguments: the steps wanted; default: all.
+# On a machine with an NVIDIA GPU and no network, within ten minutes: builds the CUDA library and the native tests, runs the operation table
+# and whole models on the GPU against the CPU, the memory and race checkers where they are installed, then the benchmarks beside PyTorch; a
+# short table last. All that was measured goes into gpu-check.json in the directory $OUT, or build/gpu-check, with a log of each step beside it.
+# Needs nvcc, CMake and a C++20 compiler. Arguments: the steps wanted; default: all but `profile`. Exit status: 0 where no step failed, was cut
+# off, or found no time left (of $CONAN_GPU_CHECK_SECONDS, 590).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${OUT:-build/gpu-check}
-mkdir -p "$out"
+budget=${CONAN_GPU_CHECK_SECONDS:-590}
 wanted=" $* "
-started=$SECONDS
-report=()
-step() { # name command...
-  local name=$1 began=$SECONDS
-  [ "$wanted" = "  " ] || [[ "$wanted" == *" $name "* ]] || return 0
+names=()
+mkdir -p "$out"
+
+wants() { [[ "$wanted" == *" $1 "* || ("$wanted" == "  " && $1 != profile) ]]; }
+# What became of a step: ok, FAILED, cut off, not run or skipped; its seconds; and a line of what it said.
+became() { printf '%s\t%s\t%s\n' "$2" "$3" "$4" > "$out/$1.status"; }
+# attempt NAME SECONDS COMMAND...
+attempt() {
+  local name=$1 most=$2 began=$SECONDS left=$((budget - SECONDS)) status
+  shift 2
+  [ "$left" -gt 5 ] || { became "$name" 'not run' 0 "no time left of $budget s"; return; }
+  export CONAN_BENCH_RESULTS=$out/$name.jsonl
+  timeout -k 5 $((most < left ? most : left)) "$@" 2>&1 | tee "$out/$name.log"
+  status=${PIPESTATUS[0]}
+  local took=$((SECONDS - began)) last
+  last=$(tail -1 "$out/$name.log")
+  case $status in
+    0) became "$name" ok "$took" "$last" ;;
+    124 | 137) became "$name" 'cut off' "$took" "$last" ;;
+    *) became "$name" FAILED "$took" "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || printf %s "$last")" ;;
+  esac
+}
+# check NAME SECONDS COMMAND...: beside the other checks, as nothing is timed, until join_checks.
+check() {
+  wants "$1" || return 0
+  names+=("$1")
+  attempt "$@" > /dev/null &
+}
+join_checks() { wait; }
+# bench NAME SECONDS COMMAND...: alone, and shown at once, as a run may be cut off.
+bench() {
+  wants "$1" || return 0
+  names+=("$1")
+  attempt "$@"
+}
+skip() { # WHY NAME...
+  local why=$1 name
   shift
-  # What is measured is shown at once: a run may be cut off.
-  if "$@" 2>&1 | tee "$out/$name.log" > "$([[ $name =~ ^(bench|peer|forward|train|profile) ]] && echo /dev/stdout || echo /dev/null)"; then
-    report+=("$(printf '%-14s ok      %4d s  %s' "$name" $((SECONDS - began)) "$(tail -1 "$out/$name.log")")")
-  else
-    report+=("$(printf '%-14s FAILED  %4d s  %s' "$name" $((SECONDS - began)) "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || tail -1 "$out/$name.log")")")
-  fi
+  for name in "$@"; do wants "$name" && names+=("$name") && became "$name" skipped 0 "$why"; done
 }
 
+rm -f "$out"/*.status "$out"/*.jsonl "$out"/*.log
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 [ "$capability" = 90 ] && capability=90a
-step build-cuda scripts/build-cuda.sh "$capability-real"
-step build-tests bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON && cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
-export CONAN_CUDA_LIBRARY=$PWD/build/Release/libconan-cuda.so
-step ops timeout 60 build/native-tests/ops_test
-step ops-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/ops_test cuda:0
-step models timeout 60 build/native-tests/model_test test/fixtures/pico
+check build-cuda 300 scripts/build-cuda.sh "$capability-real"
+check build-tests 300 bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON &&
+  cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
+join_checks
+
+export CONAN_CUDA_LIBRARY=${CONAN_CUDA_LIBRARY:-$PWD/build/Release/libconan-cuda.so}
+tests=build/native-tests
+check ops 120 $tests/ops_test
+check ops-mma 120 env CONAN_CUDA_GEMM=mma $tests/ops_test cuda:0
+check models 120 $tests/model_test test/fixtures/pico
+races=(linear attention rows merge backward)
 if command -v compute-sanitizer > /dev/null; then
-  step memcheck timeout 100 compute-sanitizer --error-exitcode 1 build/native-tests/ops_test cuda:0
-  step racecheck timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 linear attention
-  step racecheck-back timeout 100 compute-sanitizer --tool racecheck --error-exitcode 1 build/native-tests/ops_test cuda:0 rows merge backward
+  check memcheck 200 compute-sanitizer --error-exitcode 1 $tests/ops_test cuda:0
+  for group in "${races[@]}"; do
+    check "race-$group" 240 compute-sanitizer --tool racecheck --error-exitcode 1 $tests/ops_test cuda:0 "$group"
+  done
 else
-  report+=("memcheck, racecheck skipped: no compute-sanitizer on PATH")
+  skip 'no compute-sanitizer on PATH' memcheck "${races[@]/#/race-}"
 fi
-step bench timeout 60 build/native-tests/cuda_bench
-step bench-mma env CONAN_CUDA_GEMM=mma timeout 60 build/native-tests/cuda_bench
+join_checks
+
+bench bench 60 $tests/cuda_bench
 if python3 -c 'import torch, transformers' 2> /dev/null; then
-  step peer timeout 60 python3 bench/gpu_peer.py
-  step forward timeout 240 python3 bench/gpu_forward.py build/native-tests/forward_bench ${FORWARD_OPTIONS:-}
-  # Where the time goes: not among what all checks are, as it is slow.
-  [[ "$wanted" == *" profile "* ]] && step profile timeout 120 python3 bench/gpu_profile.py build/native-tests/{forward,train}_bench ${PROFILE_OPTIONS:-}
-  step train timeout 180 python3 bench/gpu_train.py build/native-tests/train_bench ${TRAIN_OPTIONS:-}
+  bench forward 180 python3 bench/gpu_forward.py $tests/forward_bench ${FORWARD_OPTIONS:-}
+  bench train 150 python3 bench/gpu_train.py $tests/train_bench ${TRAIN_OPTIONS:-}
+  bench peer 60 python3 bench/gpu_peer.py
+  bench forward-8B 120 python3 bench/gpu_forward.py $tests/forward_bench --models 8B-9 --inputs 512x64,128-896x64 --compiled 512x64
+  bench profile 120 python3 bench/gpu_profile.py $tests/forward_bench $tests/train_bench ${PROFILE_OPTIONS:-}
 else
-  report+=("peer, forward, train skipped: no Python with torch and transformers")
+  skip 'no Python with torch and transformers' forward train peer forward-8B profile
 fi
-printf '%s\n' "--- $(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $((SECONDS - started)) s" "${report[@]}"
+bench bench-mma 60 env CONAN_CUDA_GEMM=mma $tests/cuda_bench
+
+escaped() { printf %s "$1" | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g'; }
+gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)
+json=() table=() whole=0
+for name in "${names[@]}"; do
+  IFS=$'\t' read -r state took line < "$out/$name.status"
+  [[ $state == ok || $state == skipped ]] || whole=1
+  table+=("$(printf '%-14s %-8s %4d s  %s' "$name" "$state" "$took" "$line")")
+  results=$(paste -sd, "$out/$name.jsonl" 2> /dev/null)
+  json+=("$(printf '{"step": "%s", "state": "%s", "seconds": %d, "line": "%s", "results": [%s]}' "$name" "$state" "$took" "$(escaped "$line")" "$results")")
+done
+printf '{"gpu": "%s", "seconds": %d, "steps": [\n%s\n]}\n' "$(escaped "$gpu")" "$SECONDS" "$(printf '%s\n' "${json[@]}" | sed '$!s/$/,/')" > "$out/.gpu-check.json"
+mv "$out/.gpu-check.json" "$out/gpu-check.json"
+printf '%s\n' "--- $gpu, $SECONDS s" "${table[@]}"
+command -v python3 > /dev/null && python3 bench/gpu_results.py $(ls "$out"/{forward,forward-8B,train,peer,bench}.jsonl 2> /dev/null)
+exit $whole

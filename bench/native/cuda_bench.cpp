@@ -1,4 +1,5 @@
 // Products and attention on a GPU by shape, forward and backward, beside the rate of its tensor cores as measured with its vendor's library.
+// A line of JSON a measurement goes to the file that CONAN_BENCH_RESULTS names, where it names one.
 // Usage: cuda_bench [device, default cuda] [TFLOP/s of bf16 products to compare with, default 790] [part of the names of lines wanted]
 #include <algorithm>
 #include <array>
@@ -42,6 +43,17 @@ static Bf16Matrix narrowed(Context& context, const Matrix& m) {
   return out;
 }
 
+/// `work`: of a run, in units of 10^12.
+static void keep(const std::string& name, double seconds, double work, const char* unit) {
+  const char* path = std::getenv("CONAN_BENCH_RESULTS");
+  if (!path) return;
+  std::FILE* file = std::fopen(path, "a");
+  if (!file) fail("FILE_IO", path, ": cannot be added to");
+  std::fprintf(file, "{\"bench\": \"cuda_bench\", \"name\": \"%s\", \"seconds\": %.9f, \"rate\": %.3f, \"unit\": \"%s\"}\n", name.c_str(), seconds,
+               work / seconds, unit);
+  std::fclose(file);
+}
+
 int main(int count, char** arguments) {
   const std::string device = count > 1 ? arguments[1] : "cuda";
   const double ceiling = (count > 2 ? std::atof(arguments[2]) : 790) * 1e12;
@@ -55,6 +67,7 @@ int main(int count, char** arguments) {
       const double time = median(context, run);
       std::printf("%-34s %10.3f %10.1f %7.1f%%\n", name.c_str(), time * 1e3, flops / time / 1e12, 100 * flops / time / ceiling);
       std::fflush(stdout);
+      keep(name, time, flops / 1e12, "TFLOP/s");
     };
     // Whether lines of that beginning are wanted: what they need takes time to make.
     const auto about = [&](const std::string& beginning) { return wanted.substr(0, beginning.size()) == beginning.substr(0, wanted.size()); };
@@ -179,8 +192,9 @@ int main(int count, char** arguments) {
         args.from = elect ? from : nullptr, args.to = elect ? to : nullptr;
         const std::string name = elect ? "merge of 4, TIES" : "merge of 4, task arithmetic";
         if (name.find(wanted) == std::string::npos) continue;
-        const double time = median(context, [&] { table.merge(context, args); });
-        std::printf("%-34s %10.3f %10.2f TB/s\n", name.c_str(), time * 1e3, 6.0 * 2 * double(count) / time / 1e12);
+        const double time = median(context, [&] { table.merge(context, args); }), bytes = 6.0 * 2 * double(count);
+        std::printf("%-34s %10.3f %10.2f TB/s\n", name.c_str(), time * 1e3, bytes / time / 1e12);
+        keep(name, time, bytes / 1e12, "TB/s");
       }
     }
   } catch (const Error& error) {
