@@ -21,6 +21,7 @@ attempt() {
   shift 2
   [ "$left" -gt 5 ] || { became "$name" 'not run' 0 "no time left of $budget s"; return; }
   export CONAN_BENCH_RESULTS=$out/$name.jsonl
+  rm -f "$CONAN_BENCH_RESULTS"
   timeout -k 5 $((most < left ? most : left)) "$@" 2>&1 | tee "$out/$name.log"
   status=${PIPESTATUS[0]}
   local took=$((SECONDS - began)) last
@@ -50,7 +51,6 @@ skip() { # WHY NAME...
   for name in "$@"; do wants "$name" && names+=("$name") && became "$name" skipped 0 "$why"; done
 }
 
-rm -f "$out"/*.status "$out"/*.jsonl "$out"/*.log
 capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
 [ "$capability" = 90 ] && capability=90a
 check build-cuda 300 scripts/build-cuda.sh "$capability-real"
@@ -88,16 +88,20 @@ bench bench-mma 60 env CONAN_CUDA_GEMM=mma $tests/cuda_bench
 
 escaped() { printf %s "$1" | tr -d '\000-\037' | sed 's/\\/\\\\/g; s/"/\\"/g'; }
 gpu=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1)
-json=() table=() whole=0
+json=() table=() measured=() whole=0
 for name in "${names[@]}"; do
   IFS=$'\t' read -r state took line < "$out/$name.status"
   [[ $state == ok || $state == skipped ]] || whole=1
   table+=("$(printf '%-14s %-8s %4d s  %s' "$name" "$state" "$took" "$line")")
-  results=$(paste -sd, "$out/$name.jsonl" 2> /dev/null)
+  results=''
+  if [[ $state != skipped && $state != 'not run' && -f $out/$name.jsonl ]]; then
+    results=$(paste -sd, "$out/$name.jsonl")
+    [[ $name == *-mma ]] || measured+=("$out/$name.jsonl")
+  fi
   json+=("$(printf '{"step": "%s", "state": "%s", "seconds": %d, "line": "%s", "results": [%s]}' "$name" "$state" "$took" "$(escaped "$line")" "$results")")
 done
 printf '{"gpu": "%s", "seconds": %d, "steps": [\n%s\n]}\n' "$(escaped "$gpu")" "$SECONDS" "$(printf '%s\n' "${json[@]}" | sed '$!s/$/,/')" > "$out/.gpu-check.json"
 mv "$out/.gpu-check.json" "$out/gpu-check.json"
 printf '%s\n' "--- $gpu, $SECONDS s" "${table[@]}"
-command -v python3 > /dev/null && python3 bench/gpu_results.py $(ls "$out"/{forward,forward-8B,train,peer,bench}.jsonl 2> /dev/null)
+command -v python3 > /dev/null && python3 bench/gpu_results.py "${measured[@]}"
 exit $whole
