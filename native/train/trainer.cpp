@@ -35,6 +35,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   Context& context = model_->context();
   Arena::Scope scope(context.scratch);
   parameters_.drop(context, steps_ + 1);
+  coming_.clear();  // of a step that failed
   int64_t rows = 0;
   for (const Chunk& chunk : chunks) rows += chunk.view().sequences;
   const Matrix vectors = context.scratch.matrix(rows, model_->dimensions()), gradient = context.scratch.matrix(rows, model_->dimensions());
@@ -74,6 +75,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   }
   StepResult result;
   result.loss = loss_of(vectors, options, gradient);
+  remember();
   if (!std::isfinite(result.loss)) fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the loss is not a number");
   for (Part& part : parts) {
     if (!part.learns) continue;
@@ -103,40 +105,57 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   return result;
 }
 
-/// Vectors of a chunk that does not learn: texts are computed the first time they come.
+/// Vectors of a chunk that does not learn: texts are computed the first time they come. Nothing is waited for, so that a device has what comes
+/// next beside them; remember() keeps them.
 void Trainer::infer(const Chunk& chunk, const Matrix& out) {
-  constexpr size_t kMostBytes = size_t(256) << 20;
   const TokenBatch batch = chunk.view();
   Context& context = model_->context();
   if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy(context, model_->infer(batch, chunk.media), out);
-  HostRows own(out.rows, out.cols);
   Chunk fresh;
   fresh.offsets.push_back(0);
-  std::vector<int64_t> places;
-  const auto key = [&](int64_t b) {
-    return std::string(reinterpret_cast<const char*>(batch.ids + batch.offsets[b]),
-                       size_t(batch.offsets[b + 1] - batch.offsets[b]) * sizeof(int32_t));
-  };
-  for (int64_t b = 0; b < batch.sequences; ++b) {
-    if (const auto found = known_.find(key(b)); found != known_.end()) {
-      std::copy(found->second.begin(), found->second.end(), own.rows.row(b));
+  std::vector<int32_t> old_places, fresh_places;
+  std::vector<const std::vector<float>*> old;
+  Coming coming;
+  for (int b = 0; b < batch.sequences; ++b) {
+    const int32_t *const first = batch.ids + batch.offsets[b], *const end = batch.ids + batch.offsets[b + 1];
+    std::string key(reinterpret_cast<const char*>(first), size_t(end - first) * sizeof(int32_t));
+    if (const auto found = known_.find(key); found != known_.end()) {
+      old_places.push_back(b), old.push_back(&found->second);
       continue;
     }
-    fresh.ids.insert(fresh.ids.end(), batch.ids + batch.offsets[b], batch.ids + batch.offsets[b + 1]);
+    fresh_places.push_back(b), coming.keys.push_back(std::move(key));
+    fresh.ids.insert(fresh.ids.end(), first, end);
     fresh.offsets.push_back(int32_t(fresh.ids.size()));
-    places.push_back(b);
   }
-  if (!places.empty()) {
-    HostRows made(int64_t(places.size()), out.cols);
-    copy(context, model_->infer(fresh.view(), fresh.media), made.rows);
-    finish(context);
-    for (int64_t i = 0; i < made.rows.rows; ++i) {
-      const float* const row = made.rows.row(i);
-      std::copy_n(row, out.cols, own.rows.row(places[size_t(i)]));
-      if (known_.size() * size_t(out.cols) * sizeof(float) < kMostBytes) known_[key(places[size_t(i)])].assign(row, row + out.cols);
+  if (!old.empty()) {
+    HostRows rows(int64_t(old.size()), out.cols);
+    for (size_t i = 0; i < old.size(); ++i) std::copy(old[i]->begin(), old[i]->end(), rows.rows.row(int64_t(i)));
+    context.ops.scatter(context, {rows.rows, out, old_places.data()});
+  }
+  if (fresh_places.empty()) return;
+  const Matrix made = model_->infer(fresh.view(), fresh.media);
+  context.ops.scatter(context, {made, out, fresh_places.data()});
+  if (context.ops.bring) {
+    coming.arrival = context.ops.bring(context, made);
+  } else {
+    coming.values.resize(size_t(made.rows * made.cols));
+    copy(context, made, {coming.values.data(), made.rows, made.cols, made.cols});
+  }
+  coming_.push_back(std::move(coming));
+}
+
+/// Keeps what infer() has made, which is there by now.
+void Trainer::remember() {
+  constexpr size_t kMostBytes = size_t(256) << 20;
+  const auto cols = size_t(model_->dimensions());
+  for (const Coming& coming : coming_) {
+    const float* row = coming.arrival ? coming.arrival->wait() : coming.values.data();
+    for (const std::string& key : coming.keys) {
+      if (known_.size() * cols * sizeof(float) < kMostBytes) known_[key].assign(row, row + cols);
+      row += cols;
     }
   }
-  copy(context, own.rows, out);
+  coming_.clear();
 }
 
 /// And its gradient, times the step's weight.

@@ -81,9 +81,10 @@ test('a model that does not fit is an error with the numbers, and leaves nothing
 
 test('a projector is recovered and a specialist trained on cuda as on the CPU', { skip }, async () => {
   const place = temporary()
-  const rows = Array.from({ length: 4 }, (_, i) => ({
-    query: { audio: { samples: noise.subarray(3000 * i, 3000 * i + 12_000), samplingRate: 16000 } },
-    positive: texts[i % 3],
+  // More rows than a batch has, so that one has texts that were computed before, and others.
+  const rows = Array.from({ length: 6 }, (_, i) => ({
+    query: { audio: { samples: noise.subarray(1500 * i, 1500 * i + 12_000), samplingRate: 16000 } },
+    positive: `${texts[i % 3]} ${i}`,
   }))
   for (const [name, stage, more] of [
     ['recovered', recoverProjector, { learningRate: 1e-2 }],
@@ -96,7 +97,7 @@ test('a projector is recovered and a specialist trained on cuda as on the CPU', 
         model: path.join(fixtures, 'audio/omni'),
         out,
         data: rows,
-        steps: 2,
+        steps: 3,
         batchSize: 4,
         dtype: 'float32',
         device: where,
