@@ -1,6 +1,7 @@
-// Gradients of attention by whole warpgroups, for sm_90a. Scores are computed again, in one kernel for the gradient by the queries and in one
-// for those by keys and values, so that every sum has one place and one order. The copy engine brings the tiles that are looked at, two
-// matrices at a time; warpgroups have 64 rows each. Rows behind a sequence's end are multiplied by zero, as in attention_wgmma.cu.
+// Gradients of attention by whole warpgroups, for sm_90a. Scores are computed again: of a short sequence in one kernel, which has all of it; of
+// others in one for the gradient by the queries and in one for those by keys and values, so that every sum has one place and one order. Which
+// of them a sequence gets depends on its own length alone. The copy engine brings the tiles that are looked at, two matrices at a time;
+// warpgroups have 64 rows each. Rows behind a sequence's end are multiplied by zero, as in attention_wgmma.cu.
 #include "cuda/attention_tiles.h"
 
 namespace conan::cuda {
@@ -14,13 +15,16 @@ struct Row {
 
 constexpr int tile_rows = 64, stages = 2;
 
-/// Of a block for heads of up to D channels: two warpgroups that multiply, or one where sequences are short, so that two blocks share a
-/// multiprocessor.
-template <int D_, int consumers_>
+/// Whether a sequence is short: one tile each.
+__host__ __device__ __forceinline__ bool is_short(const int32_t* q_offsets, const int32_t* kv_offsets, int b) {
+  return q_offsets[b + 1] - q_offsets[b] <= tile_rows && kv_offsets[b + 1] - kv_offsets[b] <= tile_rows;
+}
+
+/// Of a block for heads of up to D channels.
+template <int D_>
 struct Size {
-  static constexpr int D = D_, consumers = consumers_, own_rows = 64 * consumers, threads = 128 * (consumers + 1), blocks = 3 - consumers;
+  static constexpr int D = D_, consumers = 2, own_rows = 64 * consumers, threads = 128 * (consumers + 1);
   static constexpr int own_bytes = own_rows * D * 2, tile_bytes = tile_rows * D * 2, memory = 2 * own_bytes + 2 * stages * tile_bytes;
-  static constexpr int registers = consumers == 2 ? 240 : 232;  // of a warpgroup that multiplies; the other has 24
 };
 
 #if CONAN_WARPGROUPS
@@ -74,17 +78,133 @@ __device__ __forceinline__ void produce(const Tiles<Size>& tile, Barriers& barri
 
 #endif
 
+/// Short sequences: a block has a head's keys and values, and takes the heads of queries that look at them one after the other; the next one comes
+/// beside it.
+template <int D>
+__global__ void __launch_bounds__(128, D <= 64 ? 3 : 2)
+    attention_backward_short_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
+                                   const CONAN_GRID_CONSTANT TileMap dy, View dq, NarrowView narrow_dq, View dk, NarrowView narrow_dk, View dv,
+                                   NarrowView narrow_dv, Shape s) {
+#if CONAN_WARPGROUPS
+  constexpr int tile_bytes = tile_rows * D * 2;
+  const int b = int(blockIdx.x), kv_head = int(blockIdx.y), q0 = s.q_offsets[b], kv0 = s.kv_offsets[b];
+  const int rows = s.q_offsets[b + 1] - q0, keys = s.kv_offsets[b + 1] - kv0, start = s.q_starts[b];
+  if (!is_short(s.q_offsets, s.kv_offsets, b) || keys == 0) return;
+  CONAN_LAUNCH_MEMORY(memory);
+  __shared__ Barrier both, full[2];
+  unsigned char *const key_tile = memory, *const value_tile = memory + tile_bytes;
+  unsigned char *const share_rows = memory + 6 * tile_bytes, *const slope_rows = share_rows + tile_rows * 128;
+  const auto tiles_of = [&](int i) { return memory + (2 + i % 2 * 2) * tile_bytes; };
+  const int id = int(threadIdx.x), lane = id % 32, own = id / 32 * 16 + lane / 4;
+  const auto load = [&](int i) {
+    arrive_expecting(full[i % 2], 2 * tile_bytes);
+    load_tile<D>(tiles_of(i), q, tile_rows, kv_head * s.group + i, q0, full[i % 2]);
+    load_tile<D>(tiles_of(i) + tile_bytes, dy, tile_rows, kv_head * s.group + i, q0, full[i % 2]);
+  };
+  if (id == 0) {
+    begin(both, 1), begin(full[0], 1), begin(full[1], 1);
+    show_barriers();
+  }
+  __syncthreads();
+  if (id == 0) {
+    arrive_expecting(both, 2 * tile_bytes);
+    load_tile<D>(key_tile, k, tile_rows, kv_head, kv0, both);
+    load_tile<D>(value_tile, v, tile_rows, kv_head, kv0, both);
+    load(0);
+  }
+  const float factor = s.scale * log2_e;
+  float key_sums[D / 2] = {}, value_sums[D / 2] = {};
+  wait_for(both, 0);
+#pragma unroll 1
+  for (int i = 0; i < s.group; ++i) {
+    __syncthreads();  // all are done with the head before
+    if (id == 0 && i + 1 < s.group) load(i + 1);
+    const unsigned char *const query_tile = tiles_of(i), *const slope_tile = query_tile + tile_bytes;
+    float scores[tile_rows / 2], gradients[tile_rows / 2];
+    wait_for(full[i % 2], i / 2 % 2);
+    begin_products();
+    multiply_tiles<tile_rows, D>(scores, query_tile, tile_rows, 0, key_tile);
+    multiply_tiles<tile_rows, D>(gradients, slope_tile, tile_rows, 0, value_tile);
+    commit_products();
+    wait_for_products<0>();
+    settled(scores), settled(gradients);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int r = own + 8 * half;
+      const int from = int(s.first_key(start + r)) - lane % 4 * 2, to = r < rows ? int(s.end_key(start + r, keys)) - lane % 4 * 2 : -1;
+      float most = -INFINITY, total = 0, mean = 0;
+#pragma unroll
+      for (int n = 0; n < tile_rows / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& score = scores[4 * n + 2 * half + e];
+          if (8 * n + e < from || 8 * n + e >= to) score = -INFINITY;
+          most = fmaxf(most, score);
+        }
+      most = row_max(most);
+      const float base = most == -INFINITY ? 0 : most * factor;
+#pragma unroll
+      for (int n = 0; n < tile_rows / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float& share = scores[4 * n + 2 * half + e];
+          share = power_of_two(share * factor - base);
+          total += share;
+          mean += share * gradients[4 * n + 2 * half + e];
+        }
+      total = row_sum(total), mean = row_sum(mean);
+      const float one = total > 0 ? 1 / total : 0;  // behind the last query there is nothing
+      mean *= one;
+#pragma unroll
+      for (int n = 0; n < tile_rows / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float &share = scores[4 * n + 2 * half + e], &slope = gradients[4 * n + 2 * half + e];
+          share *= one;
+          slope = share * (slope - mean) * s.scale;
+        }
+    }
+    // As tiles of a row a query; `at`: the first column's place in the lane's first row.
+    int at = (own * 128 + lane % 4 * 4) ^ lane / 4 * 16;
+    not_ahead(at);
+#pragma unroll
+    for (int e = 0; e < tile_rows / 2; e += 2) {
+      const int place = (at ^ e / 4 * 16) + e / 2 % 2 * 1024;
+      *reinterpret_cast<uint32_t*>(share_rows + place) = pack_bf16(scores[e], scores[e + 1]);
+      *reinterpret_cast<uint32_t*>(slope_rows + place) = pack_bf16(gradients[e], gradients[e + 1]);
+    }
+    show_to_tensor_cores();
+    __syncthreads();
+    float sums[D / 2];
+    begin_products();
+#pragma unroll
+    for (int j = 0; j < tile_rows / 16; ++j) {
+      const auto along = [&](const unsigned char* tile) { return further(tile_of(tile, tile_rows * 128), j * 2048); };
+      multiply_along<D, false>(sums, further(tile_of(slope_rows), j * 32), along(key_tile), j > 0);
+      multiply_along<D, true>(value_sums, along(share_rows), along(slope_tile), true);
+      multiply_along<D, true>(key_sums, along(slope_rows), along(query_tile), true);
+    }
+    commit_products();
+    wait_for_products<0>();
+    settled(sums), settled(key_sums), settled(value_sums);
+    store<D>(sums, {1, 1}, q0, own, rows, (kv_head * s.group + i) * s.head_dim, s.head_dim, dq, narrow_dq);
+  }
+  store<D>(key_sums, {1, 1}, kv0, own, keys, kv_head * s.head_dim, s.head_dim, dk, narrow_dk);
+  store<D>(value_sums, {1, 1}, kv0, own, keys, kv_head * s.head_dim, s.head_dim, dv, narrow_dv);
+#endif
+}
+
 /// Keys come twice, unless they are one tile: first for what probabilities are computed from, which `stats` [heads, rows of q] keeps, then
 /// for the gradient.
 template <class Size>
-__global__ void __launch_bounds__(Size::threads, Size::blocks)
+__global__ void __launch_bounds__(Size::threads, 1)
     attention_backward_query_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
                                    const CONAN_GRID_CONSTANT TileMap dy, View dq, NarrowView narrow_dq, Row* stats, int64_t stats_rows, Shape s) {
 #if CONAN_WARPGROUPS
   const auto [q0, count, kv0, keys, start, column, kv_column] = own_queries(s, Size::own_rows, gridDim.z - 1 - blockIdx.z);
   const int first = int(s.first_key(start)) / tile_rows * tile_rows, end = int(s.end_key(start + count - 1, keys));
   const int tiles = (end - first + tile_rows - 1) / tile_rows, all = tiles == 1 ? 1 : 2 * tiles;
-  if (count <= 0 || tiles <= 0) return;
+  if (count <= 0 || tiles <= 0 || is_short(s.q_offsets, s.kv_offsets, int(blockIdx.x))) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
   constexpr int D = Size::D;
@@ -98,7 +218,7 @@ __global__ void __launch_bounds__(Size::threads, Size::blocks)
     });
     return;
   }
-  set_registers<Size::registers, true>();
+  set_registers<240, true>();
   if (64 * warpgroup >= rows) return;
   const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
   const float factor = s.scale * log2_e;
@@ -172,7 +292,7 @@ __global__ void __launch_bounds__(Size::threads, Size::blocks)
 
 /// A block has 128 keys of one head; queries of all heads that use them come by 64.
 template <class Size>
-__global__ void __launch_bounds__(Size::threads, Size::blocks)
+__global__ void __launch_bounds__(Size::threads, 1)
     attention_backward_key_wgmma(const CONAN_GRID_CONSTANT TileMap q, const CONAN_GRID_CONSTANT TileMap k, const CONAN_GRID_CONSTANT TileMap v,
                                  const CONAN_GRID_CONSTANT TileMap dy, View dk, NarrowView narrow_dk, View dv, NarrowView narrow_dv, const Row* stats,
                                  int64_t stats_rows, Shape s) {
@@ -180,7 +300,7 @@ __global__ void __launch_bounds__(Size::threads, Size::blocks)
   const int b = int(blockIdx.x), kv_head = int(blockIdx.y), j0 = int(blockIdx.z) * Size::own_rows;
   const int64_t kv0 = s.kv_offsets[b], q0 = s.q_offsets[b];
   const int keys = int(s.kv_offsets[b + 1] - kv0), queries = int(s.q_offsets[b + 1] - q0), start = s.q_starts[b];
-  if (j0 >= keys) return;
+  if (j0 >= keys || is_short(s.q_offsets, s.kv_offsets, b)) return;
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
   constexpr int D = Size::D;
@@ -198,7 +318,7 @@ __global__ void __launch_bounds__(Size::threads, Size::blocks)
     });
     return;
   }
-  set_registers<Size::registers, true>();
+  set_registers<240, true>();
   if (64 * warpgroup >= rows) return;
   const int lane = id % 32, own = 64 * warpgroup + id % 128 / 32 * 16 + lane / 4;
   const float factor = s.scale * log2_e;
@@ -251,33 +371,41 @@ __global__ void __launch_bounds__(Size::threads, Size::blocks)
 #endif
 }
 
-template <class Size>
+template <int D>
 void run(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
+  using Size = Size<D>;
   constexpr int own_rows = Size::own_rows;
   const AttentionArgs& f = a.forward;
   const NarrowView q = narrowed(args, f.narrow_q, f.q, f.q.cols), k = narrowed(args, f.narrow_k, f.k, f.k.cols),
                    v = narrowed(args, f.narrow_v, f.v, f.v.cols), dy = narrowed(args, a.narrow_dy, a.dy, a.dy.cols);
   const View dq = args.inout(a.dq), dk = args.inout(a.dk), dv = args.inout(a.dv);
-  Row* stats = args.scratch<Row>(f.heads * q.rows);
+  const NarrowView narrow_dq = args.inout(a.narrow_dq), narrow_dk = args.inout(a.narrow_dk), narrow_dv = args.inout(a.narrow_dv);
   const auto map = [&](const NarrowView& m, int heads, int rows) { return heads_map(m, heads, f.head_dim, rows); };
+  int few = 0;
+  for (int b = 0; b < f.sequences; ++b) few += is_short(f.q_offsets, f.kv_offsets, b);
+  const auto sequences = unsigned(f.sequences);
+  if (few > 0)
+    launch_shared(args.device, attention_backward_short_wgmma<D>, dim3(sequences, unsigned(f.kv_heads)), dim3(128),
+                  6 * Size::tile_bytes + 2 * tile_rows * 128, map(q, f.heads, tile_rows), map(k, f.kv_heads, tile_rows),
+                  map(v, f.kv_heads, tile_rows), map(dy, f.heads, tile_rows), dq, narrow_dq, dk, narrow_dk, dv, narrow_dv, s);
+  if (few == f.sequences) return;
+  Row* stats = args.scratch<Row>(f.heads * q.rows);
   launch_shared(args.device, attention_backward_query_wgmma<Size>,
-                dim3(unsigned(f.sequences), unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(Size::threads),
-                Size::memory, map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq,
-                args.inout(a.narrow_dq), stats, q.rows, s);
+                dim3(sequences, unsigned(f.heads), blocks(longest(f.q_offsets, f.sequences), own_rows)), dim3(Size::threads), Size::memory,
+                map(q, f.heads, own_rows), map(k, f.kv_heads, tile_rows), map(v, f.kv_heads, tile_rows), map(dy, f.heads, own_rows), dq, narrow_dq,
+                stats, q.rows, s);
   launch_shared(args.device, attention_backward_key_wgmma<Size>,
-                dim3(unsigned(f.sequences), unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(Size::threads),
-                Size::memory, map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows), dk,
-                args.inout(a.narrow_dk), dv, args.inout(a.narrow_dv), static_cast<const Row*>(stats), q.rows, s);
+                dim3(sequences, unsigned(f.kv_heads), blocks(longest(f.kv_offsets, f.sequences), own_rows)), dim3(Size::threads), Size::memory,
+                map(q, f.heads, tile_rows), map(k, f.kv_heads, own_rows), map(v, f.kv_heads, own_rows), map(dy, f.heads, tile_rows), dk, narrow_dk,
+                dv, narrow_dv, static_cast<const Row*>(stats), q.rows, s);
 }
 
 }  // namespace
 
 void attention_backward_by_warpgroups(Arguments& args, const AttentionBackwardArgs& a, const Shape& s) {
-  const AttentionArgs& f = a.forward;
-  if (f.sequences == 0) return;
-  const bool few = std::max(longest(f.q_offsets, f.sequences), longest(f.kv_offsets, f.sequences)) <= 64;
-  if (f.head_dim <= 64) few ? run<Size<64, 1>>(args, a, s) : run<Size<64, 2>>(args, a, s);
-  else few ? run<Size<128, 1>>(args, a, s) : run<Size<128, 2>>(args, a, s);
+  if (a.forward.sequences == 0) return;
+  if (a.forward.head_dim <= 64) run<64>(args, a, s);
+  else run<128>(args, a, s);
 }
 
 }  // namespace conan::cuda

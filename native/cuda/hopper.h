@@ -397,6 +397,25 @@ __device__ __forceinline__ void multiply(Sum (&c)[n / 2], uint64_t a, uint64_t b
 #endif
 }
 
+/// c [64, n] = a [64, 16] b [16, n], or += it, with a tile b whose rows lie along K; those of a do, too, or have K along them.
+template <int n, bool both>
+__device__ __forceinline__ void multiply_along(float (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
+#ifdef __CUDACC__
+  if constexpr (both) {
+    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 1, 1", CONAN_SUMS_16, CONAN_SUMS_64);
+  } else {
+    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 0, 1", CONAN_SUMS_16, CONAN_SUMS_64);
+  }
+#else
+  const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
+  emulated::block.fibers[emulated::self()].products.add([=, &c] {
+    emulated::add_products<n>(
+        c, add, 16, [=](size_t half, size_t k) { return emulated::word_of(a, first + 8 * half, k, both); },
+        [=](size_t column, size_t k) { return emulated::word_of(b, column, k, true); });
+  });
+#endif
+}
+
 /// c [64, n] = a [64, 16] b [16, n], or += it, with a in registers as mma_bf16 takes it, and a tile b whose rows lie along K.
 template <int n>
 __device__ __forceinline__ void multiply_held(float (&c)[n / 2], const uint32_t (&a)[4], uint64_t b, bool add) {

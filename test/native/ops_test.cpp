@@ -864,10 +864,11 @@ void backward_cases(const OperationTable& table, const OperationTable& reference
     bool bias;
     int queries = 0;  // the last ones of each sequence; 0: all
   };
-  const Case cases[] = {{{5, 1, 19}, 4, 4, 20, -1, -1, false}, {{14, 50}, 4, 2, 32, -1, 0, false},   {{40, 7}, 2, 1, 8, 6, 6, false},
-                        {{23, 9}, 3, 3, 24, -1, -1, true},     {{140, 33}, 2, 1, 40, -1, 0, false},  {{150, 3}, 1, 1, 16, 20, 0, false},
-                        {{14, 50}, 4, 2, 32, -1, 0, false, 1}, {{23, 9}, 3, 3, 24, -1, -1, true, 2}, {{40, 17}, 2, 1, 64, 6, 6, false, 17},
-                        {{70, 65}, 2, 1, 128, -1, 0, false},   {{66}, 1, 1, 80, 9, 30, true},        {{64, 30}, 4, 2, 128, -1, 0, false}};
+  const Case cases[] = {{{5, 1, 19}, 4, 4, 20, -1, -1, false},       {{14, 50}, 4, 2, 32, -1, 0, false},    {{40, 7}, 2, 1, 8, 6, 6, false},
+                        {{23, 9}, 3, 3, 24, -1, -1, true},           {{140, 33}, 2, 1, 40, -1, 0, false},   {{150, 3}, 1, 1, 16, 20, 0, false},
+                        {{14, 50}, 4, 2, 32, -1, 0, false, 1},       {{23, 9}, 3, 3, 24, -1, -1, true, 2},  {{40, 17}, 2, 1, 64, 6, 6, false, 17},
+                        {{70, 65}, 2, 1, 128, -1, 0, false},         {{66}, 1, 1, 80, 9, 30, true},         {{64, 30}, 4, 2, 128, -1, 0, false},
+                        {{10, 64, 65, 33}, 8, 2, 64, -1, -1, false}, {{60, 2}, 5, 1, 128, 9, 30, false, 40}};
   for (const Case& c : cases) {
     std::vector<int32_t> offsets{0}, q_offsets{0}, starts;
     for (int n : c.lengths) {
