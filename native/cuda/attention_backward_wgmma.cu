@@ -131,24 +131,13 @@ __global__ void __launch_bounds__(128, D <= 64 ? 3 : 2)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = own + 8 * half;
-      const int from = int(s.first_key(start + r)) - lane % 4 * 2, to = r < rows ? int(s.end_key(start + r, keys)) - lane % 4 * 2 : -1;
-      float most = -INFINITY, total = 0, mean = 0;
+      weigh(scores, half, s, start + r, r < rows, keys, factor);
+      float total = 0, mean = 0;
 #pragma unroll
       for (int n = 0; n < tile_rows / 8; ++n)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          float& score = scores[4 * n + 2 * half + e];
-          if (8 * n + e < from || 8 * n + e >= to) score = -INFINITY;
-          most = fmaxf(most, score);
-        }
-      most = row_max(most);
-      const float base = most == -INFINITY ? 0 : most * factor;
-#pragma unroll
-      for (int n = 0; n < tile_rows / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& share = scores[4 * n + 2 * half + e];
-          share = power_of_two(share * factor - base);
+          const float share = scores[4 * n + 2 * half + e];
           total += share;
           mean += share * gradients[4 * n + 2 * half + e];
         }

@@ -28,6 +28,28 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[n / 2], const unsigned
                 d > 0);
 }
 
+/// Scores of a lane's row `r` (in `half` of its numbers), at position i, by all keys of a short sequence: shares of the largest; of keys that it does
+/// not see, and of a row that is not there, nothing.
+__device__ __forceinline__ void weigh(float (&scores)[32], int half, const Shape& s, int64_t i, bool there, int keys, float factor) {
+  const int lane = int(threadIdx.x) % 32;
+  const int from = int(s.first_key(i)) - lane % 4 * 2, to = there ? int(s.end_key(i, keys)) - lane % 4 * 2 : -1;
+  float most = -INFINITY;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      float& score = scores[4 * n + 2 * half + e];
+      if (8 * n + e < from || 8 * n + e >= to) score = -INFINITY;
+      most = fmaxf(most, score);
+    }
+  most = row_max(most);
+  const float base = most == -INFINITY ? 0 : most * factor;
+#pragma unroll
+  for (int n = 0; n < 8; ++n)
+#pragma unroll
+    for (int e = 0; e < 2; ++e) scores[4 * n + 2 * half + e] = power_of_two(scores[4 * n + 2 * half + e] * factor - base);
+}
+
 /// Scores as the left side of the next product.
 template <int n>
 __device__ __forceinline__ void hold(uint32_t (&held)[n / 16][4], const float (&scores)[n / 2]) {

@@ -63,27 +63,12 @@ __global__ void __launch_bounds__(128, 2)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int r = own + 8 * half;
-      const int from = int(s.first_key(start + r)) - lane % 4 * 2, to = r < rows ? int(s.end_key(start + r, keys)) - lane % 4 * 2 : -1;
-      float most = -INFINITY;
-#pragma unroll
-      for (int n = 0; n < few_keys / 8; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& score = scores[4 * n + 2 * half + e];
-          if (8 * n + e < from || 8 * n + e >= to) score = -INFINITY;
-          most = fmaxf(most, score);
-        }
-      most = row_max(most);
-      const float base = most == -INFINITY ? 0 : most * factor;
+      weigh(scores, half, s, start + r, r < rows, keys, factor);
       total[half] = 0;
 #pragma unroll
       for (int n = 0; n < few_keys / 8; ++n)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float& score = scores[4 * n + 2 * half + e];
-          score = power_of_two(score * factor - base);
-          total[half] += score;
-        }
+        for (int e = 0; e < 2; ++e) total[half] += scores[4 * n + 2 * half + e];
     }
     uint32_t held[few_keys / 16][4];
     hold<few_keys>(held, scores);
