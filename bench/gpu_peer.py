@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from gpu_results import keep
 
 products = [(16, 4096, 4096), (512, 1024, 3072), (8192, 1024, 3072), (8192, 4096, 4096), (16384, 4096, 12288)]
-lengths = [(32, 1024), (128, 64), (512, 16), (2048, 4), (8192, 1)]
+lengths = [(32, 1024), (64, 256), (128, 64), (512, 16), (2048, 4), (8192, 1)]
 heads, kv_heads, D = 16, 8, 128
 
 
@@ -62,7 +62,7 @@ def main():
             line(f"attention bf16 rows {length} x {sequences}", work, median(attend))
         y = attend()
         dy = torch.randn_like(y)
-        line(f"attention back {length} x {sequences}", 2.5 * work, median(lambda: y.backward(dy, retain_graph=True)))
+        line(f"attention back bf16 rows {length} x {sequences}", 2.5 * work, median(lambda: y.backward(dy, retain_graph=True)))
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ int main(int count, char** arguments) {
       product("layer: gate and up", hidden, 2 * inner, true, false);
       product("layer: x += down", inner, hidden, false, true);
     }
-    for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{32, 1024}, {128, 64}, {512, 16}, {2048, 4}, {8192, 1}}) {
+    for (const auto& [length, sequences] : std::vector<std::array<int64_t, 2>>{{32, 1024}, {64, 256}, {128, 64}, {512, 16}, {2048, 4}, {8192, 1}}) {
       if (!about("attention")) break;
       Arena::Scope scope(context.scratch);
       constexpr int heads = 16, kv_heads = 8, D = 128;
@@ -153,8 +153,8 @@ int main(int count, char** arguments) {
         line(text("attention ", reduced ? "bf16 " : "float32 ", length, " x ", sequences), flops, [&] { table.attention(context, args); });
       }
       args.reduced = true;
+      AttentionArgs narrow = args;
       if (table.narrow_rows) {
-        AttentionArgs narrow = args;
         narrow.narrow_q = narrowed(context, args.q), narrow.narrow_k = narrowed(context, args.k), narrow.narrow_v = narrowed(context, args.v);
         narrow.narrow_y = context.scratch.bf16_matrix(T, heads * D);
         narrow.q = narrow.k = narrow.v = narrow.y = {};
@@ -163,8 +163,13 @@ int main(int count, char** arguments) {
       AttentionBackwardArgs back;
       back.forward = args, back.dy = filled(context, T, heads * D), back.dq = context.scratch.contiguous(T, heads * D);
       back.dk = context.scratch.contiguous(T, kv_heads * D), back.dv = context.scratch.contiguous(T, kv_heads * D);
-      // Five products where forward has two, counted as everybody counts them; this one computes nine.
+      // Five products where forward has two, counted as everybody counts them; of longer sequences nine are computed.
       line(text("attention back ", length, " x ", sequences), 2.5 * flops, [&] { table.attention_backward(context, back); });
+      if (!table.narrow_rows) continue;
+      back.forward = narrow, back.narrow_dy = narrowed(context, back.dy), back.narrow_dq = context.scratch.bf16_matrix(T, heads * D);
+      back.narrow_dk = context.scratch.bf16_matrix(T, kv_heads * D), back.narrow_dv = context.scratch.bf16_matrix(T, kv_heads * D);
+      back.dy = back.dq = back.dk = back.dv = {};
+      line(text("attention back bf16 rows ", length, " x ", sequences), 2.5 * flops, [&] { table.attention_backward(context, back); });
     }
     if (about("merge")) {
       // Four parents of a base that lie on the device: what the bus is not asked for.
