@@ -4,7 +4,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { after } from 'node:test'
 import { devices } from '../lib'
-import type { NativePatches } from '../lib/binding'
+import type { NativePatches, NativeStep } from '../lib/binding'
 
 export const root = path.resolve(__dirname, '..')
 export const fixtures = path.join(__dirname, 'fixtures')
@@ -127,6 +127,17 @@ export function largestDifference(a: ArrayLike<number>, b: ArrayLike<number>): n
     if (!(d <= most)) most = d
   }
   return most
+}
+
+/** A step on the batch of the golden gradients: sequence 0 looks for 2, and 3 for 1, in both directions. Without a learning rate nothing is updated. */
+export function contrastiveStep(learningRate = 0): string {
+  return JSON.stringify({
+    learningRate,
+    weight: 1,
+    update: learningRate > 0,
+    matryoshka: { dimensions: [], weights: [] },
+    contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
+  } satisfies NativeStep)
 }
 
 /** Where real weights and data sets are; a test that needs them skips with this reason where they are absent. */

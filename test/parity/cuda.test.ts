@@ -7,7 +7,7 @@ import { devices, type EmbedInput, fuse, loadModel, recoverProjector, trainSpeci
 import { binding } from '../../lib/binding'
 import { openParent } from '../../lib/fuse/parents'
 import { chooseTrainable } from '../../lib/train/trainable'
-import { cuda, fixtures, readSafetensors, type Tensor, temporary, worstCosine, writeSafetensors } from '../support'
+import { contrastiveStep, cuda, fixtures, readSafetensors, type Tensor, temporary, worstCosine, writeSafetensors } from '../support'
 
 const { device, skip, emulated } = cuda()
 
@@ -162,17 +162,7 @@ for (const [name, pooling] of [
         const chunk = { ids: Int32Array.from({ length: 210 }, (_, i) => ((i * 37 + 11) % 90) + 5), offsets: Int32Array.of(0, 20, 95, 135, 210) }
         const numbers: number[] = []
         for (let i = 0; i < 3; i++) {
-          const { loss, gradientNorm } = await native.trainStep(
-            model,
-            [chunk],
-            JSON.stringify({
-              learningRate: 3e-3,
-              weight: 1,
-              update: true,
-              matryoshka: { dimensions: [], weights: [] },
-              contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
-            }),
-          )
+          const { loss, gradientNorm } = await native.trainStep(model, [chunk], contrastiveStep(3e-3))
           numbers.push(loss, gradientNorm)
         }
         native.dispose(model)

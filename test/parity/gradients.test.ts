@@ -5,18 +5,10 @@ import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { attachAudio } from '../../lib'
-import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
-import { cuda, fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
+import { binding, type NativeChunk } from '../../lib/binding'
+import { contrastiveStep, cuda, fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
 
 const native = binding()
-const step: NativeStep = {
-  learningRate: 0,
-  weight: 1,
-  update: false,
-  matryoshka: { dimensions: [], weights: [] },
-  contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
-}
-
 function batchOf(name: string): { ids: Int32Array; offsets: Int32Array } {
   const golden = readSafetensors(path.join(pico(name), 'golden.safetensors'))
   return { ids: ints(golden.get('ids')!), offsets: ints(golden.get('offsets')!) }
@@ -74,7 +66,7 @@ for (const file of readdirSync(path.join(fixtures, 'gradients')))
       const want = readSafetensors(path.join(fixtures, 'gradients', file))
       const names = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
       const model = await trained(name, { dense: names }, 2, 'mean', device)
-      const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), JSON.stringify(step))
+      const { loss } = await native.trainStep(model, chunked(batchOf(name), 100), contrastiveStep())
       const expected = floats(want.get('loss')!)[0]!
       assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
       checkGradients(native.gradients(model), want)
@@ -94,7 +86,7 @@ for (const file of readdirSync(path.join(fixtures, 'gradients')))
       const dense = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
       const model = await trained(name, { dense }, 2, pooling)
       const chunks = chunked(batchOf(name), 100)
-      const lossOf = async () => (await native.trainStep(model, chunks, JSON.stringify(step))).loss
+      const lossOf = async () => (await native.trainStep(model, chunks, contrastiveStep())).loss
       await lossOf()
       const gradients = native.gradients(model)
       const state = path.join(temporary(), 'state.safetensors')
@@ -127,7 +119,7 @@ test('chunks of any size give the gradient of the whole batch; threads change no
   const dense = ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.mlp.down_proj.weight', 'model.norm.weight', 'model.embed_tokens.weight']
   const run = async (size: number, threads: number) => {
     const model = await trained('qwen3', { dense }, threads)
-    const { loss, gradientNorm } = await native.trainStep(model, chunked(batchOf('qwen3'), size), JSON.stringify(step))
+    const { loss, gradientNorm } = await native.trainStep(model, chunked(batchOf('qwen3'), size), contrastiveStep())
     const gradients = native.gradients(model)
     native.dispose(model)
     return { loss, gradientNorm, gradients }
@@ -168,7 +160,7 @@ for (const name of ['omni', 'whisper'])
         ...(want.has('patches') && { pictures: { patches: [floats(want.get('patches')!)], grids: ints(want.get('grids')!) } }),
       },
     }
-    const { loss } = await native.trainStep(model, [whole], JSON.stringify(step))
+    const { loss } = await native.trainStep(model, [whole], contrastiveStep())
     const expected = floats(want.get('loss')!)[0]!
     assert.ok(Math.abs(loss - expected) < 1e-4 * Math.abs(expected), `loss ${loss}, PyTorch ${expected}`)
     checkGradients(native.gradients(model), want)

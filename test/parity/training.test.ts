@@ -4,10 +4,10 @@ import assert from 'node:assert/strict'
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { binding, type NativeChunk, type NativeStep } from '../../lib/binding'
+import { binding, type NativeChunk } from '../../lib/binding'
 import { openParent } from '../../lib/fuse/parents'
 import { chooseTrainable } from '../../lib/train/trainable'
-import { cuda, fixtures, floats, ints, readSafetensors, temporary } from '../support'
+import { contrastiveStep, cuda, fixtures, floats, ints, readSafetensors, temporary } from '../support'
 
 const native = binding()
 const omni = path.join(fixtures, 'audio', 'omni')
@@ -23,15 +23,6 @@ const whole: NativeChunk = {
     pictures: { patches: [floats(want.get('patches')!)], grids: ints(want.get('grids')!) },
   },
 }
-const step = (learningRate: number): string =>
-  JSON.stringify({
-    learningRate,
-    weight: 1,
-    update: true,
-    matryoshka: { dimensions: [], weights: [] },
-    contrastive: { queries: [0, 3], documents: [2, 1], positives: [[0], [1]], temperature: 0.1, bothDirections: true, margin: -1 },
-  } satisfies NativeStep)
-
 function load(mode: string, threads = 2, device = 'cpu') {
   const { dense, lowRank } = chooseTrainable(openParent(omni, '.'), { mode: mode as 'lora', rank: 4, alpha: 8 })
   const training = JSON.stringify({ dense, lowRank, seed: 0, optimizer: {} })
@@ -44,7 +35,7 @@ for (const [mode, { learningRate, losses }] of Object.entries(curves))
     test(`${mode} on ${device}: PyTorch's curve`, { skip }, async () => {
       const model = await load(mode, 2, device)
       for (const [i, expected] of losses.slice(0, emulated ? 2 : undefined).entries()) {
-        const { loss } = await native.trainStep(model, [whole], step(learningRate))
+        const { loss } = await native.trainStep(model, [whole], contrastiveStep(learningRate))
         assert.ok(Math.abs(loss - expected) < 1e-4, `step ${i + 1}: ${loss}, PyTorch ${expected}`)
       }
       native.dispose(model)
@@ -55,13 +46,13 @@ test('saved and loaded, and on other threads, a run goes on bit for bit', async 
   const [one, two, other] = [await load('lora', 1), await load('lora', 3), await load('lora', 2)]
   const losses: number[] = []
   for (let i = 0; i < 6; i++) {
-    const { loss } = await native.trainStep(one, [whole], step(2e-3))
-    assert.equal((await native.trainStep(two, [whole], step(2e-3))).loss, loss)
+    const { loss } = await native.trainStep(one, [whole], contrastiveStep(2e-3))
+    assert.equal((await native.trainStep(two, [whole], contrastiveStep(2e-3))).loss, loss)
     if (i === 2) await native.saveTraining(one, file, 'state')
     losses.push(loss)
   }
   await native.loadTraining(other, file)
-  for (let i = 3; i < 6; i++) assert.equal((await native.trainStep(other, [whole], step(2e-3))).loss, losses[i])
+  for (let i = 3; i < 6; i++) assert.equal((await native.trainStep(other, [whole], contrastiveStep(2e-3))).loss, losses[i])
   const wrong = await load('projector')
   await assert.rejects(native.loadTraining(wrong, file), { code: 'FILE_CORRUPT', message: /is this another run's state/ })
   for (const model of [one, two, other, wrong]) native.dispose(model)
