@@ -26,8 +26,10 @@ template <class Read, class Write>
 __device__ __forceinline__ void each_of(int64_t first, int64_t cols, const Read& read, const Write& write) {
   decltype(read(first)) held[part / 32];
 #pragma unroll
-  for (int i = 0; i < part / 32; ++i)
-    if (first + 32 * i + lane() < cols) held[i] = read(first + 32 * i + lane());
+  for (int i = 0; i < part / 32; ++i) {  // without a condition, which would come between what is asked for
+    const int64_t c = first + 32 * i + lane();
+    held[i] = read(c < cols ? c : cols - 1);
+  }
 #pragma unroll
   for (int i = 0; i < part / 32; ++i)
     if (first + 32 * i + lane() < cols) write(first + 32 * i + lane(), held[i]);
@@ -51,26 +53,46 @@ void launch_columns(const Arguments& arguments, void (*kernel)(Parameters...), i
 
 __device__ __forceinline__ int64_t own_column() { return int64_t(blockIdx.y) * 128 + threadIdx.x; }
 
-/// Rows in either of their forms: one number, two neighbouring ones or four.
-struct EitherRows {
-  View wide;
-  NarrowView narrow;
-  __device__ __forceinline__ float one(int64_t t, int64_t c) const { return narrow.data ? file_word(narrow.row(t), Dtype::bf16, c) : wide.row(t)[c]; }
-  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
-    if (!narrow.data) return *reinterpret_cast<const float2*>(wide.row(t) + c);
-    return unpack_bf16(*reinterpret_cast<const uint32_t*>(narrow.row(t) + c));
-  }
+/// Rows of bf16, by two neighbouring numbers or four. What a kernel reads of rows whose kind it knows when it is compiled is asked for together; of
+/// EitherRows one after the other.
+struct NarrowRows {
+  NarrowView m;
+  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const { return unpack_bf16(*reinterpret_cast<const uint32_t*>(m.row(t) + c)); }
   __device__ __forceinline__ float4 four(int64_t t, int64_t c) const {
-    if (!narrow.data) return *reinterpret_cast<const float4*>(wide.row(t) + c);
-    const uint2 words = *reinterpret_cast<const uint2*>(narrow.row(t) + c);
+    const uint2 words = *reinterpret_cast<const uint2*>(m.row(t) + c);
     const float2 low = unpack_bf16(words.x), high = unpack_bf16(words.y);
     return {low.x, low.y, high.x, high.y};
   }
   __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
-    if (narrow.data) *reinterpret_cast<uint32_t*>(narrow.row(t) + c) = pack_bf16(v.x, v.y);
+    *reinterpret_cast<uint32_t*>(m.row(t) + c) = pack_bf16(v.x, v.y);
+  }
+};
+
+/// Rows in either of their forms, by one number as well.
+struct EitherRows {
+  View wide;
+  NarrowRows narrow;
+  __device__ __forceinline__ float one(int64_t t, int64_t c) const {
+    return narrow.m.data ? file_word(narrow.m.row(t), Dtype::bf16, c) : wide.row(t)[c];
+  }
+  __device__ __forceinline__ float2 at(int64_t t, int64_t c) const {
+    return narrow.m.data ? narrow.at(t, c) : *reinterpret_cast<const float2*>(wide.row(t) + c);
+  }
+  __device__ __forceinline__ float4 four(int64_t t, int64_t c) const {
+    return narrow.m.data ? narrow.four(t, c) : *reinterpret_cast<const float4*>(wide.row(t) + c);
+  }
+  __device__ __forceinline__ void put(int64_t t, int64_t c, const float2& v) const {
+    if (narrow.m.data) narrow.put(t, c, v);
     else *reinterpret_cast<float2*>(wide.row(t) + c) = v;
   }
 };
+
+/// Calls run with the rows of some matrices: as NarrowRows where all of them are.
+template <class Run, class... Each>
+void with_rows(const Run& run, const Each&... each) {
+  if ((each.narrow.m.data && ...)) run(each.narrow...);
+  else run(each...);
+}
 
 struct Moments {
   float mean, factor;
@@ -153,8 +175,12 @@ __global__ void __launch_bounds__(32 * warps)
   for (int i = 0; i < N; ++i) {
     const int c = together.four(i);
     v[i] = c < C ? *reinterpret_cast<const float4*>(x.row(t) + c) : float4{0, 0, 0, 0};
-    if (copy.data && c < C) *reinterpret_cast<float4*>(copy.row(t) + c) = v[i];
     sum += (v[i].x + v[i].y) + (v[i].z + v[i].w);
+  }
+  if (copy.data) {  // in a loop of its own: a store between loads would wait for each of them
+#pragma unroll
+    for (int i = 0; i < N; ++i)
+      if (together.four(i) < C) *reinterpret_cast<float4*>(copy.row(t) + together.four(i)) = v[i];
   }
   const float mean = kind == NormKind::layer ? together.sum(sum) / float(x.cols) : 0;
 #pragma unroll
@@ -237,16 +263,25 @@ __global__ void __launch_bounds__(32 * warps)
   const float factor = 1 / sqrtf(together.sum(squares) / float(width) + eps);
   sum = kind == NormKind::rms ? 0 : together.sum(sum) / float(width);
   along = together.sum(along) / float(width) * factor * factor;
+  constexpr int at_once = N < 4 ? N : 4;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    const int c = together.four(i);
-    if (c >= C) continue;
-    float4* to = reinterpret_cast<float4*>(dx.row(t) + column + c);
-    const float4 before = add ? *to : float4{0, 0, 0, 0};
-    const float4 out = {factor * (g[i].x - sum - v[i].x * along) + before.x, factor * (g[i].y - sum - v[i].y * along) + before.y,
-                        factor * (g[i].z - sum - v[i].z * along) + before.z, factor * (g[i].w - sum - v[i].w * along) + before.w};
-    *to = out;
-    if (narrow_dx.data) *reinterpret_cast<uint2*>(narrow_dx.row(t) + column + c) = {pack_bf16(out.x, out.y), pack_bf16(out.z, out.w)};
+  for (int first = 0; first < N; first += at_once) {
+    float4 before[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int c = together.four(first + i);
+      before[i] = add && c < C ? *reinterpret_cast<const float4*>(dx.row(t) + column + c) : float4{0, 0, 0, 0};
+    }
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) {
+      const int c = together.four(first + i);
+      if (c >= C) continue;
+      const float4 &a = g[first + i], &b = v[first + i];
+      const float4 out = {factor * (a.x - sum - b.x * along) + before[i].x, factor * (a.y - sum - b.y * along) + before[i].y,
+                          factor * (a.z - sum - b.z * along) + before[i].z, factor * (a.w - sum - b.w * along) + before[i].w};
+      *reinterpret_cast<float4*>(dx.row(t) + column + c) = out;
+      if (narrow_dx.data) *reinterpret_cast<uint2*>(narrow_dx.row(t) + column + c) = {pack_bf16(out.x, out.y), pack_bf16(out.z, out.w)};
+    }
   }
 }
 
@@ -306,10 +341,9 @@ __global__ void rope_f32(View x, int heads, int head_dim, const float* norm_weig
 constexpr int heads_at_once = 4;
 
 /// `most_pairs`: pairs of channels that a lane turns.
-template <int most_pairs>
-__global__ void __launch_bounds__(32 * warps)
-    rope_pairs(EitherRows x, EitherRows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
-               const float* sin, int half, const int32_t* positions, bool inverse) {
+template <int most_pairs, class Rows>
+__global__ void __launch_bounds__(32 * warps) rope_pairs(Rows x, Rows y, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps,
+                                                         const float* cos, const float* sin, int half, const int32_t* positions, bool inverse) {
   const int groups = (heads + heads_at_once - 1) / heads_at_once;
   const int64_t at = own_row(), t = at / groups;
   if (t >= rows) return;
@@ -365,33 +399,34 @@ __global__ void __launch_bounds__(32 * warps)
 
 /// The way back through rope_pairs with a norm: dy turned by the negative angles, then the gradient of the norm at x. A warp a head of a token,
 /// with channels in pairs of neighbours: of the first half of what turns, of the second, and behind; `most` to a lane.
-template <int most>
+template <int most, class Rows>
 __global__ void __launch_bounds__(32 * warps)
-    rope_pairs_backward(EitherRows dy, EitherRows x, EitherRows dx, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps,
-                        const float* cos, const float* sin, int half, const int32_t* positions) {
+    rope_pairs_backward(Rows dy, Rows x, Rows dx, int64_t rows, int heads, int head_dim, const float* norm_weight, float eps, const float* cos,
+                        const float* sin, int half, const int32_t* positions) {
   const int64_t at = own_row(), t = at / heads, column = at % heads * head_dim;
   if (t >= rows) return;
-  float2 g[most] = {}, v[most] = {};
   const int pairs = head_dim / 2;
   const int64_t angle = half > 0 ? int64_t(positions[t]) * half : 0;
   const auto channel = [&](int i) { return 2 * (lane() + 32 * i); };
-  float squares = 0, along = 0;
+  const float2 none = {0, 0};
+  float2 g[most], v[most], other[most], c[most], s[most], w[most];
 #pragma unroll
   for (int i = 0; i < most; ++i) {
     const int d = channel(i);
-    if (lane() + 32 * i >= pairs) continue;
-    v[i] = x.at(t, column + d);
-    g[i] = dy.at(t, column + d);
-    if (d < 2 * half) {
-      const bool low = d < half;
-      const int64_t turn = angle + (low ? d : d - half);
-      const float2 other = dy.at(t, column + (low ? d + half : d - half)), c = *reinterpret_cast<const float2*>(cos + turn),
-                   s = *reinterpret_cast<const float2*>(sin + turn);
-      g[i] = low ? float2{g[i].x * c.x + other.x * s.x, g[i].y * c.y + other.y * s.y}
-                 : float2{g[i].x * c.x - other.x * s.x, g[i].y * c.y - other.y * s.y};
-    }
-    const float2 w = *reinterpret_cast<const float2*>(norm_weight + d);
-    g[i] = {g[i].x * w.x, g[i].y * w.y};
+    const bool there = d < 2 * pairs, turned = there && d < 2 * half, low = d < half;
+    const int64_t turn = angle + (low ? d : d - half);
+    v[i] = there ? x.at(t, column + d) : none;
+    g[i] = there ? dy.at(t, column + d) : none;
+    other[i] = turned ? dy.at(t, column + (low ? d + half : d - half)) : none;
+    c[i] = turned ? *reinterpret_cast<const float2*>(cos + turn) : float2{1, 1};
+    s[i] = turned ? *reinterpret_cast<const float2*>(sin + turn) : none;
+    w[i] = there ? *reinterpret_cast<const float2*>(norm_weight + d) : none;
+  }
+  float squares = 0, along = 0;
+#pragma unroll
+  for (int i = 0; i < most; ++i) {
+    if (channel(i) < half) s[i] = {-s[i].x, -s[i].y};
+    g[i] = {(g[i].x * c[i].x - other[i].x * s[i].x) * w[i].x, (g[i].y * c[i].y - other[i].y * s[i].y) * w[i].y};
     squares += v[i].x * v[i].x + v[i].y * v[i].y;
     along += g[i].x * v[i].x + g[i].y * v[i].y;
   }
@@ -535,41 +570,52 @@ __global__ void normalize_backward_f32(View x, View dy) {
   for (int64_t c = lane(); c < x.cols; c += 32) dy.row(b)[c] = factor * (dy.row(b)[c] - x.row(b)[c] * factor * along);
 }
 
-__global__ void activate_pairs(Activation activation, bool gated, EitherRows x, EitherRows y, int64_t rows, int64_t cols) {
-  const auto [t, first] = own_part(cols / 2);
-  if (t >= rows) return;
+/// Calls body with the activation, which is a constant where it is the decoders' own: to choose it for every number takes as long as to read it.
+template <class Body>
+__device__ __forceinline__ void with_activation(Activation activation, const Body& body) {
+  if (activation == Activation::silu) body(std::integral_constant<Activation, Activation::silu>());
+  else body(activation);
+}
+
+template <class Rows>
+__global__ void activate_pairs(Activation activation, bool gated, Rows x, Rows y, int64_t rows, int64_t cols) {
+  const Place place = own_part(cols / 2);
+  if (place.row >= rows) return;
   struct Inputs {
     float2 at, value;
   };
-  each_of(
-      first, cols / 2,
-      [&](int64_t i) {
-        return Inputs{x.at(t, 2 * i), gated ? x.at(t, cols + 2 * i) : float2{1, 1}};
-      },
-      [&](int64_t i, const Inputs& in) {
-        y.put(t, 2 * i, {activated(activation, in.at.x) * in.value.x, activated(activation, in.at.y) * in.value.y});
-      });
+  with_activation(activation, [&](auto own) {
+    each_of(
+        place.column, cols / 2,
+        [&](int64_t i) {
+          return Inputs{x.at(place.row, 2 * i), gated ? x.at(place.row, cols + 2 * i) : float2{1, 1}};
+        },
+        [&](int64_t i, const Inputs& in) {
+          y.put(place.row, 2 * i, {activated(own, in.at.x) * in.value.x, activated(own, in.at.y) * in.value.y});
+        });
+  });
 }
 
-__global__ void activate_backward_pairs(Activation activation, bool gated, EitherRows x, EitherRows dy, EitherRows dx, int64_t rows, int64_t cols) {
-  const auto [t, first] = own_part(cols / 2);
-  if (t >= rows) return;
+template <class Rows>
+__global__ void activate_backward_pairs(Activation activation, bool gated, Rows x, Rows dy, Rows dx, int64_t rows, int64_t cols) {
+  const Place place = own_part(cols / 2);
+  if (place.row >= rows) return;
   struct Inputs {
     float2 at, value, slope;
   };
-  each_of(
-      first, cols / 2,
-      [&](int64_t i) {
-        return Inputs{x.at(t, 2 * i), gated ? x.at(t, cols + 2 * i) : float2{1, 1}, dy.at(t, 2 * i)};
-      },
-      [&](int64_t i, const Inputs& in) {
-        if (gated) dx.put(t, cols + 2 * i, {in.slope.x * activated(activation, in.at.x), in.slope.y * activated(activation, in.at.y)});
-        dx.put(t, 2 * i,
-               {in.slope.x * in.value.x * activated_derivative(activation, in.at.x),
-                in.slope.y * in.value.y * activated_derivative(activation, in.at.y)});
-      });
+  with_activation(activation, [&](auto own) {
+    each_of(
+        place.column, cols / 2,
+        [&](int64_t i) {
+          return Inputs{x.at(place.row, 2 * i), gated ? x.at(place.row, cols + 2 * i) : float2{1, 1}, dy.at(place.row, 2 * i)};
+        },
+        [&](int64_t i, const Inputs& in) {
+          if (gated) dx.put(place.row, cols + 2 * i, {in.slope.x * activated(own, in.at.x), in.slope.y * activated(own, in.at.y)});
+          dx.put(place.row, 2 * i,
+                 {in.slope.x * in.value.x * activated_derivative(own, in.at.x), in.slope.y * in.value.y * activated_derivative(own, in.at.y)});
+        });
+  });
 }
-
 __global__ void activate_f32(Activation activation, bool gated, View x, View y) {
   const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
@@ -731,7 +777,7 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
   Arguments args(context);
   const int64_t C = a.x.cols / a.groups, segments = a.x.rows * a.groups;
   const View x = args.in(a.x);
-  const EitherRows dy = {args.in(a.dy), args.in(a.narrow_dy)};
+  const EitherRows dy = {args.in(a.dy), {args.in(a.narrow_dy)}};
   if (a.dweight || a.dbias) {
     Moments* rows = args.scratch<Moments>(segments);
     launch_rows(args, moments_f32, segments, a.kind, a.eps, x, a.groups, rows);
@@ -745,8 +791,8 @@ void norm_backward(Context& context, const NormBackwardArgs& a) {
   const float* weight = args.in(a.weight, C);
   const View dx = args.inout(a.dx);
   const NarrowView narrow_dx = args.inout(a.narrow_dx);
-  const bool by_four = in_steps(x, 4) && in_steps(dy.wide, 4) && in_steps(dy.narrow, 4) && in_steps(dx, 4) && in_steps(narrow_dx, 4) && C % 4 == 0 &&
-                       reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  const bool by_four = in_steps(x, 4) && in_steps(dy.wide, 4) && in_steps(dy.narrow.m, 4) && in_steps(dx, 4) && in_steps(narrow_dx, 4) &&
+                       C % 4 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   const auto run = [&](auto kernel, int across) {
     launch_rows(args, kernel, segments * across, a.kind, a.eps, x, weight, dy, dx, narrow_dx, a.add, a.groups);
   };
@@ -775,20 +821,27 @@ void rope(Context& context, const RopeArgs& a) {
   const NarrowView narrow_x = args.in(a.narrow_x), narrow_y = args.inout(a.narrow_y);
   const int half = a.cos ? a.half : 0;
   const bool by_pairs = half % 2 == 0 && half <= 128 && a.head_dim % 2 == 0 && in_steps(x, 2) && tables.in_pairs();
-  const EitherRows normed = {args.in(a.normed), args.in(a.narrow_normed)};
-  const bool backward = normed.wide.data || normed.narrow.data;
+  const EitherRows normed = {args.in(a.normed), {args.in(a.narrow_normed)}};
+  const bool backward = normed.wide.data || normed.narrow.m.data;
   if (!by_pairs && !narrow_x.data && !backward) {
     launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
     return;
   }
-  const EitherRows from = {x, narrow_x}, to = {x, narrow_y};
-  if (backward) {
-    launch_rows(args, a.head_dim <= 128 ? rope_pairs_backward<2> : rope_pairs_backward<4>, rows * a.heads, from, normed, to, rows, a.heads,
-                a.head_dim, weight, a.eps, cos, sin, half, positions);
-    return;
-  }
-  launch_rows(args, half <= 64 ? rope_pairs<1> : rope_pairs<2>, rows * ((a.heads + heads_at_once - 1) / heads_at_once), from, to, rows, a.heads,
-              a.head_dim, weight, a.eps, cos, sin, half, positions, a.inverse);
+  const EitherRows from = {x, {narrow_x}}, to = {x, {narrow_y}};
+  if (backward)
+    with_rows(
+        [&]<class Rows>(const Rows& dy, const Rows& x, const Rows& dx) {
+          launch_rows(args, a.head_dim <= 128 ? rope_pairs_backward<2, Rows> : rope_pairs_backward<4, Rows>, rows * a.heads, dy, x, dx, rows, a.heads,
+                      a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, half, tables.positions);
+        },
+        from, normed, to);
+  else
+    with_rows(
+        [&]<class Rows>(const Rows& x, const Rows& y) {
+          launch_rows(args, half <= 64 ? rope_pairs<1, Rows> : rope_pairs<2, Rows>, rows * ((a.heads + heads_at_once - 1) / heads_at_once), x, y,
+                      rows, a.heads, a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, half, tables.positions, a.inverse);
+        },
+        from, to);
 }
 
 void embed(Context& context, const EmbedArgs& a) {
@@ -872,8 +925,9 @@ void activate(Context& context, const ActivateArgs& a) {
   const View x = args.in(a.x), y = args.out(a.y);
   const int64_t rows = a.narrow_y.data ? a.narrow_y.rows : y.rows, cols = a.narrow_y.data ? a.narrow_y.cols : y.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(y, 2) && cols % 2 == 0))
-    launch_parts(args, activate_pairs, rows, cols / 2, a.activation, a.gated, EitherRows{x, args.in(a.narrow_x)},
-                 EitherRows{y, args.inout(a.narrow_y)}, rows, cols);
+    with_rows([&]<class Rows>(const Rows& x,
+                              const Rows& y) { launch_parts(args, activate_pairs<Rows>, rows, cols / 2, a.activation, a.gated, x, y, rows, cols); },
+              EitherRows{x, {args.in(a.narrow_x)}}, EitherRows{y, {args.inout(a.narrow_y)}});
   else launch_parts(args, activate_f32, rows, cols, a.activation, a.gated, x, y);
 }
 
@@ -882,8 +936,11 @@ void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   const View x = args.in(a.x), dy = args.in(a.dy), dx = args.out(a.dx);
   const int64_t rows = a.narrow_dy.data ? a.narrow_dy.rows : dy.rows, cols = a.narrow_dy.data ? a.narrow_dy.cols : dy.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(dy, 2) && in_steps(dx, 2) && cols % 2 == 0))
-    launch_parts(args, activate_backward_pairs, rows, cols / 2, a.activation, a.gated, EitherRows{x, args.in(a.narrow_x)},
-                 EitherRows{dy, args.in(a.narrow_dy)}, EitherRows{dx, args.inout(a.narrow_dx)}, rows, cols);
+    with_rows(
+        [&]<class Rows>(const Rows& x, const Rows& dy, const Rows& dx) {
+          launch_parts(args, activate_backward_pairs<Rows>, rows, cols / 2, a.activation, a.gated, x, dy, dx, rows, cols);
+        },
+        EitherRows{x, {args.in(a.narrow_x)}}, EitherRows{dy, {args.in(a.narrow_dy)}}, EitherRows{dx, {args.inout(a.narrow_dx)}});
   else launch_parts(args, activate_backward_f32, rows, cols, a.activation, a.gated, x, dy, dx);
 }
 
