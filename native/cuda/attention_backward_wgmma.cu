@@ -169,9 +169,9 @@ __global__ void __launch_bounds__(128, D <= 64 ? 3 : 2)
 #pragma unroll
     for (int j = 0; j < tile_rows / 16; ++j) {
       const auto along = [&](const unsigned char* tile) { return further(tile_of(tile, tile_rows * 128), j * 2048); };
-      multiply_along<D, false>(sums, further(tile_of(slope_rows), j * 32), along(key_tile), j > 0);
-      multiply_along<D, true>(value_sums, along(share_rows), along(slope_tile), true);
-      multiply_along<D, true>(key_sums, along(slope_rows), along(query_tile), true);
+      multiply<D, false, true>(sums, further(tile_of(slope_rows), j * 32), along(key_tile), j > 0);
+      multiply<D, true, true>(value_sums, along(share_rows), along(slope_tile), true);
+      multiply<D, true, true>(key_sums, along(slope_rows), along(query_tile), true);
     }
     commit_products();
     wait_for_products<0>();

@@ -10,6 +10,8 @@ inline TileMap heads_map(const NarrowView& m, int heads, int head_dim, int rows)
   return tile_map(m.data, 2, head_dim, heads, m.rows, head_dim, m.stride, rows);
 }
 
+constexpr int few_keys = 64;  // sequences of no more have kernels of their own
+
 #if CONAN_WARPGROUPS
 
 template <int D>
@@ -28,14 +30,14 @@ __device__ __forceinline__ void multiply_tiles(float (&c)[n / 2], const unsigned
                 d > 0);
 }
 
-/// Scores of a lane's row `r` (in `half` of its numbers), at position i, by all keys of a short sequence: shares of the largest; of keys that it does
-/// not see, and of a row that is not there, nothing.
-__device__ __forceinline__ void weigh(float (&scores)[32], int half, const Shape& s, int64_t i, bool there, int keys, float factor) {
+/// Scores of one of a lane's two rows, at position i, by all keys of a short sequence: shares of the largest; of keys that it does not see, and of a
+/// row that is not there, nothing.
+__device__ __forceinline__ void weigh(float (&scores)[few_keys / 2], int half, const Shape& s, int64_t i, bool there, int keys, float factor) {
   const int lane = int(threadIdx.x) % 32;
   const int from = int(s.first_key(i)) - lane % 4 * 2, to = there ? int(s.end_key(i, keys)) - lane % 4 * 2 : -1;
   float most = -INFINITY;
 #pragma unroll
-  for (int n = 0; n < 8; ++n)
+  for (int n = 0; n < few_keys / 8; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       float& score = scores[4 * n + 2 * half + e];
@@ -45,7 +47,7 @@ __device__ __forceinline__ void weigh(float (&scores)[32], int half, const Shape
   most = row_max(most);
   const float base = most == -INFINITY ? 0 : most * factor;
 #pragma unroll
-  for (int n = 0; n < 8; ++n)
+  for (int n = 0; n < few_keys / 8; ++n)
 #pragma unroll
     for (int e = 0; e < 2; ++e) scores[4 * n + 2 * half + e] = power_of_two(scores[4 * n + 2 * half + e] * factor - base);
 }

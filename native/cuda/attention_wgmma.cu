@@ -17,7 +17,6 @@ struct Plan {
   static constexpr int D = D_, consumers = 2, queries = 64 * consumers, keys = 128, stages = 2, threads = 128 * (consumers + 1);
   static constexpr int query_bytes = queries * D * 2, tile_bytes = keys * D * 2, memory = 2 * query_bytes + 2 * stages * tile_bytes;
 };
-constexpr int few_keys = 64;  // sequences of no more have a kernel of their own
 
 /// Short sequences: a block has 64 queries, and takes some heads one after the other; what the next one needs comes beside it.
 template <int D>

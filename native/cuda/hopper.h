@@ -373,45 +373,32 @@ void add_products(Sum (&c)[n / 2], bool add, size_t depth, const Left& left, con
 #endif
 
 /// c [64, n] = a [64, 32 bytes] b [n, 32 bytes]^T, or += it: 16 bf16 along K with sums of float, 32 int8 with whole ones. Of warp w: rows
-/// 16 w + g and + 8; c[4 j], c[4 j + 1]: row g, columns 8 j + 2 t and + 1; c[4 j + 2], c[4 j + 3]: row g + 8.
-template <int n, class Sum>
+/// 16 w + g and + 8; c[4 j], c[4 j + 1]: row g, columns 8 j + 2 t and + 1; c[4 j + 2], c[4 j + 3]: row g + 8. `b_along`: a tile b (of bf16) whose
+/// rows lie along K, [16, n]; `a_along`: a as well, [16, 64].
+template <int n, bool a_along = false, bool b_along = false, class Sum>
 __device__ __forceinline__ void multiply(Sum (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
   constexpr bool whole = std::is_integral_v<Sum>;
+  static_assert(b_along ? !whole : !a_along);
 #ifdef __CUDACC__
   if constexpr (whole) {
     CONAN_MULTIPLY("k32.s32.s8.s8", "", CONAN_WHOLE_16, CONAN_WHOLE_64);
+  } else if constexpr (a_along) {
+    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 1, 1", CONAN_SUMS_16, CONAN_SUMS_64);
+  } else if constexpr (b_along) {
+    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 0, 1", CONAN_SUMS_16, CONAN_SUMS_64);
   } else {
     CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 0, 0", CONAN_SUMS_16, CONAN_SUMS_64);
   }
 #else
   const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
   emulated::block.fibers[emulated::self()].products.add([=, &c] {
-    const auto word = [](uint64_t tile, size_t row, size_t k) -> Sum {
+    const auto word = [](uint64_t tile, size_t row, size_t k, bool along) -> Sum {
       if constexpr (whole) return emulated::byte_of(tile, row, k);
-      else return emulated::word_of(tile, row, k);
+      else return emulated::word_of(tile, row, k, along);
     };
     emulated::add_products<n>(
-        c, add, whole ? 32 : 16, [=](size_t half, size_t k) { return word(a, first + 8 * half, k); },
-        [=](size_t column, size_t k) { return word(b, column, k); });
-  });
-#endif
-}
-
-/// c [64, n] = a [64, 16] b [16, n], or += it, with a tile b whose rows lie along K; those of a do, too, or have K along them.
-template <int n, bool both>
-__device__ __forceinline__ void multiply_along(float (&c)[n / 2], uint64_t a, uint64_t b, bool add) {
-#ifdef __CUDACC__
-  if constexpr (both) {
-    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 1, 1", CONAN_SUMS_16, CONAN_SUMS_64);
-  } else {
-    CONAN_MULTIPLY("k16.f32.bf16.bf16", ", 1, 1, 0, 1", CONAN_SUMS_16, CONAN_SUMS_64);
-  }
-#else
-  const size_t first = emulated::self() % 128 / 32 * 16 + emulated::self() % 32 / 4;
-  emulated::block.fibers[emulated::self()].products.add([=, &c] {
-    emulated::add_products<n>(
-        c, add, 16, [=](size_t half, size_t k) { return emulated::word_of(a, first + 8 * half, k, both); },
-        [=](size_t column, size_t k) { return emulated::word_of(b, column, k, true); });
+        c, add, whole ? 32 : 16, [=](size_t half, size_t k) { return word(a, first + 8 * half, k, a_along); },
+        [=](size_t column, size_t k) { return word(b, column, k, b_along); });
   });
 #endif
 }

@@ -616,6 +616,7 @@ __global__ void activate_backward_pairs(Activation activation, bool gated, Rows 
         });
   });
 }
+
 __global__ void activate_f32(Activation activation, bool gated, View x, View y) {
   const auto [t, first] = own_part(y.cols);
   if (t >= y.rows) return;
