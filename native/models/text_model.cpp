@@ -21,13 +21,6 @@ WeightFormat choose_format(const std::string& dtype, Dtype checkpoint) {
   fail("INVALID_OPTION", "dtype: expected auto, float32, bfloat16, float16 or int8, got \"", dtype, "\"");
 }
 
-std::vector<float> values_of(Context& context, const Matrix& x) {
-  std::vector<float> out(size_t(x.rows * x.cols));
-  copy(context, x, {out.data(), x.rows, x.cols, x.cols});
-  finish(context);
-  return out;
-}
-
 /// The dtype of most of the checkpoint's parameters.
 Dtype main_dtype(const Checkpoint& checkpoint) {
   std::map<Dtype, int64_t> sizes;
@@ -249,11 +242,10 @@ void TextModel::embed(const TokenBatch& batch, const Media& media, bool normaliz
     Repeated* const known = repeated(batch, media, normalize, dimensions);
     if (known) context.ops.replay(context, *known->recording, {batch.ids});
     const Matrix x = known ? known->vectors : finished(batch, media, normalize, dimensions);
-    if (context.ops.bring) arrival = context.ops.bring(context, x);
-    else copy(context, x, vectors), finish(context);
+    arrival = bring(context, x);
   }
   // The next pass may be asked for meanwhile: a device comes to it, and to the memory it shares with this one, behind this one.
-  if (arrival) std::copy_n(arrival->wait(), vectors.rows * dimensions, out);
+  std::copy_n(arrival->wait(), vectors.rows * dimensions, out);
   for (int64_t b = 0; b < vectors.rows; ++b) {
     uint32_t most = 0;  // magnitudes by their bits: a sum of floats would be added up one by one
     for (int64_t c = 0; c < dimensions; ++c) most = std::max(most, std::bit_cast<uint32_t>(vectors.row(b)[c]) & 0x7fffffff);

@@ -64,6 +64,24 @@ void clear(Context& context, const Matrix& x) {
 
 void copy(Context& context, const Matrix& from, const Matrix& to) { context.ops.scatter(context, {from, to}); }
 
+std::vector<float> values_of(Context& context, const Matrix& x) {
+  std::vector<float> out(size_t(x.rows * x.cols));
+  copy(context, x, {out.data(), x.rows, x.cols, x.cols});
+  finish(context);
+  return out;
+}
+
+std::unique_ptr<Arrival> bring(Context& context, const Matrix& x) {
+  struct There : Arrival {
+    std::vector<float> values;
+    const float* wait() override { return values.data(); }
+  };
+  if (context.ops.bring) return context.ops.bring(context, x);
+  auto out = std::make_unique<There>();
+  out->values = values_of(context, x);
+  return out;
+}
+
 Arena::~Arena() {
   for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
 }

@@ -507,6 +507,10 @@ void clear(Context& context, const Matrix& x);
 /// to = from, of which either may lie in memory of the host: that of `from` may change when this returns, that of `to` can be read after
 /// finish(). Host code that would look at the device's own memory instead would move it to and fro.
 void copy(Context& context, const Matrix& from, const Matrix& to);
+/// The rows of x, one behind the other; waits for them.
+std::vector<float> values_of(Context& context, const Matrix& x);
+/// x on its way to the host, by the table's bring(), or there already.
+std::unique_ptr<Arrival> bring(Context& context, const Matrix& x);
 
 /// What one forward pass runs on: a backend, a number of threads, scratch memory. Not for two passes at a time.
 struct Context {

@@ -35,7 +35,6 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   Context& context = model_->context();
   Arena::Scope scope(context.scratch);
   parameters_.drop(context, steps_ + 1);
-  coming_.clear();  // of a step that failed
   int64_t rows = 0;
   for (const Chunk& chunk : chunks) rows += chunk.view().sequences;
   const Matrix vectors = context.scratch.matrix(rows, model_->dimensions()), gradient = context.scratch.matrix(rows, model_->dimensions());
@@ -61,11 +60,12 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
     part.pass = begin_pass(budget);
     copy(context, model_->forward(part.pass, part.chunk->view(), part.chunk->media, parameters_), rows_of(part));
   };
+  std::vector<Coming> coming;
   for (Part& part : parts) {
     if (part.learns && remembered) continue;
     Arena::Scope own(context.scratch);
     if (part.learns) copy(context, model_->infer(part.chunk->view(), part.chunk->media), rows_of(part));
-    else infer(*part.chunk, rows_of(part));
+    else infer(*part.chunk, rows_of(part), coming);
   }
   size_t budget = *optimizer_.activation_bytes;
   for (Part& part : parts) {
@@ -75,7 +75,7 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
   }
   StepResult result;
   result.loss = loss_of(vectors, options, gradient);
-  remember();
+  remember(coming);
   if (!std::isfinite(result.loss)) fail("LOSS_NOT_FINITE", "step ", steps_ + 1, ": the loss is not a number");
   for (Part& part : parts) {
     if (!part.learns) continue;
@@ -106,56 +106,45 @@ StepResult Trainer::step(const std::vector<Chunk>& chunks, const StepOptions& op
 }
 
 /// Vectors of a chunk that does not learn: texts are computed the first time they come. Nothing is waited for, so that a device has what comes
-/// next beside them; remember() keeps them.
-void Trainer::infer(const Chunk& chunk, const Matrix& out) {
+/// next beside them: those that are new are on their way when it returns, for remember().
+void Trainer::infer(const Chunk& chunk, const Matrix& out, std::vector<Coming>& coming) {
   const TokenBatch batch = chunk.view();
   Context& context = model_->context();
   if (!chunk.media.sounds.frames.empty() || !chunk.media.pictures.grids.empty()) return copy(context, model_->infer(batch, chunk.media), out);
   Chunk fresh;
   fresh.offsets.push_back(0);
   std::vector<int32_t> old_places, fresh_places;
-  std::vector<const std::vector<float>*> old;
-  Coming coming;
+  std::vector<float> old;
+  std::vector<std::string> keys;
   for (int b = 0; b < batch.sequences; ++b) {
     const int32_t *const first = batch.ids + batch.offsets[b], *const end = batch.ids + batch.offsets[b + 1];
     std::string key(reinterpret_cast<const char*>(first), size_t(end - first) * sizeof(int32_t));
     if (const auto found = known_.find(key); found != known_.end()) {
-      old_places.push_back(b), old.push_back(&found->second);
+      old_places.push_back(b);
+      old.insert(old.end(), found->second.begin(), found->second.end());
       continue;
     }
-    fresh_places.push_back(b), coming.keys.push_back(std::move(key));
+    fresh_places.push_back(b), keys.push_back(std::move(key));
     fresh.ids.insert(fresh.ids.end(), first, end);
     fresh.offsets.push_back(int32_t(fresh.ids.size()));
   }
-  if (!old.empty()) {
-    HostRows rows(int64_t(old.size()), out.cols);
-    for (size_t i = 0; i < old.size(); ++i) std::copy(old[i]->begin(), old[i]->end(), rows.rows.row(int64_t(i)));
-    context.ops.scatter(context, {rows.rows, out, old_places.data()});
-  }
-  if (fresh_places.empty()) return;
+  if (!old.empty()) context.ops.scatter(context, {{old.data(), int64_t(old_places.size()), out.cols, out.cols}, out, old_places.data()});
+  if (keys.empty()) return;
   const Matrix made = model_->infer(fresh.view(), fresh.media);
   context.ops.scatter(context, {made, out, fresh_places.data()});
-  if (context.ops.bring) {
-    coming.arrival = context.ops.bring(context, made);
-  } else {
-    coming.values.resize(size_t(made.rows * made.cols));
-    copy(context, made, {coming.values.data(), made.rows, made.cols, made.cols});
-  }
-  coming_.push_back(std::move(coming));
+  coming.push_back({std::move(keys), bring(context, made)});
 }
 
-/// Keeps what infer() has made, which is there by now.
-void Trainer::remember() {
+void Trainer::remember(const std::vector<Coming>& coming) {
   constexpr size_t kMostBytes = size_t(256) << 20;
   const auto cols = size_t(model_->dimensions());
-  for (const Coming& coming : coming_) {
-    const float* row = coming.arrival ? coming.arrival->wait() : coming.values.data();
-    for (const std::string& key : coming.keys) {
+  for (const auto& [keys, arrival] : coming) {
+    const float* row = arrival->wait();
+    for (const std::string& key : keys) {
       if (known_.size() * cols * sizeof(float) < kMostBytes) known_[key].assign(row, row + cols);
       row += cols;
     }
   }
-  coming_.clear();
 }
 
 /// And its gradient, times the step's weight.

@@ -69,8 +69,13 @@ class Trainer {
 
  private:
   double loss_of(const Matrix& vectors, const StepOptions& options, const Matrix& gradient);
-  void infer(const Chunk& chunk, const Matrix& out);
-  void remember();
+  /// Vectors of texts, by their token ids, on their way to the host.
+  struct Coming {
+    std::vector<std::string> keys;
+    std::unique_ptr<Arrival> arrival;
+  };
+  void infer(const Chunk& chunk, const Matrix& out, std::vector<Coming>& coming);
+  void remember(const std::vector<Coming>& coming);
   void update(const StepOptions& options, double factor);
   TextModel::TrainingPass begin_pass(size_t budget);
   void end_pass(TextModel::TrainingPass& pass);
@@ -82,13 +87,6 @@ class Trainer {
   std::vector<std::unique_ptr<Arena>> memory_[3];  // of passes that have ended: of the language model and the towers
   /// Vectors of texts that nothing that trains has a part in, by their token ids: they never change.
   std::unordered_map<std::string, std::vector<float>> known_;
-  /// Those of a step, on their way to the host.
-  struct Coming {
-    std::vector<std::string> keys;
-    std::unique_ptr<Arrival> arrival;  // or, where a backend has none:
-    std::vector<float> values;
-  };
-  std::vector<Coming> coming_;
   int64_t steps_ = 0;
 };
 
