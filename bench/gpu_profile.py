@@ -67,7 +67,8 @@ def main():
         print(f"{Path(bench).name} {model}, {options.layers} layers, {shape}: {total:.2f} ms in {len(run)} launches")
         for name, (milliseconds, millions, count) in sorted(sums.items(), key=lambda item: -item[1][0]):
             print(f"{milliseconds:9.3f} ms {100 * milliseconds / total:5.1f} % {millions:9.2f} M cycles {count:5}  {name[:100]}", flush=True)
-            keep(bench="gpu_profile", profiled=Path(bench).name, model=model, input=shape, layers=options.layers, kernel=name, milliseconds=milliseconds, launches=count)
+            keep(bench="gpu_profile", profiled=Path(bench).name, model=model, input=shape, layers=options.layers, kernel=name, milliseconds=milliseconds,
+                 launches=count)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def operations(own, peer):
     """By operation: the rates of both, and of merges beside a copy's."""
     copy = next((row["rate"] for name, row in peer.items() if name.startswith("copy")), None)
     for name, row in own.items():
-        other = copy if name.startswith("merge") else peer[name]["rate"] if name in peer else None
+        who, other = ("a copy", copy) if name.startswith("merge") else ("PyTorch", peer.get(name, {}).get("rate"))
         if other:
-            yield name, f"{row['rate']:.2f} {row['unit']}; {'a copy' if name.startswith('merge') else 'PyTorch'} {other:.2f} ({row['rate'] / other:.2f}x)"
+            yield name, f"{row['rate']:.2f} {row['unit']}; {who} {other:.2f} ({row['rate'] / other:.2f}x)"
 
 
 def main():

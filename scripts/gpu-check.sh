@@ -32,13 +32,12 @@ attempt() {
     *) became "$name" FAILED "$took" "$(grep -m1 -E 'FAILED|error|Error' "$out/$name.log" || printf %s "$last")" ;;
   esac
 }
-# check NAME SECONDS COMMAND...: beside the other checks, as nothing is timed, until join_checks.
+# check NAME SECONDS COMMAND...: beside the other checks, as nothing is timed; `wait` is for all of them.
 check() {
   wants "$1" || return 0
   names+=("$1")
   attempt "$@" > /dev/null &
 }
-join_checks() { wait; }
 # bench NAME SECONDS COMMAND...: alone, and shown at once, as a run may be cut off.
 bench() {
   wants "$1" || return 0
@@ -56,7 +55,7 @@ capability=$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 
 check build-cuda 300 scripts/build-cuda.sh "$capability-real"
 check build-tests 300 bash -c 'cmake -S . -B build/native-tests -DCONAN_TESTS=ON &&
   cmake --build build/native-tests --parallel 16 --target ops_test model_test cuda_bench forward_bench train_bench'
-join_checks
+wait
 
 export CONAN_CUDA_LIBRARY=${CONAN_CUDA_LIBRARY:-$PWD/build/Release/libconan-cuda.so}
 tests=build/native-tests
@@ -72,7 +71,7 @@ if command -v compute-sanitizer > /dev/null; then
 else
   skip 'no compute-sanitizer on PATH' memcheck "${races[@]/#/race-}"
 fi
-join_checks
+wait
 
 bench bench 60 $tests/cuda_bench
 if python3 -c 'import torch, transformers' 2> /dev/null; then

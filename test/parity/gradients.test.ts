@@ -9,6 +9,7 @@ import { binding, type NativeChunk } from '../../lib/binding'
 import { contrastiveStep, cuda, fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
 
 const native = binding()
+
 function batchOf(name: string): { ids: Int32Array; offsets: Int32Array } {
   const golden = readSafetensors(path.join(pico(name), 'golden.safetensors'))
   return { ids: ints(golden.get('ids')!), offsets: ints(golden.get('offsets')!) }

@@ -23,6 +23,7 @@ const whole: NativeChunk = {
     pictures: { patches: [floats(want.get('patches')!)], grids: ints(want.get('grids')!) },
   },
 }
+
 function load(mode: string, threads = 2, device = 'cpu') {
   const { dense, lowRank } = chooseTrainable(openParent(omni, '.'), { mode: mode as 'lora', rank: 4, alpha: 8 })
   const training = JSON.stringify({ dense, lowRank, seed: 0, optimizer: {} })
