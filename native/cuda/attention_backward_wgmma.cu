@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(Size::threads, 1)
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
   constexpr int D = Size::D;
-  const int id = int(threadIdx.x), warpgroup = id / 128, head = int(blockIdx.y), rows = int(count);
+  const int id = int(threadIdx.x), warpgroup = of_warp(id / 128), head = int(blockIdx.y), rows = int(count);
   if (id == 0) begin_all(barriers, rows);
   __syncthreads();
   const Tiles<Size> tile{memory};
@@ -293,7 +293,7 @@ __global__ void __launch_bounds__(Size::threads, 1)
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Barriers barriers;
   constexpr int D = Size::D;
-  const int id = int(threadIdx.x), warpgroup = id / 128, rows = keys - j0 < Size::own_rows ? keys - j0 : Size::own_rows;
+  const int id = int(threadIdx.x), warpgroup = of_warp(id / 128), rows = keys - j0 < Size::own_rows ? keys - j0 : Size::own_rows;
   if (id == 0) begin_all(barriers, rows);
   __syncthreads();
   // Queries that see one of these keys: i >= j - right and i <= j + left.

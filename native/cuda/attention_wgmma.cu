@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(P::threads, 1)
   CONAN_LAUNCH_MEMORY(memory);
   __shared__ Part pieces[2];  // a piece of work, and the next one
   __shared__ Barrier full_queries[2], empty_queries[2], full_keys[P::stages], full_values[P::stages], empty_keys[P::stages], empty_values[P::stages];
-  const int id = int(threadIdx.x), warpgroup = id / 128;
+  const int id = int(threadIdx.x), warpgroup = of_warp(id / 128);
   if (id == 0) {
     for (int i = 0; i < 2; ++i) begin(full_queries[i], 1), begin(empty_queries[i], P::consumers);
     for (int i = 0; i < P::stages; ++i)
@@ -151,19 +151,20 @@ __global__ void __launch_bounds__(P::threads, 1)
   for (int round = 0;; ++round) {
     wait_for(full_queries[round % 2], round / 2 % 2);
     const Part work = pieces[round % 2];
-    if (work.tiles == 0) return;
+    const int tiles = of_warp(work.tiles);
+    if (tiles == 0) return;
     const unsigned char* const queries = memory + round % 2 * P::query_bytes;
     const auto stage_of = [&](int tile) { return (turn + tile) % P::stages; };
     const auto parity_of = [&](int tile) { return (turn + tile) / P::stages % 2; };
     if (64 * warpgroup >= work.rows) {  // nothing to do but to let go
-      for (int tile = 0; tile < work.tiles; ++tile) {
+      for (int tile = 0; tile < tiles; ++tile) {
         wait_for(full_keys[stage_of(tile)], parity_of(tile));
         release(empty_keys[stage_of(tile)]);
         wait_for(full_values[stage_of(tile)], parity_of(tile));
         release(empty_values[stage_of(tile)]);
       }
       release(empty_queries[round % 2]);
-      turn += work.tiles;
+      turn += tiles;
       continue;
     }
     float sums[D / 2] = {}, scores[P::keys / 2], most[2] = {-INFINITY, -INFINITY}, total[2] = {}, shrink[2];
@@ -224,7 +225,7 @@ __global__ void __launch_bounds__(P::threads, 1)
     release(empty_keys[stage_of(0)]);
     weigh(0);
     hold<P::keys>(held, scores);
-    for (int tile = 1; tile < work.tiles; ++tile) {
+    for (int tile = 1; tile < tiles; ++tile) {
       multiply_keys(tile);
       multiply_values(tile - 1);
       wait_for_products<1>();
@@ -241,11 +242,11 @@ __global__ void __launch_bounds__(P::threads, 1)
       hold<P::keys>(held, scores);
     }
     release(empty_queries[round % 2]);
-    multiply_values(work.tiles - 1);
+    multiply_values(tiles - 1);
     wait_for_products<0>();
     settled(sums);
-    release(empty_values[stage_of(work.tiles - 1)]);
-    turn += work.tiles;
+    release(empty_values[stage_of(tiles - 1)]);
+    turn += tiles;
     store<D>(sums, {1 / row_sum(total[0]), 1 / row_sum(total[1])}, work.q0, own, work.rows, work.head * s.head_dim, s.head_dim, y, narrow_y);
   }
 #endif

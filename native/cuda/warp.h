@@ -24,6 +24,10 @@ constexpr unsigned full_warp = 0xffffffffu;
   unsigned char* const name = name##_memory
 #endif
 
+/// What is the same for a whole warp, so that the compiler knows it: what follows from it goes to uniform registers, where products by warpgroups
+/// want where their tiles are.
+__device__ __forceinline__ int of_warp(int value) { return __shfl_sync(full_warp, value, 0); }
+
 template <class T>
 __device__ __forceinline__ T warp_sum(T value) {
   for (int mask = 16; mask; mask >>= 1) value += __shfl_xor_sync(full_warp, value, mask);
