@@ -129,6 +129,32 @@ void narrow_cases(const OperationTable& table) {
     }
 }
 
+/// So many rows that a GPU has tiles left for a part of its multiprocessors: each the same bits as among few.
+void many_rows_cases(const OperationTable& table) {
+  if (!table.narrow_rows) return;
+  constexpr int64_t T = 2205, K = 64, N = 2304, few = 40;
+  Context context(table, 2);
+  const std::vector<float> w = random_floats(size_t(N * K), 1, 0.2f);
+  const auto weight = table.pack(context, {"w", {view(w, {N, K})}, false}, WeightFormat::bf16);
+  Owned x(T, K, 2), sum(T, N, 3), part(few, N, 4);
+  std::vector<uint16_t> all(size_t(T * N)), some(size_t(few * N));
+  const auto product = [&](const Matrix& from, uint16_t* narrow, const Matrix& added) {
+    LinearArgs args;
+    args.x = from, args.weight = weight.get(), args.narrow_y = {narrow, from.rows, N, N};
+    table.linear(context, args);
+    args.narrow_y = {}, args.residual = args.y = added;
+    table.linear(context, args);
+  };
+  const Owned before(T, N, 3);
+  product(x.m, all.data(), sum.m);
+  for (const int64_t first : {int64_t(0), int64_t(1111), T - 133, T - few}) {
+    for (int64_t r = 0; r < few; ++r) std::memcpy(part.m.row(r), before.m.row(first + r), N * sizeof(float));
+    product(x.m.slice(first, few), some.data(), part.m);
+    check(std::memcmp(some.data(), &all[size_t(first * N)], some.size() * 2) == 0 && equal(sum.m.slice(first, few), part.m),
+          text(table.name, " linear of many rows, from ", first, " on"));
+  }
+}
+
 /// A product whose heads turn behind it: the same bits as one after the other, whatever the tile.
 void linear_rope_cases(const OperationTable& table) {
   if (!table.linear_rope) return;
@@ -1019,9 +1045,8 @@ int main(int count, char** arguments) {
   for (const OperationTable* table : tables) {
     require(*table);
     require_training(*table);
-    if (wants("linear"))
-      linear_cases(*table, reference), narrow_cases(*table), linear_rope_cases(*table), narrow_row_cases(*table), pack_cases(*table),
-          low_rank_cases(*table, reference);
+    if (wants("linear")) linear_cases(*table, reference), pack_cases(*table), low_rank_cases(*table, reference);
+    if (wants("narrow")) narrow_cases(*table), many_rows_cases(*table), linear_rope_cases(*table), narrow_row_cases(*table);
     if (wants("attention")) attention_cases(*table, reference);
     if (wants("rows"))
       row_cases(*table, reference), unpack_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference),
