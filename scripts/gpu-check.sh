@@ -62,7 +62,7 @@ tests=build/native-tests
 check ops 120 $tests/ops_test
 check ops-mma 120 env CONAN_CUDA_GEMM=mma $tests/ops_test cuda:0
 check models 120 $tests/model_test test/fixtures/pico
-races=(linear narrow attention rows merge backward)
+races=(linear packed narrow attention rows merge backward)
 if command -v compute-sanitizer > /dev/null; then
   check memcheck 200 compute-sanitizer --error-exitcode 1 $tests/ops_test cuda:0
   for group in "${races[@]}"; do

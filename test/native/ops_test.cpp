@@ -1045,7 +1045,8 @@ int main(int count, char** arguments) {
   for (const OperationTable* table : tables) {
     require(*table);
     require_training(*table);
-    if (wants("linear")) linear_cases(*table, reference), pack_cases(*table), low_rank_cases(*table, reference);
+    if (wants("linear")) linear_cases(*table, reference);
+    if (wants("packed")) pack_cases(*table), low_rank_cases(*table, reference);
     if (wants("narrow")) narrow_cases(*table), many_rows_cases(*table), linear_rope_cases(*table), narrow_row_cases(*table);
     if (wants("attention")) attention_cases(*table, reference);
     if (wants("rows"))
