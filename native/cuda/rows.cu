@@ -818,28 +818,28 @@ void rope(Context& context, const RopeArgs& a) {
   const int64_t rows = a.narrow_x.data ? a.narrow_x.rows : a.x.rows;
   const View x = args.inout(a.x);
   const RopeTables tables = rope_tables(args, a);
-  const auto [weight, cos, sin, positions] = tables;
   const NarrowView narrow_x = args.in(a.narrow_x), narrow_y = args.inout(a.narrow_y);
   const int half = a.cos ? a.half : 0;
   const bool by_pairs = half % 2 == 0 && half <= 128 && a.head_dim % 2 == 0 && in_steps(x, 2) && tables.in_pairs();
   const EitherRows normed = {args.in(a.normed), {args.in(a.narrow_normed)}};
   const bool backward = normed.wide.data || normed.narrow.m.data;
   if (!by_pairs && !narrow_x.data && !backward) {
-    launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, weight, a.eps, cos, sin, a.half, positions, a.inverse, narrow_y);
+    launch_rows(args, rope_f32, rows * a.heads, x, a.heads, a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, a.half, tables.positions,
+                a.inverse, narrow_y);
     return;
   }
   const EitherRows from = {x, {narrow_x}}, to = {x, {narrow_y}};
   if (backward)
     with_rows(
-        [&]<class Rows>(const Rows& dy, const Rows& x, const Rows& dx) {
-          launch_rows(args, a.head_dim <= 128 ? rope_pairs_backward<2, Rows> : rope_pairs_backward<4, Rows>, rows * a.heads, dy, x, dx, rows, a.heads,
-                      a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, half, tables.positions);
+        [&]<class Rows>(const Rows& dy, const Rows& at, const Rows& dx) {
+          launch_rows(args, a.head_dim <= 128 ? rope_pairs_backward<2, Rows> : rope_pairs_backward<4, Rows>, rows * a.heads, dy, at, dx, rows,
+                      a.heads, a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, half, tables.positions);
         },
         from, normed, to);
   else
     with_rows(
-        [&]<class Rows>(const Rows& x, const Rows& y) {
-          launch_rows(args, half <= 64 ? rope_pairs<1, Rows> : rope_pairs<2, Rows>, rows * ((a.heads + heads_at_once - 1) / heads_at_once), x, y,
+        [&]<class Rows>(const Rows& in, const Rows& out) {
+          launch_rows(args, half <= 64 ? rope_pairs<1, Rows> : rope_pairs<2, Rows>, rows * ((a.heads + heads_at_once - 1) / heads_at_once), in, out,
                       rows, a.heads, a.head_dim, tables.norm_weight, a.eps, tables.cos, tables.sin, half, tables.positions, a.inverse);
         },
         from, to);
@@ -926,9 +926,11 @@ void activate(Context& context, const ActivateArgs& a) {
   const View x = args.in(a.x), y = args.out(a.y);
   const int64_t rows = a.narrow_y.data ? a.narrow_y.rows : y.rows, cols = a.narrow_y.data ? a.narrow_y.cols : y.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(y, 2) && cols % 2 == 0))
-    with_rows([&]<class Rows>(const Rows& x,
-                              const Rows& y) { launch_parts(args, activate_pairs<Rows>, rows, cols / 2, a.activation, a.gated, x, y, rows, cols); },
-              EitherRows{x, {args.in(a.narrow_x)}}, EitherRows{y, {args.inout(a.narrow_y)}});
+    with_rows(
+        [&]<class Rows>(const Rows& in, const Rows& out) {
+          launch_parts(args, activate_pairs<Rows>, rows, cols / 2, a.activation, a.gated, in, out, rows, cols);
+        },
+        EitherRows{x, {args.in(a.narrow_x)}}, EitherRows{y, {args.inout(a.narrow_y)}});
   else launch_parts(args, activate_f32, rows, cols, a.activation, a.gated, x, y);
 }
 
@@ -938,8 +940,8 @@ void activate_backward(Context& context, const ActivateBackwardArgs& a) {
   const int64_t rows = a.narrow_dy.data ? a.narrow_dy.rows : dy.rows, cols = a.narrow_dy.data ? a.narrow_dy.cols : dy.cols;
   if (a.narrow_x.data || (in_steps(x, 2) && in_steps(dy, 2) && in_steps(dx, 2) && cols % 2 == 0))
     with_rows(
-        [&]<class Rows>(const Rows& x, const Rows& dy, const Rows& dx) {
-          launch_parts(args, activate_backward_pairs<Rows>, rows, cols / 2, a.activation, a.gated, x, dy, dx, rows, cols);
+        [&]<class Rows>(const Rows& at, const Rows& slope, const Rows& out) {
+          launch_parts(args, activate_backward_pairs<Rows>, rows, cols / 2, a.activation, a.gated, at, slope, out, rows, cols);
         },
         EitherRows{x, {args.in(a.narrow_x)}}, EitherRows{dy, {args.in(a.narrow_dy)}}, EitherRows{dx, {args.inout(a.narrow_dx)}});
   else launch_parts(args, activate_backward_f32, rows, cols, a.activation, a.gated, x, dy, dx);

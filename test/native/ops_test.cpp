@@ -148,7 +148,7 @@ void many_rows_cases(const OperationTable& table) {
   const Owned before(T, N, 3);
   product(x.m, all.data(), sum.m);
   for (const int64_t first : {int64_t(0), int64_t(1111), T - 133, T - few}) {
-    for (int64_t r = 0; r < few; ++r) std::memcpy(part.m.row(r), before.m.row(first + r), N * sizeof(float));
+    for (int64_t r = 0; r < few; ++r) std::copy_n(before.m.row(first + r), N, part.m.row(r));
     product(x.m.slice(first, few), some.data(), part.m);
     check(std::memcmp(some.data(), &all[size_t(first * N)], some.size() * 2) == 0 && equal(sum.m.slice(first, few), part.m),
           text(table.name, " linear of many rows, from ", first, " on"));
