@@ -1,5 +1,5 @@
-// The only file that knows Node. Every function is thin: it reads its arguments, and runs the work on a libuv thread
-// where it takes long. Native errors become JavaScript errors with a `code`.
+// What JavaScript calls. Every function is thin: it reads its arguments, and runs the work on another thread where it takes long (task.h).
+// Native errors become JavaScript errors with a `code`.
 #include <napi.h>
 
 #include <algorithm>
@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "addon/task.h"
 #include "base/error.h"
 #include "base/safetensors.h"
 #include "base/thread_pool.h"
@@ -24,63 +25,6 @@
 using namespace conan;
 
 namespace {
-
-struct Failure {
-  std::string code, message;
-
-  Napi::Error to_js(Napi::Env env) const {
-    Napi::Error error = Napi::Error::New(env, message);
-    error.Set("code", Napi::String::New(env, code));
-    return error;
-  }
-};
-
-/// Runs `action`; true if it ended well.
-template <class Action>
-bool guarded(Failure& failure, const Action& action) {
-  try {
-    action();
-    return true;
-  } catch (const Error& error) {
-    failure = {error.code(), error.what()};
-  } catch (const std::bad_alloc&) {
-    failure = {"OUT_OF_MEMORY", "no memory"};
-  } catch (const std::exception& error) {
-    failure = {"INTERNAL", error.what()};
-  }
-  return false;
-}
-
-/// Work on a libuv thread that settles a promise.
-class Task : public Napi::AsyncWorker {
- public:
-  using Finish = std::function<Napi::Value(Napi::Env)>;
-
-  /// `work` runs off the main thread, `finish` makes the promise's value from what it left behind.
-  static Napi::Value run(Napi::Env env, std::function<void()> work, Finish finish) {
-    Task* task = new Task(env, std::move(work), std::move(finish));  // deletes itself
-    Napi::Promise promise = task->deferred_.Promise();
-    task->Queue();
-    return promise;
-  }
-
- protected:
-  void Execute() override { failed_ = !guarded(failure_, work_); }
-  void OnOK() override {
-    if (failed_) deferred_.Reject(failure_.to_js(Env()).Value());
-    else deferred_.Resolve(finish_(Env()));
-  }
-
- private:
-  Task(Napi::Env env, std::function<void()> work, Finish finish)
-      : Napi::AsyncWorker(env), deferred_(Napi::Promise::Deferred::New(env)), work_(std::move(work)), finish_(std::move(finish)) {}
-
-  Napi::Promise::Deferred deferred_;
-  std::function<void()> work_;
-  Finish finish_;
-  Failure failure_;
-  bool failed_ = false;
-};
 
 template <class Values>
 Napi::Value array_of(Napi::Env env, const Values& values) {
@@ -332,6 +276,11 @@ struct MediaOf {
   std::shared_ptr<Napi::Reference<Napi::Value>> kept_;
 };
 
+/// A promise of what `work` makes of `model`, as task.h says.
+Napi::Value run_on(Napi::Env env, const TextModel& model, Task::Work work, Task::Finish finish) {
+  return (model.waits() ? Task::wait : Task::run)(env, std::move(work), std::move(finish));
+}
+
 /// embed(handle, ids, offsets, normalize, dimensions, media?) -> Promise<Float32Array [B * dimensions]>
 Napi::Value embed(const Napi::CallbackInfo& info) {
   Handle* handle = handle_of(info);
@@ -343,8 +292,8 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
     throw Failure{"INVALID_OPTION", text("dimensions: expected 1 to ", model->dimensions(), ", got ", dimensions)}.to_js(info.Env());
   auto media = std::make_shared<MediaOf>(info, 5, *model);
   auto vectors = std::make_shared<std::vector<float>>(size_t(batch->view().sequences * dimensions));
-  return Task::run(
-      info.Env(), [=] { model->embed(batch->view(), media->media, normalize, dimensions, vectors->data()); },
+  return run_on(
+      info.Env(), *model, [=] { model->embed(batch->view(), media->media, normalize, dimensions, vectors->data()); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
         return shared_array(env, vectors);
@@ -354,10 +303,10 @@ Napi::Value embed(const Napi::CallbackInfo& info) {
 using States = std::vector<std::vector<float>>;
 
 /// Runs `work`, which keeps `media` alive, and resolves to an array of Float32Array.
-Napi::Value resolve_states(Napi::Env env, std::shared_ptr<MediaOf> media, std::function<States()> work) {
+Napi::Value resolve_states(Napi::Env env, const TextModel& model, std::shared_ptr<MediaOf> media, std::function<States()> work) {
   auto states = std::make_shared<States>();
-  return Task::run(
-      env, [=] { *states = work(); },
+  return run_on(
+      env, model, [=] { *states = work(); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
         Napi::Array out = Napi::Array::New(env, states->size());
@@ -371,21 +320,21 @@ Napi::Value hidden_states(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
   auto batch = std::make_shared<BatchCopy>(info);
   auto media = std::make_shared<MediaOf>(info, 3, *model);
-  return resolve_states(info.Env(), media, [=] { return model->hidden_states(batch->view(), media->media); });
+  return resolve_states(info.Env(), *model, media, [=] { return model->hidden_states(batch->view(), media->media); });
 }
 
 /// visionStates(handle, media) -> Promise<Float32Array[]>, for tests
 Napi::Value vision_states(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
   auto media = std::make_shared<MediaOf>(info, 1, *model);
-  return resolve_states(info.Env(), media, [=] { return model->vision_states(media->media.pictures); });
+  return resolve_states(info.Env(), *model, media, [=] { return model->vision_states(media->media.pictures); });
 }
 
 /// audioStates(handle, media) -> Promise<Float32Array[]>, for tests
 Napi::Value audio_states(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
   auto media = std::make_shared<MediaOf>(info, 1, *model);
-  return resolve_states(info.Env(), media, [=] { return model->audio_states(media->media.sounds); });
+  return resolve_states(info.Env(), *model, media, [=] { return model->audio_states(media->media.sounds); });
 }
 
 /// audioTokens(handle, frames: Int32Array) -> Int32Array
@@ -403,8 +352,8 @@ Napi::Value encode_sounds(const Napi::CallbackInfo& info) {
   std::shared_ptr<TextModel> model = handle_of(info)->model;
   auto media = std::make_shared<MediaOf>(info, 1, *model);
   auto out = std::make_shared<std::vector<float>>();
-  return Task::run(
-      info.Env(), [=] { *out = model->encode(media->media.sounds); },
+  return run_on(
+      info.Env(), *model, [=] { *out = model->encode(media->media.sounds); },
       [=](Napi::Env env) -> Napi::Value {
         media->release();
         return shared_array(env, out);
@@ -479,8 +428,8 @@ Napi::Value train_step(const Napi::CallbackInfo& info) {
     teacher->assign(given.Data(), given.Data() + given.ElementLength());
   }
   auto result = std::make_shared<train::StepResult>();
-  return Task::run(
-      info.Env(),
+  return run_on(
+      info.Env(), trainer->model(),
       [=] {
         train::StepOptions step = read_step(text);
         if (const auto rows = int64_t(step.distillation.rows.size()); rows > 0) {

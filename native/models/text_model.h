@@ -49,6 +49,8 @@ class TextModel {
   WeightFormat format() const { return format_; }
   int threads() const { return context_->threads; }
   const char* backend() const { return context_->ops.name; }
+  /// Whether passes are computed elsewhere, and the thread that asks for one waits.
+  bool waits() const { return context_->ops.finish != nullptr; }
   Dtype checkpoint_dtype() const { return checkpoint_dtype_; }
   const std::vector<std::string>& unused_tensors() const { return unused_; }
   size_t memory_bytes() const;

@@ -1,13 +1,16 @@
 // Whole models on the CUDA backend against the CPU.
 import assert from 'node:assert/strict'
+import { spawnSync } from 'node:child_process'
 import { cpSync, readFileSync, writeFileSync } from 'node:fs'
+import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { test } from 'node:test'
+import { setTimeout as delay } from 'node:timers/promises'
 import { devices, type EmbedInput, fuse, loadModel, recoverProjector, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
 import { openParent } from '../../lib/fuse/parents'
 import { chooseTrainable } from '../../lib/train/trainable'
-import { contrastiveStep, cuda, fixtures, readSafetensors, type Tensor, temporary, worstCosine, writeSafetensors } from '../support'
+import { contrastiveStep, cuda, fixtures, readSafetensors, root, type Tensor, temporary, worstCosine, writeSafetensors } from '../support'
 
 const { device, skip, emulated } = cuda()
 
@@ -115,6 +118,51 @@ test('several GPUs share the batches of a call', { skip }, async () => {
   await using one = await loadModel(directory, { device })
   await using two = await loadModel(directory, { device: both })
   assert.deepEqual((await two.embed(texts, { batchSize: 1 })).vectors, (await one.embed(texts)).vectors)
+})
+
+const quick = skip || (emulated ? false : 'a real GPU is done too soon')
+
+test("passes on GPUs leave Node's own four threads to others", { skip: quick }, async () => {
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device: Array(4).fill('cuda:0').join() })
+  const order: string[] = []
+  const passes = Array.from({ length: 8 }, () => model.embed(Array(8).fill('word '.repeat(60))).then(() => order.push('a pass')))
+  await delay(20) // tokenised by then
+  await stat(fixtures)
+  order.push('a file')
+  await Promise.all(passes)
+  assert.equal(order[0], 'a file')
+})
+
+test('a program that ends, or a worker of one, does so when the passes on a GPU are done', { skip: quick }, () => {
+  const script = path.join(temporary(), 'program.cjs')
+  const work = `
+    const { isMainThread, parentPort, Worker } = require('node:worker_threads')
+    const { loadModel } = require(${JSON.stringify(root)})
+    const passes = async () => {
+      const model = await loadModel(${JSON.stringify(path.join(fixtures, 'pico/qwen3'))}, { device: 'cuda:0' })
+      await model.embed('a')
+      for (let i = 0; i < 3; i++) model.embed(Array(8).fill('word '.repeat(60))).then(() => console.log('a pass'))
+      await new Promise((resolve) => setTimeout(resolve, 20))
+    }
+    if (!isMainThread) passes().then(() => parentPort.postMessage('busy'))
+    else if (process.argv[2] === 'exit') passes().then(() => process.exit(3))
+    else if (process.argv[2] === 'throw') passes().then(() => { throw new Error('enough') })
+    else if (process.argv[2] === 'end') passes()
+    else {
+      const worker = new Worker(__filename)
+      worker.once('message', () => worker.terminate().then(() => passes()))
+    }`
+  writeFileSync(script, work)
+  const results = ['exit', 'throw', 'end', 'terminate'].map((way) => {
+    const { status, signal, stdout } = spawnSync(process.execPath, [script, way], { encoding: 'utf8' })
+    return [way, status ?? signal, stdout.split('a pass').length - 1]
+  })
+  assert.deepEqual(results, [
+    ['exit', 3, 0],
+    ['throw', 1, 0],
+    ['end', 0, 3],
+    ['terminate', 0, 3],
+  ])
 })
 
 test('a GPU that is not there is an error that says so', { skip }, async () => {
