@@ -5,7 +5,9 @@ import { ConanError } from '../errors'
 
 const headerBytes = 128 // fixed, so that the number of rows can be filled in at the end
 
-function header(type: string, rows: number, columns: number): Buffer {
+export const npyType = (row: Vectors): string => (row instanceof Float32Array ? '<f4' : row instanceof Int8Array ? '|i1' : '|u1')
+
+export function npyHeader(type: string, rows: number, columns: number): Buffer {
   const text = `{'descr': '${type}', 'fortran_order': False, 'shape': (${rows}, ${columns}), }`
   const buffer = Buffer.alloc(headerBytes, ' ')
   buffer.write('\x93NUMPY\x01\x00', 0, 'latin1')
@@ -13,6 +15,14 @@ function header(type: string, rows: number, columns: number): Buffer {
   buffer.write(text, 10, 'latin1')
   buffer[headerBytes - 1] = 0x0a
   return buffer
+}
+
+/** The number of rows, in the header of a file that npyHeader began. */
+export function completeNpyHeader(fd: number, rows: number, file: string): void {
+  const buffer = Buffer.alloc(headerBytes)
+  readSync(fd, buffer, 0, headerBytes, 0)
+  const [, type, columns] = /'descr': '(.*?)'.*\(\d+, (\d+)\)/.exec(buffer.toString('latin1')) as unknown as [string, string, string]
+  writeAll(fd, npyHeader(type, rows, Number(columns)), file, 0)
 }
 
 export class NpyWriter {
@@ -26,7 +36,7 @@ export class NpyWriter {
     this.temporary = `${file}.${process.pid}.tmp`
     try {
       this.fd = openSync(this.temporary, 'w')
-      writeSync(this.fd, header(this.type, 0, 0))
+      writeSync(this.fd, npyHeader(this.type, 0, 0))
     } catch (error) {
       throw new ConanError('FILE_IO', `${file}: cannot be written: ${(error as Error).message}`, { cause: error })
     }
@@ -34,7 +44,7 @@ export class NpyWriter {
 
   /** One row; all rows must have the type and length of the first. */
   write(row: Vectors): void {
-    const type = row instanceof Float32Array ? '<f4' : row instanceof Int8Array ? '|i1' : '|u1'
+    const type = npyType(row)
     if (this.rows === 0) {
       this.columns = row.length
       this.type = type
@@ -46,7 +56,7 @@ export class NpyWriter {
   }
 
   finish(): void {
-    writeSync(this.fd, header(this.type, this.rows, this.columns), 0, headerBytes, 0)
+    writeSync(this.fd, npyHeader(this.type, this.rows, this.columns), 0, headerBytes, 0)
     closeSync(this.fd)
     renameSync(this.temporary, this.file)
   }
@@ -98,10 +108,10 @@ export class NpyReader {
   }
 }
 
-/** Writes the whole buffer, however many calls that takes. */
-export function writeAll(fd: number, buffer: Buffer, file: string): void {
+/** Writes the whole buffer, however many calls that takes, from `position` on or where the file stands. */
+export function writeAll(fd: number, buffer: Buffer, file: string, position?: number): void {
   try {
-    for (let at = 0; at < buffer.length; ) at += writeSync(fd, buffer, at)
+    for (let at = 0; at < buffer.length; ) at += writeSync(fd, buffer, at, buffer.length - at, position === undefined ? null : position + at)
   } catch (error) {
     throw new ConanError('FILE_IO', `${file}: cannot be written: ${(error as Error).message}`, { cause: error })
   }

@@ -1,9 +1,11 @@
 // The command line as a process: input from everywhere, output whole or not at all, exit codes.
 import assert from 'node:assert/strict'
-import { spawnSync } from 'node:child_process'
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { spawn, spawnSync } from 'node:child_process'
+import { once } from 'node:events'
+import { appendFileSync, existsSync, readdirSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
+import { setTimeout } from 'node:timers/promises'
 import { loadModel } from '../../lib/index'
 import { copyOf, editJson, fixtures, pico, root, temporary } from '../support'
 
@@ -87,6 +89,43 @@ test('embed: a failure leaves no output behind', () => {
     assert.ok(!existsSync(path.join(directory, out)))
   }
   assert.deepEqual(readdirSync(directory), ['bad.jsonl'])
+})
+
+test('embed: a run that was killed goes on, to the same bytes; not over other inputs or settings', async () => {
+  const directory = temporary()
+  const lines = Array.from({ length: 700 }, (_, i) => JSON.stringify(i % 50 === 7 ? { id: `n${i}`, image: 'none.png' } : { id: `n${i}`, text: `text ${i}` }))
+  const model = path.join(fixtures, 'vision', 'qwen3_vl')
+  const command = (out: string, ...more: string[]) => ['embed', model, '--jsonl', '-i', '-', '--skip-errors', '--batch-size', '4', '-o', out, ...more]
+  for (const type of ['npy', 'jsonl']) {
+    const [whole, out] = [path.join(directory, `whole.${type}`), path.join(directory, `out.${type}`)]
+    assert.equal(run(command(whole), lines.join('\n')).status, 0)
+    const journal = path.join(`${out}.partial`, 'journal.jsonl')
+    const count = () => (existsSync(journal) ? readFileSync(journal, 'utf8').split('\n').length - 1 : 0)
+    const killed = spawn(process.execPath, [path.join(root, 'dist/cli.js'), ...command(out)], { stdio: ['pipe', 'ignore', 'ignore'] })
+    killed.stdin.write(`${lines.slice(0, 500).join('\n')}\n`) // and no end
+    while (count() < 200) await setTimeout(20)
+    killed.kill('SIGKILL')
+    await once(killed, 'close')
+    assert.ok(!existsSync(out))
+
+    const other = lines.with(100, '{"id": "n100", "text": "another"}')
+    assert.match(run(command(out), other.join('\n')).stderr, /number 100 is another \(n100\) now.*\[OUTPUT_EXISTS\]/)
+    assert.match(run(command(out), lines.slice(0, 100).join('\n')).stderr, /number 100 is missing now/)
+    assert.match(run(command(out, '--no-normalize'), lines.join('\n')).stderr, /holds a run with other settings.*\[OUTPUT_EXISTS\]/)
+
+    // A machine that went down may have left less of either file, or half a line.
+    const before = count()
+    const vectors = path.join(`${out}.partial`, 'vectors')
+    truncateSync(vectors, statSync(vectors).size - 10)
+    appendFileSync(journal, '{"id": "n')
+    const resumed = run(command(out, '--batch-size', '7'), lines.join('\n'))
+    assert.equal(resumed.status, 0, resumed.stderr)
+    const after = Number(/^going on after (\d+) inputs/.exec(resumed.stderr)?.[1])
+    assert.ok(after > before - 3 && after <= before, `${after} of ${before}`)
+    assert.ok(readFileSync(out).equals(readFileSync(whole)))
+    if (type === 'npy') assert.equal(readFileSync(path.join(directory, 'out.ids.json'), 'utf8'), readFileSync(path.join(directory, 'whole.ids.json'), 'utf8'))
+  }
+  assert.deepEqual(readdirSync(directory).sort(), ['out.ids.json', 'out.jsonl', 'out.npy', 'whole.ids.json', 'whole.jsonl', 'whole.npy'])
 })
 
 test('exit codes and messages', () => {

@@ -1,13 +1,13 @@
 // conan-embed embed: inputs from arguments, files or stdin; vectors as JSON lines or .npy.
 
 import { once } from 'node:events'
-import { createReadStream, createWriteStream, existsSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { createReadStream, existsSync } from 'node:fs'
 import path from 'node:path'
 import { createInterface } from 'node:readline'
 import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
-import { NpyWriter } from '../../files/npy'
+import { VectorFile } from '../../files/vector-file'
 import { documentPages } from '../../media/document'
 import { type LoadOptions, loadModel } from '../../model'
 import { type Arguments, type Command, CommandError, integer, interruptible, number, string } from '../command'
@@ -19,6 +19,8 @@ const mediaSettings = ['page', 'dpi', 'start', 'duration'] as const
 
 interface Item {
   id: string
+  /** What it was read from. */
+  of: string
   input: EmbedInput
 }
 
@@ -32,7 +34,7 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
     number++
     if (asJson && line.trim() === '') continue
     if (!asJson) {
-      yield { id: String(number - 1), input: line }
+      yield { id: String(number - 1), of: line, input: line }
       continue
     }
     const where = `${source === '-' ? 'stdin' : source}: line ${number}`
@@ -60,75 +62,34 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
       )
     for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
     if (text !== undefined) input.text = text
-    yield { id: String(id ?? number - 1), input: hasMedia ? (input as EmbedInput) : (text as string) }
+    yield { id: String(id ?? number - 1), of: line, input: hasMedia ? (input as EmbedInput) : (text as string) }
   }
 }
 
 async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
-  for (const [i, input] of texts.entries()) yield { id: String(i), input }
+  for (const [i, input] of texts.entries()) yield { id: String(i), of: input, input }
   let named = texts.length
   for (const kind of mediaKinds)
     for (const file of (args.values[kind] as string[] | undefined) ?? []) {
       named++
-      if (kind !== 'document') yield { id: file, input: { [kind]: file } as EmbedInput }
-      else for await (const { page, pageCount, image } of documentPages(file)) yield { id: pageCount > 1 ? `${file}#page=${page}` : file, input: { image } }
+      if (kind !== 'document') yield { id: file, of: file, input: { [kind]: file } as EmbedInput }
+      else
+        for await (const { page, pageCount, image } of documentPages(file)) {
+          const id = pageCount > 1 ? `${file}#page=${page}` : file
+          yield { id, of: id, input: { image } }
+        }
     }
   const sources = (args.values.input as string[] | undefined) ?? (named ? [] : ['-'])
   for (const source of sources) yield* readItems(source, args.values.jsonl === true, string(args, 'field') ?? 'text')
 }
 
-interface Sink {
-  write(id: string, vector: ArrayLike<number> & ArrayBufferView): Promise<void>
-  finish(): Promise<void>
-  abandon(): void
+async function print(id: string, vector: ArrayLike<number>): Promise<void> {
+  if (!process.stdout.write(`${JSON.stringify({ id, embedding: Array.from(vector) })}\n`))
+    await Promise.race([once(process.stdout, 'drain'), once(process.stdout, 'close')])
 }
 
-function npySink(file: string): Sink {
-  const writer = new NpyWriter(file)
-  const ids: string[] = []
-  return {
-    async write(id, vector) {
-      writer.write(vector as Float32Array)
-      ids.push(id)
-    },
-    async finish() {
-      const names = file.replace(/\.npy$/, '.ids.json')
-      writeFileSync(`${names}.tmp`, JSON.stringify(ids))
-      renameSync(`${names}.tmp`, names)
-      writer.finish()
-    },
-    abandon: () => writer.abandon(),
-  }
-}
-
-function jsonlSink(file: string | undefined): Sink {
-  const temporary = file && `${file}.${process.pid}.tmp`
-  const stream = temporary ? createWriteStream(temporary) : process.stdout
-  let failure: Error | undefined
-  if (temporary) stream.on('error', (error) => (failure = error))
-  const check = () => {
-    if (failure) throw new ConanError('FILE_IO', `${file}: cannot be written: ${failure.message}`, { cause: failure })
-  }
-  return {
-    async write(id, vector) {
-      check()
-      if (!stream.write(`${JSON.stringify({ id, embedding: Array.from(vector) })}\n`)) await Promise.race([once(stream, 'drain'), once(stream, 'close')])
-    },
-    async finish() {
-      if (!temporary) return
-      check()
-      stream.end()
-      await once(stream, 'finish').catch(() => {})
-      check()
-      renameSync(temporary, file)
-    },
-    abandon() {
-      if (!temporary) return
-      stream.destroy()
-      rmSync(temporary, { force: true })
-    },
-  }
-}
+/** What changes no vector, and may be another when a run goes on. */
+const changeable = ['out', 'device', 'threads', 'batch-size', 'max-batch-tokens', 'skip-errors', 'json']
 
 export const embed: Command = {
   summary: 'embeds texts, images, videos, pages and sounds with a model',
@@ -153,7 +114,7 @@ export const embed: Command = {
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
     jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
     field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
-    out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; default: JSON lines on stdout' },
+    out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; a run that was ended goes on; default: JSON lines on stdout' },
     'prompt-name': { type: 'string', help: "NAME  one of the model's prompts" },
     prompt: { type: 'string', help: 'TEXT   put before every text' },
     instruction: { type: 'string', help: 'TEXT  a task in words, for models that take instructions' },
@@ -191,15 +152,22 @@ export const embed: Command = {
         padSeconds: number(args, 'pad-seconds'),
       },
     })
-    const bar = progress(args.values.json === true)
-    const sink = out?.endsWith('.npy') ? npySink(out) : jsonlSink(out)
+    const json = args.values.json === true
+    const settings = Object.entries(args.values).filter(([name]) => !changeable.includes(name))
+    const identity = JSON.stringify({ model: model.info.directory, dtype: model.info.dtype, ...Object.fromEntries(settings), texts }, null, 2)
+    const bar = progress(json)
+    let file: VectorFile | undefined
     try {
       await interruptible(async (signal) => {
-        const ids: string[] = []
+        file = out === undefined ? undefined : new VectorFile(out, identity)
+        const before = file?.before ?? 0
+        if (before) console.error(json ? JSON.stringify({ resumed: before }) : `going on after ${before} inputs, and counting from there`)
+        const asked: Item[] = []
         async function* inputs() {
-          for await (const { id, input } of items(args, texts)) {
-            ids.push(id)
-            yield input
+          const all = items(args, texts)
+          for await (const item of file?.remaining(all) ?? all) {
+            asked.push(item)
+            yield item.input
           }
         }
         const vectors = model.embedStream(inputs(), {
@@ -218,20 +186,21 @@ export const embed: Command = {
           onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),
         })
         for await (const { vector, error } of vectors) {
-          const id = ids.shift() as string
-          if (!error) await sink.write(id, vector)
-          else
-            console.error(
-              args.values.json === true
-                ? JSON.stringify({ skipped: id, error: { code: error.code, message: error.message } })
-                : `skipped ${id}: ${error.message}`,
-            )
+          const item = asked.shift() as Item
+          if (error) {
+            const { code, message } = error
+            console.error(json ? JSON.stringify({ skipped: item.id, error: { code, message } }) : `skipped ${item.id}: ${message}`)
+          }
+          if (file) file.write(item, error ? undefined : vector)
+          else if (!error) await print(item.id, vector)
         }
-        await sink.finish()
+        file?.finish()
+        file = undefined
       })
       return undefined
     } catch (error) {
-      sink.abandon()
+      const done = file?.leave()
+      if (done && !json) console.error(`${out}.partial keeps ${done} inputs; the same command goes on from there`)
       throw error
     } finally {
       bar.stop()
