@@ -9,7 +9,6 @@
 #include <memory>
 #include <mutex>
 #include <new>
-#include <set>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -107,9 +106,11 @@ class Task::Waiters {
     settled_.Unref(env);  // threads without work keep no program from ending
     // Runs before the one by which `settled_` ends, which nobody may call afterwards.
     env.AddCleanupHook([](Waiters* self) { self->end(), self->tasks_.clear(); }, this);
-    AtExit::all().add(this);
+    // process.exit() runs no hooks, and then destroys what passes use.
+    const auto process = env.Global().Get("process").As<Napi::Object>();
+    const auto exits = Napi::Function::New(env, [this](const Napi::CallbackInfo&) { end(); });
+    process.Get("once").As<Napi::Function>().Call(process, {Napi::String::New(env, "exit"), exits});
   }
-  ~Waiters() { AtExit::all().remove(this); }
 
   void add(Napi::Env env, std::unique_ptr<Task> task) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -154,30 +155,6 @@ class Task::Waiters {
     for (std::thread& thread : threads_) thread.join();
     threads_.clear();
   }
-
-  /// Those there are. process.exit() runs no hooks, and destroys what passes use; what was made before this, after this.
-  class AtExit {
-   public:
-    static AtExit& all() {
-      static AtExit one;
-      return one;
-    }
-    ~AtExit() {
-      for (Waiters* each : waiters_) each->end();
-    }
-    void add(Waiters* waiters) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      waiters_.insert(waiters);
-    }
-    void remove(Waiters* waiters) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      waiters_.erase(waiters);
-    }
-
-   private:
-    std::mutex mutex_;
-    std::set<Waiters*> waiters_;
-  };
 
   Settled settled_;
   int64_t unsettled_ = 0;  // JavaScript's thread knows
