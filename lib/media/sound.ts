@@ -152,11 +152,17 @@ async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: stri
   await decoder.ready
   let problem: string | undefined
   let samples = 0
+  const undecodable = (why: string | undefined) => new Undecodable(`${name}: cannot be decoded as ${kind}${why === undefined ? '' : `: ${why}`}`)
+  // Where a container is damaged, some end with a fault of their own, whose message says nothing of it.
+  const attempt = <T>(work: () => Promise<T>): Promise<T> =>
+    work().catch(() => {
+      throw undecodable(undefined)
+    })
   try {
     for (let ended = false; !ended; ) {
       const { value, done } = await stream.next()
       ended = done === true
-      const made = ended ? await decoder.flush?.() : await decoder.decode(value)
+      const made = await attempt(async () => (ended ? decoder.flush?.() : decoder.decode(value)))
       problem ??= made?.errors[0]?.message
       if (!made || made.samplesDecoded === 0) continue
       samples += made.samplesDecoded
@@ -165,7 +171,7 @@ async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: stri
   } finally {
     decoder.free()
   }
-  if (samples === 0) throw new Undecodable(`${name}: cannot be decoded as ${kind}${problem === undefined ? '' : `: ${problem}`}`)
+  if (samples === 0) throw undecodable(problem)
   if (expected !== undefined && samples < expected)
     throw new Undecodable(`${name}: ${kind}: expected ${expected} samples, which it says it has, got ${samples}`)
 }

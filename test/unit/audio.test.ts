@@ -179,7 +179,10 @@ test('bad sounds are named, and the rest goes on', async () => {
   await using model = await loadModel(audio('omni'))
   const bad = (samples: unknown, samplingRate: unknown = 16000) => ({ samples, samplingRate }) as AudioInput
   const noisy = Buffer.concat([Buffer.from('ID3\x03\0\0\0\0\0\0'), Buffer.alloc(5000, 0x55)])
+  const flipped = (name: string, at: number) => readFileSync(audio(name)).fill(1, at, at + 1) // of the first page's number: its decoder ends in a fault
   const cases: [unknown, string, RegExp][] = [
+    [flipped('sound.ogg', 35), 'INVALID_INPUT', /input 0: audio .*: cannot be decoded as vorbis$/],
+    [flipped('sound.opus', 18), 'INVALID_INPUT', /input 0: audio .*: cannot be decoded as opus$/],
     [path.join(place, 'none.wav'), 'FILE_IO', /input 0: audio .*none\.wav: expected a file, found none/],
     [write('empty.wav', ''), 'INVALID_INPUT', /empty\.wav: expected a sound, got no bytes/],
     [write('header.wav', wav(0)), 'INVALID_INPUT', /header\.wav: expected samples, found none/],
