@@ -30,6 +30,15 @@ export function isRaw(input: unknown): input is RawImage {
   return typeof input === 'object' && input !== null && 'data' in input && 'width' in input
 }
 
+/** What `read` makes of a URL, unless it is none. */
+function asGiven(url: string, what: string, read: () => string): string {
+  try {
+    return read()
+  } catch (error) {
+    throw new ConanError('INVALID_INPUT', `${what} ${shown(url)}: ${(error as Error).message}`, { cause: error })
+  }
+}
+
 /** Bytes or the path of an existing file, and how errors call it. `what`: image, document, video, audio. */
 export function source(input: unknown, what = 'image'): { bytes: string | Uint8Array; name: string } {
   if (input instanceof Uint8Array) return { bytes: input, name: `${what} of ${input.length} bytes` }
@@ -43,9 +52,17 @@ export function source(input: unknown, what = 'image'): { bytes: string | Uint8A
     const found = /^data:[^,]*?(;base64)?,/s.exec(text)
     if (!found) throw new ConanError('INVALID_INPUT', `${what}: expected a data: URL with a comma before its data`)
     const body = text.slice(found[0].length)
-    return { bytes: found[1] ? Buffer.from(body, 'base64') : Buffer.from(decodeURIComponent(body), 'latin1'), name: `${what} in a data: URL` }
+    return {
+      bytes: found[1]
+        ? Buffer.from(body, 'base64')
+        : Buffer.from(
+            asGiven(text, what, () => decodeURIComponent(body)),
+            'latin1',
+          ),
+      name: `${what} in a data: URL`,
+    }
   }
-  if (text.startsWith('file:')) text = fileURLToPath(text)
+  if (text.startsWith('file:')) text = asGiven(text, what, () => fileURLToPath(text))
   else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) throw new ConanError('INVALID_INPUT', `${what}: expected a local file, got the remote address ${shown(text)}`)
   if (!existsSync(text)) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found none`)
   if (!statSync(text).isFile()) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found something else`)

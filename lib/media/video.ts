@@ -87,40 +87,37 @@ function givenFrames({ frames, fps = 24 }: VideoFrames): Footage {
 /** Animated GIF and WebP. */
 async function animation(bytes: string | Uint8Array, name: string): Promise<Footage> {
   const { default: sharp } = await import('sharp')
-  try {
-    const { pages = 1, delay, width, pageHeight, height } = await sharp(bytes, { animated: true }).metadata()
-    const lengths = Array.from({ length: pages }, (_, i) => ((delay?.[i] ?? 0) > 10 ? (delay![i] as number) : 100) / 1000) // 10 ms and less mean "as usual" to viewers
-    const starts = lengths.map(
-      (
-        (at) => (length) =>
-          (at += length) - length
-      )(0),
-    )
-    const { times, fps } = steadyTimes({ times: starts, lastDuration: lengths.at(-1) as number, tick: 1e-6 })
-    const block = Math.max(1, Math.floor(blockPixels / (width * (pageHeight ?? height))))
-    return {
-      times,
-      fps,
-      async *frames(indices) {
-        for (let first = 0, next = 0; next < indices.length; first += block) {
-          const count = Math.min(block, pages - first)
-          if (indices[next]! >= first + count) continue
-          const { data, info } = await sharp(bytes, { page: first, pages: count, failOn: 'error' })
-            .removeAlpha()
-            .toColourspace('srgb')
-            .raw({ depth: 'uchar' })
-            .toBuffer({ resolveWithObject: true })
-          const [frameHeight, channels] = [info.height / count, info.channels as RawImage['channels']]
-          const size = info.width * frameHeight * channels
-          for (; next < indices.length && indices[next]! < first + count; next++) {
-            const at = (indices[next]! - first) * size
-            yield { data: data.subarray(at, at + size), width: info.width, height: frameHeight, channels }
-          }
+  const decoded = <T>(work: Promise<T>): Promise<T> =>
+    work.catch((error: Error) => {
+      throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${error.message}`, { cause: error })
+    })
+  const { pages = 1, delay, width, pageHeight, height } = await decoded(sharp(bytes, { animated: true }).metadata())
+  const lengths = Array.from({ length: pages }, (_, i) => ((delay?.[i] ?? 0) > 10 ? (delay![i] as number) : 100) / 1000) // 10 ms and less mean "as usual" to viewers
+  const starts = lengths.map(
+    (
+      (at) => (length) =>
+        (at += length) - length
+    )(0),
+  )
+  const { times, fps } = steadyTimes({ times: starts, lastDuration: lengths.at(-1) as number, tick: 1e-6 })
+  const block = Math.max(1, Math.floor(blockPixels / (width * (pageHeight ?? height))))
+  return {
+    times,
+    fps,
+    async *frames(indices) {
+      for (let first = 0, next = 0; next < indices.length; first += block) {
+        const count = Math.min(block, pages - first)
+        if (indices[next]! >= first + count) continue
+        const pixels = sharp(bytes, { page: first, pages: count, failOn: 'error' }).removeAlpha().toColourspace('srgb').raw({ depth: 'uchar' })
+        const { data, info } = await decoded(pixels.toBuffer({ resolveWithObject: true }))
+        const [frameHeight, channels] = [info.height / count, info.channels as RawImage['channels']]
+        const size = info.width * frameHeight * channels
+        for (; next < indices.length && indices[next]! < first + count; next++) {
+          const at = (indices[next]! - first) * size
+          yield { data: data.subarray(at, at + size), width: info.width, height: frameHeight, channels }
         }
-      },
-    }
-  } catch (error) {
-    throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
+      }
+    },
   }
 }
 

@@ -213,6 +213,7 @@ test('bad videos are named', async () => {
   await fails({ frames: [file('five.webp'), path.join(fixtures, 'vision', 'images', 'rgb.png')] }, 'INVALID_INPUT', /frames of one size/)
   await fails('https://example.org/video.mp4', 'INVALID_INPUT', /expected a local file, got the remote address/)
   await fails(write('half.webp', readFileSync(file('five.webp')).subarray(0, 20000)), 'INVALID_INPUT', /half\.webp: cannot be decoded/)
+  await fails(write('damaged.webp', readFileSync(file('five.webp')).fill(0, 5000, 5040)), 'INVALID_INPUT', /damaged\.webp: cannot be decoded: .*pixels/)
   const before = process.env.CONAN_FFMPEG
   process.env.CONAN_FFMPEG = path.join(place, 'no-such-program')
   try {
