@@ -1,5 +1,6 @@
 // What a directory holds, and what this machine offers, without loading weights.
 import { binding, type CpuReport, type GpuReport } from './binding'
+import { parseTokenizer } from './embed/tokenizer'
 import { asConanError } from './errors'
 import { type ModelDirectory, modelPath, readModelDirectory } from './files/model-directory'
 
@@ -36,6 +37,7 @@ export function inspect(directory: string): InspectReport {
   const problems: string[] = []
   try {
     read = readModelDirectory(root)
+    parseTokenizer(read.tokenizerFile)
   } catch (error) {
     const known = asConanError(error)
     if (known.code === 'MODEL_NOT_FOUND') throw known

@@ -22,14 +22,20 @@ export interface Medium {
   features?: Float32Array
 }
 
-/** The tokens that stand for media in this model's prompts; undefined where it takes none of a kind. */
+/** The tokens that stand for media in this model's prompts; undefined where it takes none of a kind. Errors: TOKENIZER_INVALID. */
 export function placeholdersOf(info: NativeModelInfo, directory: ModelDirectory, tokenizer: Tokenizer): Placeholders {
   const { vision, audio } = directory.mediaTokens
-  const around = (id: number | null, { start, end }: { start: number; end: number }) => {
-    const token = id === null ? undefined : tokenizer.textOf(id)
-    return token === undefined ? undefined : { token, start: tokenizer.textOf(start) ?? '', end: tokenizer.textOf(end) ?? '' }
+  const around = (kind: Medium['kind'], id: number | null, { start, end }: { start: number; end: number }) => {
+    if (id === null) return undefined
+    const token = tokenizer.textOf(id)
+    if (token === undefined)
+      throw new ConanError(
+        'TOKENIZER_INVALID',
+        `${directory.tokenizerFile}: expected a token ${id}, which config.json says stands for ${plural[kind]}, found none`,
+      )
+    return { token, start: tokenizer.textOf(start) ?? '', end: tokenizer.textOf(end) ?? '' }
   }
-  return { image: around(info.imageToken, vision), video: around(info.videoToken, vision), audio: around(info.audioToken, audio) }
+  return { image: around('image', info.imageToken, vision), video: around('video', info.videoToken, vision), audio: around('audio', info.audioToken, audio) }
 }
 
 /** Where encoded sounds are kept, by what they were made from. */

@@ -1,4 +1,5 @@
 // Text to token ids, through Hugging Face's own tokenizer. Truncation keeps the special tokens and is reported.
+import { readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import type { Encoding, Tokenizer as NativeTokenizer } from 'tokenizers'
 import { ConanError } from '../errors'
@@ -28,7 +29,7 @@ export class Tokenizer {
 
   /** `maxTokens`: longest encoding, special tokens included. The file's own truncation and padding are not used. */
   static async load(file: string, config: Record<string, unknown>, maxTokens: number): Promise<Tokenizer> {
-    const native = parse(file)
+    const native = parseTokenizer(file)
     const ids = (await native.encode('a')).getIds()
     const bare = (await native.encode('a', null, { addSpecialTokens: false })).getIds()
     let last = ids.length > bare.length && ids.at(-1) !== bare.at(-1) ? ids.at(-1) : undefined
@@ -52,7 +53,7 @@ export class Tokenizer {
   private native(side: TruncateSide): NativeTokenizer {
     let native = this.bySide.get(side)
     if (!native) {
-      native = this.spare ?? parse(this.file)
+      native = this.spare ?? parseTokenizer(this.file)
       this.spare = undefined
       native.setTruncation(this.maxTokens - (this.appendId === undefined ? 0 : 1), { direction: side === 'start' ? 'left' : 'right' } as never)
       this.bySide.set(side, native)
@@ -83,8 +84,39 @@ export class Tokenizer {
   }
 }
 
-function parse(file: string): NativeTokenizer {
+/** The value of the first member `name` that is an object, found without parsing the vocabulary, which takes longer than loading a small model. */
+function memberOf(text: string, name: string): unknown {
+  const found = new RegExp(`"${name}"\\s*:\\s*(?=\\{)`).exec(text)
+  if (!found) return undefined
+  const start = found.index + found[0].length
+  let depth = 0
+  for (const { 0: mark, index } of text.slice(start).matchAll(/"(?:[^"\\]|\\.)*"|[{}]/gs)) {
+    if (mark === '{') depth++
+    else if (mark === '}' && --depth === 0) return JSON.parse(text.slice(start, start + index + 1))
+  }
+  return undefined
+}
+
+interface PostProcessor {
+  type?: string
+  processors?: PostProcessor[]
+  single?: { SpecialToken?: { id: string } }[]
+  pair?: { SpecialToken?: { id: string } }[]
+  special_tokens?: Record<string, unknown>
+}
+
+/** Ends the process inside the library otherwise, at the first text. */
+function requireTokens({ processors, single, pair, special_tokens }: PostProcessor): void {
+  for (const { SpecialToken } of [...(single ?? []), ...(pair ?? [])])
+    if (SpecialToken && !Object.hasOwn(special_tokens ?? {}, SpecialToken.id))
+      throw new Error(`"post_processor": expected "special_tokens" to hold "${SpecialToken.id}", found none`)
+  for (const each of processors ?? []) requireTokens(each)
+}
+
+/** @internal Errors: TOKENIZER_INVALID. */
+export function parseTokenizer(file: string): NativeTokenizer {
   try {
+    requireTokens((memberOf(readFileSync(file, 'utf8'), 'post_processor') ?? {}) as PostProcessor)
     const native = Native.fromFile(file)
     native.disablePadding()
     native.disableTruncation()

@@ -124,7 +124,8 @@ export function readModelDirectory(root: string): ModelDirectory {
     throw new ConanError('MODEL_NOT_FOUND', `${root}: expected a model directory, found ${existsSync(root) ? 'a file' : 'nothing'}`)
   const modulesFile = path.join(root, 'modules.json')
   const modules = existsSync(modulesFile) ? (readJson(modulesFile) as unknown as Json[]) : undefined
-  if (modules !== undefined && !Array.isArray(modules)) throw new ConanError('CONFIG_INVALID', `${modulesFile}: expected a list of modules`)
+  if (modules !== undefined && !(Array.isArray(modules) && modules.every((module) => typeof module === 'object' && module !== null)))
+    throw new ConanError('CONFIG_INVALID', `${modulesFile}: expected a list of modules`)
 
   let directory = root
   let pooling: { mode: PoolingMode; includePrompt: boolean } | undefined

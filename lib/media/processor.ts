@@ -50,6 +50,9 @@ export interface ProcessorOptions {
   padSeconds?: number
 }
 
+const mostPixels = 2 ** 31
+const mostFrames = 2 ** 20
+
 /** One processor's part of a directory: a file of its own, or a member of processor_config.json (transformers 5). */
 class SettingsReader {
   readonly config: Json
@@ -61,10 +64,11 @@ class SettingsReader {
     this.config = merged ?? readJsonIf(this.file)
   }
 
-  number(key: string, fallback: number, value = this.config[key]): number {
+  /** At most `most`: what no model has would take all memory there is, or all time. */
+  number(key: string, fallback: number, most: number, value = this.config[key]): number {
     if (value === undefined || value === null) return fallback
-    if (!Number.isInteger(value) || (value as number) < 1)
-      throw new ConanError('CONFIG_INVALID', `${this.file}: "${key}": expected a positive whole number, got ${shown(value)}`)
+    if (!Number.isInteger(value) || (value as number) < 1 || (value as number) > most)
+      throw new ConanError('CONFIG_INVALID', `${this.file}: "${key}": expected a whole number from 1 to ${most}, got ${shown(value)}`)
     return value as number
   }
 
@@ -86,14 +90,14 @@ class SettingsReader {
   common(vision: Json, minPixels: number, maxPixels: number): ImageSettings {
     const size = (this.config.size ?? {}) as Json
     return {
-      patch: this.number('patch_size', this.number('patch_size', 16, vision.patch_size)),
-      temporalPatch: this.number('temporal_patch_size', this.number('temporal_patch_size', 2, vision.temporal_patch_size)),
-      merge: this.number('merge_size', this.number('merge_size', 2, vision.spatial_merge_size)),
+      patch: this.number('patch_size', this.number('patch_size', 16, 1024, vision.patch_size), 1024),
+      temporalPatch: this.number('temporal_patch_size', this.number('temporal_patch_size', 2, 64, vision.temporal_patch_size), 64),
+      merge: this.number('merge_size', this.number('merge_size', 2, 64, vision.spatial_merge_size), 64),
       mean: this.three('image_mean'),
       deviation: this.three('image_std'),
       // Both are counts of pixels, whatever the newer names suggest.
-      minPixels: this.number('min_pixels', minPixels, this.config.min_pixels ?? size.shortest_edge),
-      maxPixels: this.number('max_pixels', maxPixels, this.config.max_pixels ?? size.longest_edge),
+      minPixels: this.number('min_pixels', minPixels, mostPixels, this.config.min_pixels ?? size.shortest_edge),
+      maxPixels: this.number('max_pixels', maxPixels, mostPixels, this.config.max_pixels ?? size.longest_edge),
     }
   }
 }
@@ -109,9 +113,9 @@ export function readVideoSettings(directory: string, visionConfig: Json): VideoS
   return {
     ...reader.common(visionConfig, 128 * 32 * 32, 768 * 32 * 32),
     fps: reader.real('fps', 2),
-    minFrames: reader.number('min_frames', 4),
-    maxFrames: reader.number('max_frames', 768),
-    maxFrameTokens: reader.config.cap_pixels_per_frame === true ? reader.number('max_video_tokens', 768) : undefined,
+    minFrames: reader.number('min_frames', 4, mostFrames),
+    maxFrames: reader.number('max_frames', 768, mostFrames),
+    maxFrameTokens: reader.config.cap_pixels_per_frame === true ? reader.number('max_video_tokens', 768, mostPixels) : undefined,
   }
 }
 
@@ -124,13 +128,13 @@ export interface MediaSettings {
 /** audio_preprocessor_config.json, or feature_extractor inside processor_config.json: the keys of Whisper's feature extractor. */
 export function readAudioSettings(directory: string, audioConfig: Json): AudioSettings {
   const reader = new SettingsReader(directory, 'feature_extractor', 'audio_preprocessor_config.json')
-  const bins = reader.number('feature_size', reader.number('num_mel_bins', 80, audioConfig.num_mel_bins))
+  const bins = reader.number('feature_size', reader.number('num_mel_bins', 80, 4096, audioConfig.num_mel_bins), 4096)
   if (audioConfig.num_mel_bins !== undefined && bins !== audioConfig.num_mel_bins)
     throw new ConanError('CONFIG_INVALID', `${reader.file}: "feature_size": expected the encoder's ${audioConfig.num_mel_bins} mel bins, got ${bins}`)
   return {
-    rate: reader.number('sampling_rate', 16000),
-    window: reader.number('n_fft', 400),
-    hop: reader.number('hop_length', 160),
+    rate: reader.number('sampling_rate', 16000, 768000),
+    window: reader.number('n_fft', 400, 65536),
+    hop: reader.number('hop_length', 160, 65536),
     bins,
     paddedSamples: undefined,
   }

@@ -38,6 +38,12 @@ int64_t ConfigReader::integer(const char* key, int64_t fallback) const {
   if (!value.is_integer()) wrong(key, "expected a whole number, got ", shown(value));
   return value.integer();
 }
+int64_t ConfigReader::layers(const char* key) const {
+  constexpr int64_t most = 65536;
+  const int64_t count = integer(key);
+  if (count > most) wrong(key, "expected at most ", most, ", got ", count);
+  return count;
+}
 double ConfigReader::number(const char* key, double fallback) const {
   const Json& value = json_[key];
   if (value.is_null()) return fallback;
@@ -66,7 +72,7 @@ TransformerConfig read_sizes(const ConfigReader& config) {
   TransformerConfig c;
   c.vocab_size = config.integer("vocab_size");
   c.hidden = config.integer("hidden_size");
-  c.layers = config.integer("num_hidden_layers");
+  c.layers = config.layers("num_hidden_layers");
   c.heads = c.kv_heads = config.integer("num_attention_heads");
   c.intermediate = config.integer("intermediate_size");
   c.max_positions = config.integer("max_position_embeddings");
@@ -98,7 +104,10 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
   ConfigReader scaling(*parameters, config.subject() + (new_spelling ? ": rope_parameters" : ": rope_scaling"));
   const double theta = scaling.number("rope_theta", config.number(theta_key, default_theta));
   const std::string type = scaling.string("rope_type", scaling.string("type", "default"));
-  const int64_t rotated = int64_t(double(head_dim) * scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1)));
+  const double part = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1));
+  if (!(part > 0 && part <= 1)) config.wrong("partial_rotary_factor", "expected more than 0 and at most 1, got ", part);
+  if (head_dim < 1 || head_dim > 65536) config.wrong("head_dim", "expected 1 to 65536, got ", head_dim);
+  const auto rotated = int64_t(double(head_dim) * part);
   if (theta <= 1) config.wrong(theta_key, "expected a number above 1, got ", theta);
 
   RopeConfig rope;
@@ -172,9 +181,6 @@ TransformerConfig read_transformer_config(const Json& json, const std::string& s
         read.model_type = type;
         if (read.heads % read.kv_heads)
           config.wrong("num_key_value_heads", "expected a divisor of the ", read.heads, " attention heads, got ", read.kv_heads);
-        for (const RopeConfig& rope : read.ropes)
-          if (int64_t(rope.frequencies.size()) * 2 > read.head_dim)
-            config.wrong("partial_rotary_factor", "rotates more than a head of ", read.head_dim);
         return read;
       }
       known += (known.empty() ? "" : ", ") + std::string(name);

@@ -17,6 +17,7 @@ class ConfigReader {
 
   int64_t integer(const char* key) const;  // required, > 0
   int64_t integer(const char* key, int64_t fallback) const;
+  int64_t layers(const char* key) const;  // integer(key), and no more than a list of them can be made of before the first is looked for
   double number(const char* key, double fallback) const;
   bool boolean(const char* key, bool fallback) const;
   std::string string(const char* key, const std::string& fallback) const;

@@ -12,7 +12,7 @@ import { decodeAudio } from '../../lib/media/audio'
 import type { Sound, SoundRequest } from '../../lib/media/sound'
 import { Threads } from '../../lib/media/thread'
 import { templateWithAudio } from '../../lib/omni/attach-audio'
-import { dataDirectory, fixtures, floats, largestDifference, needs, readSafetensors, root, temporary, worstCosine } from '../support'
+import { copyOf, dataDirectory, editJson, fixtures, floats, largestDifference, needs, readSafetensors, root, temporary, worstCosine } from '../support'
 
 const audio = (...names: string[]) => path.join(fixtures, 'audio', ...names)
 const vl = path.join(fixtures, 'vision', 'qwen3_vl')
@@ -208,6 +208,25 @@ test('bad sounds are named, and the rest goes on', async () => {
   for (const options of [{ start: -1 }, { duration: 0 }, { start: 100 }])
     await assert.rejects(model.embed({ audio: wav(100), ...options }), { code: 'INVALID_INPUT' })
   await assert.rejects(model.embed({ text: 'a', start: 1 } as EmbedInput), { code: 'INVALID_INPUT' })
+})
+
+test('settings of sound that no model has, and a token that is not there, are named', async () => {
+  const absurd = copyOf(audio('omni'))
+  for (const [key, value] of [
+    ['n_fft', 2 ** 32],
+    ['sampling_rate', 1e9],
+    ['hop_length', 1e18],
+  ] as const) {
+    editJson(path.join(absurd, 'audio_preprocessor_config.json'), (c) => (c[key] = value))
+    await assert.rejects(loadModel(absurd), { code: 'CONFIG_INVALID', message: new RegExp(`"${key}": expected a whole number from 1 to`) })
+    editJson(path.join(absurd, 'audio_preprocessor_config.json'), (c) => delete c[key])
+  }
+  const mute = copyOf(audio('omni'))
+  editJson(
+    path.join(mute, 'tokenizer.json'),
+    (t) => (t.added_tokens = (t.added_tokens as { content: string }[]).filter(({ content }) => content !== '<|AUDIO|>')),
+  )
+  await assert.rejects(loadModel(mute), { code: 'TOKENIZER_INVALID', message: /expected a token 275, which config\.json says stands for sounds/ })
 })
 
 test('more sound than the model takes is an error before it is decoded; an hour is heard in parts', async () => {

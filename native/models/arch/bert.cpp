@@ -78,7 +78,7 @@ TransformerConfig read_distilbert(const ConfigReader& config) {
   TransformerConfig c;
   c.vocab_size = config.integer("vocab_size");
   c.hidden = config.integer("dim");
-  c.layers = config.integer("n_layers");
+  c.layers = config.layers("n_layers");
   c.heads = c.kv_heads = config.integer("n_heads");
   c.intermediate = config.integer("hidden_dim");
   c.max_positions = config.integer("max_position_embeddings");

@@ -60,7 +60,7 @@ std::optional<VisionConfig> read_vision_config(const Json& json, const std::stri
   TransformerConfig& c = v.tower;
   c.model_type = "qwen3_vl_vision";
   c.hidden = vision.integer("hidden_size");
-  c.layers = vision.integer("depth");
+  c.layers = vision.layers("depth");
   c.heads = c.kv_heads = vision.integer("num_heads");
   c.intermediate = vision.integer("intermediate_size");
   if (c.hidden % (4 * c.heads)) fail("CONFIG_INVALID", vision.subject(), ": \"hidden_size\": expected a multiple of 4 * num_heads, got ", c.hidden);

@@ -45,7 +45,7 @@ TransformerConfig read_audio_blocks(const ConfigReader& config, const char* fina
   TransformerConfig c;
   c.model_type = config.string("model_type", "");
   c.hidden = config.integer("d_model");
-  c.layers = config.integer("encoder_layers");
+  c.layers = config.layers("encoder_layers");
   c.heads = c.kv_heads = config.integer("encoder_attention_heads");
   c.intermediate = config.integer("encoder_ffn_dim");
   if (c.hidden % c.heads) fail("CONFIG_INVALID", config.subject(), ": \"d_model\": expected a multiple of encoder_attention_heads, got ", c.hidden);
