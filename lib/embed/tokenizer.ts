@@ -84,28 +84,29 @@ export class Tokenizer {
   }
 }
 
-/** The value of the first member `name` that is an object, found without parsing the vocabulary, which takes longer than loading a small model. */
-function memberOf(text: string, name: string): unknown {
-  const found = new RegExp(`"${name}"\\s*:\\s*(?=\\{)`).exec(text)
-  if (!found) return undefined
-  const start = found.index + found[0].length
-  let depth = 0
-  for (const { 0: mark, index } of text.slice(start).matchAll(/"(?:[^"\\]|\\.)*"|[{}]/gs)) {
-    if (mark === '{') depth++
-    else if (mark === '}' && --depth === 0) return JSON.parse(text.slice(start, start + index + 1))
+/** What stands after texts: found without parsing the file, as a large vocabulary takes longer to parse than a small model to load. */
+function postProcessorOf(bytes: Buffer): PostProcessor {
+  const name = '"post_processor"'
+  for (let at = bytes.indexOf(name); at >= 0; at = bytes.indexOf(name, at + 1)) {
+    const text = bytes.toString('utf8', at + name.length, at + (1 << 20))
+    const start = /^\s*:\s*(?=\{)/.exec(text)?.[0].length
+    let depth = 0
+    for (const { 0: mark, index } of start === undefined ? [] : text.matchAll(/"(?:[^"\\]|\\.)*"|[{}]/gs)) {
+      if (mark === '{') depth++
+      else if (mark === '}' && --depth === 0) return JSON.parse(text.slice(start, index + 1))
+    }
   }
-  return undefined
+  return {}
 }
 
 interface PostProcessor {
-  type?: string
   processors?: PostProcessor[]
   single?: { SpecialToken?: { id: string } }[]
   pair?: { SpecialToken?: { id: string } }[]
   special_tokens?: Record<string, unknown>
 }
 
-/** Ends the process inside the library otherwise, at the first text. */
+/** A template that asks for another token ends the process inside the library, at the first text. */
 function requireTokens({ processors, single, pair, special_tokens }: PostProcessor): void {
   for (const { SpecialToken } of [...(single ?? []), ...(pair ?? [])])
     if (SpecialToken && !Object.hasOwn(special_tokens ?? {}, SpecialToken.id))
@@ -116,7 +117,7 @@ function requireTokens({ processors, single, pair, special_tokens }: PostProcess
 /** @internal Errors: TOKENIZER_INVALID. */
 export function parseTokenizer(file: string): NativeTokenizer {
   try {
-    requireTokens((memberOf(readFileSync(file, 'utf8'), 'post_processor') ?? {}) as PostProcessor)
+    requireTokens(postProcessorOf(readFileSync(file)))
     const native = Native.fromFile(file)
     native.disablePadding()
     native.disableTruncation()
