@@ -1,5 +1,5 @@
-// Directories that are made whole: beside their name first, under it in the end.
-import { existsSync, readdirSync, statSync } from 'node:fs'
+// Directories and files that are made whole: beside their name first, under it in the end.
+import { existsSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { ConanError } from '../errors'
 
 /** @throws ConanError OUTPUT_EXISTS where `directory` is taken; an empty one is not */
@@ -8,6 +8,12 @@ export function requireFree(directory: string): void {
   const isDirectory = statSync(directory).isDirectory()
   if (!isDirectory || readdirSync(directory).length > 0)
     throw new ConanError('OUTPUT_EXISTS', `${directory}: expected no such directory or an empty one, found ${isDirectory ? 'files in it' : 'a file'}`)
+}
+
+/** Writes beside, then renames: a reader sees the old or the new, never half. */
+export function replaceFile(file: string, content: string | NodeJS.ArrayBufferView): void {
+  writeFileSync(`${file}.tmp`, content)
+  renameSync(`${file}.tmp`, file)
 }
 
 /** An error of the file system as FILE_IO; any other as it is. */

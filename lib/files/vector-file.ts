@@ -14,13 +14,12 @@ import {
   readSync,
   renameSync,
   rmSync,
-  writeFileSync,
 } from 'node:fs'
 import path from 'node:path'
 import type { Vectors } from '../embed/precision'
 import { ConanError } from '../errors'
 import { completeNpyHeader, npyHeader, npyType, writeAll } from './npy'
-import { asFileError } from './output'
+import { asFileError, replaceFile } from './output'
 
 /** A line of the journal: an input's name, what it was, and where the vectors end after it. One that was left out has none. */
 interface Done {
@@ -72,8 +71,7 @@ export class VectorFile {
     try {
       if (!existsSync(run)) {
         mkdirSync(this.partial, { recursive: true })
-        writeFileSync(`${run}.tmp`, identity)
-        renameSync(`${run}.tmp`, run)
+        replaceFile(run, identity)
       } else if (readFileSync(run, 'utf8') !== identity) {
         throw new ConanError('OUTPUT_EXISTS', `${this.partial}: holds a run with other settings; remove it to begin anew`)
       }

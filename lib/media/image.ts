@@ -69,6 +69,10 @@ export function source(input: unknown, what = 'image'): { bytes: string | Uint8A
   return { bytes: text, name: `${what} ${text}` }
 }
 
+/** What a decoder failed with, as the fault of what it was given. */
+export const undecodable = (name: string, error: unknown): ConanError =>
+  new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
+
 /** 8-bit RGB, upright by its EXIF orientation; alpha is dropped and colour profiles are ignored, as the models' own processors do. */
 export async function decodeImage(input: ImageInput): Promise<Decoded> {
   if (isRaw(input)) {
@@ -101,7 +105,7 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
     return decodeImage({ data, width: info.width, height: info.height, channels: info.channels as 1 })
   } catch (error) {
     if (error instanceof ConanError) throw error
-    throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
+    throw undecodable(name, error)
   }
 }
 

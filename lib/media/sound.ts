@@ -153,16 +153,16 @@ async function* wasm(kind: string, stream: AsyncIterator<Uint8Array>, name: stri
   let problem: string | undefined
   let samples = 0
   const undecodable = (why: string | undefined) => new Undecodable(`${name}: cannot be decoded as ${kind}${why === undefined ? '' : `: ${why}`}`)
-  // Where a container is damaged, some end with a fault of their own, whose message says nothing of it.
-  const attempt = <T>(work: () => Promise<T>): Promise<T> =>
-    work().catch(() => {
-      throw undecodable(undefined)
-    })
   try {
     for (let ended = false; !ended; ) {
       const { value, done } = await stream.next()
       ended = done === true
-      const made = await attempt(async () => (ended ? decoder.flush?.() : decoder.decode(value)))
+      let made: Decoded | undefined
+      try {
+        made = ended ? await decoder.flush?.() : await decoder.decode(value)
+      } catch {
+        throw undecodable(undefined) // the message of a fault in a decoder says nothing of the file
+      }
       problem ??= made?.errors[0]?.message
       if (!made || made.samplesDecoded === 0) continue
       samples += made.samplesDecoded

@@ -4,7 +4,7 @@ import { closeSync, openSync, readSync } from 'node:fs'
 import { binding, type NativePictures } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
 import { fileOf, type PacketTimes, videoFrames, videoTimes } from './ffmpeg'
-import { decodeImage, type ImageInput, type RawImage, source } from './image'
+import { decodeImage, type ImageInput, type RawImage, source, undecodable } from './image'
 import { roundHalfEven, smartResizeVideo, type VideoSettings } from './processor'
 import { webcodecsFrames, webcodecsReads, webcodecsTimes } from './webcodecs'
 
@@ -88,8 +88,8 @@ function givenFrames({ frames, fps = 24 }: VideoFrames): Footage {
 async function animation(bytes: string | Uint8Array, name: string): Promise<Footage> {
   const { default: sharp } = await import('sharp')
   const decoded = <T>(work: Promise<T>): Promise<T> =>
-    work.catch((error: Error) => {
-      throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${error.message}`, { cause: error })
+    work.catch((error) => {
+      throw undecodable(name, error)
     })
   const { pages = 1, delay, width, pageHeight, height } = await decoded(sharp(bytes, { animated: true }).metadata())
   const lengths = Array.from({ length: pages }, (_, i) => ((delay?.[i] ?? 0) > 10 ? (delay![i] as number) : 100) / 1000) // 10 ms and less mean "as usual" to viewers

@@ -4,7 +4,7 @@ import { createRequire } from 'node:module'
 import { setTimeout } from 'node:timers/promises'
 import { ConanError } from '../errors'
 import type { PacketTimes } from './ffmpeg'
-import type { RawImage } from './image'
+import { type RawImage, undecodable } from './image'
 
 /** What is used of the package. Times are in microseconds. */
 interface Chunk {
@@ -55,21 +55,20 @@ const ahead = 16
 async function* packets(found: Library, file: string, matroska: boolean, name: string): AsyncGenerator<{ config: object; chunks: Chunk[] }> {
   const chunks: Chunk[] = []
   let failure: Error | undefined
-  const wrong = (error: Error) => new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${error.message}`, { cause: error })
   const open = async (Class: DemuxerClass) => {
     const opened = new Class({ videoOutput: (chunk) => chunks.push(chunk), error: (error) => (failure = error) })
     await opened.load(file)
     return opened
   }
   const demuxer = await (matroska ? open(found.WebMDemuxer).catch(() => open(found.MkvDemuxer)) : open(found.Mp4Demuxer)).catch((error) => {
-    throw wrong(error)
+    throw undecodable(name, error)
   })
   try {
     const config = demuxer.videoDecoderConfig
     if (!config) throw new ConanError('INVALID_INPUT', `${name}: expected a video stream, found none`)
     while (demuxer.state !== 'ended' && demuxer.state !== 'closed') {
       await demuxer.demuxAsync(ahead)
-      if (failure) throw wrong(failure)
+      if (failure) throw undecodable(name, failure)
       yield { config, chunks: chunks.splice(0) }
     }
     // The package hands packets over a little after it says that it has read them.
@@ -132,7 +131,7 @@ export async function* webcodecsFrames(file: string, head: Buffer, indices: numb
     await setTimeout(10)
     for (; copies.length; made++) yield await copies.shift()!
     if (made === indices.length) return
-    if (failure) throw new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${failure.message}`, { cause: failure })
+    if (failure) throw undecodable(name, failure)
     throw new ConanError('INVALID_INPUT', `${name}: ends early: expected ${indices.length} frames to decode, got ${made}`)
   } finally {
     decoder.close()

@@ -3,11 +3,11 @@
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
+import { replaceFile } from '../files/output'
 import { type ComputeOptions, computeOptions, loadModel } from '../model'
 import { positive } from '../options'
 import { readData } from './data'
 import { distinctDocuments, documentKey } from './sampler'
-import { replaceFile } from './write'
 
 export interface MineOptions extends ComputeOptions {
   /** File to write: rows {query, positive, negatives} as JSON lines. */

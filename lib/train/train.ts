@@ -6,7 +6,7 @@ import path from 'node:path'
 import { binding, type NativeChunk, type NativeStep } from '../binding'
 import type { SoundCache } from '../embed/media'
 import { asConanError, ConanError, shown } from '../errors'
-import { requireFree } from '../files/output'
+import { replaceFile, requireFree } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
 import { type Batch, computeOptions, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
@@ -15,7 +15,7 @@ import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
 import { chooseTrainable, type TrainableChoice, type TrainableOptions } from './trainable'
-import { changedTensors, readLines, replaceFile, writeAdapterConfig, writeModel } from './write'
+import { changedTensors, readLines, writeAdapterConfig, writeModel } from './write'
 
 const losses = ['contrastive', 'graded', 'distillation'] as const
 
@@ -337,8 +337,7 @@ function soundCache(directory: string): SoundCache {
       return new Float32Array(bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length))
     },
     set(key, features) {
-      writeFileSync(`${file(key)}.tmp`, features)
-      renameSync(`${file(key)}.tmp`, file(key))
+      replaceFile(file(key), features)
     },
   }
 }

@@ -1,5 +1,5 @@
 // A trained model as a directory: the base's tensors, byte for byte where they did not train.
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError } from '../errors'
 import { asFileError } from '../files/output'
@@ -123,12 +123,6 @@ export function changedTensors(a: string, b: string): string[] {
     for (const each of open.values()) closeSync(each)
   }
   return changed
-}
-
-/** Writes beside, then renames: a reader sees the old or the new, never half. */
-export function replaceFile(file: string, text: string): void {
-  writeFileSync(`${file}.tmp`, text)
-  renameSync(`${file}.tmp`, file)
 }
 
 export function readLines(file: string): string[] {

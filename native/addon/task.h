@@ -2,7 +2,6 @@
 #pragma once
 #include <napi.h>
 
-#include <algorithm>
 #include <condition_variable>
 #include <deque>
 #include <functional>
@@ -10,7 +9,6 @@
 #include <mutex>
 #include <new>
 #include <string>
-#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>

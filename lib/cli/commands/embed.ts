@@ -195,7 +195,6 @@ export const embed: Command = {
           else if (!error) await print(item.id, vector)
         }
         file?.finish()
-        file = undefined
       })
       return undefined
     } catch (error) {
