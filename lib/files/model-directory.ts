@@ -53,6 +53,14 @@ function positiveInteger(value: unknown, file: string, key: string): number {
   return value as number
 }
 
+/** The part of config.json for a tower; undefined: there is none. */
+function part(config: Json, key: string, file: string): Json | undefined {
+  const value = config[key] ?? undefined
+  if (value !== undefined && (typeof value !== 'object' || Array.isArray(value)))
+    throw new ConanError('CONFIG_INVALID', `${file}: "${key}": expected an object, got ${shown(value)}`)
+  return value as Json | undefined
+}
+
 /** Both spellings: pooling_mode_* booleans, and pooling_mode with a name. */
 function readPooling(file: string): { mode: PoolingMode; includePrompt: boolean } {
   const config = readJson(file)
@@ -168,7 +176,8 @@ export function readModelDirectory(root: string): ModelDirectory {
     )
   // As sentence-transformers takes a directory without modules: last token for causal language models, else mean.
   const architecture = String((config.architectures as string[] | undefined)?.[0] ?? '')
-  const vision = typeof config.vision_config === 'object' && config.vision_config !== null
+  const vision = part(config, 'vision_config', configFile)
+  const audio = part(config, 'audio_config', configFile)
   const recipe = config.model_type === 'qwen3_vl' // embedded as Qwen3-VL-Embedding's own code does it
   const causal = (architecture.endsWith('ForCausalLM') || recipe) && config.is_causal !== false
   return {
@@ -186,9 +195,9 @@ export function readModelDirectory(root: string): ModelDirectory {
     chat: readChat(directory, tokenizerConfig, sentence, recipe && modules === undefined),
     tokenizerFile,
     tokenizerConfig,
-    image: vision ? readImageSettings(directory, config.vision_config as Json) : undefined,
-    video: vision ? readVideoSettings(directory, config.vision_config as Json) : undefined,
-    audio: typeof config.audio_config === 'object' && config.audio_config !== null ? readAudioSettings(directory, config.audio_config as Json) : undefined,
+    image: vision && readImageSettings(directory, vision),
+    video: vision && readVideoSettings(directory, vision),
+    audio: audio && readAudioSettings(directory, audio),
     mediaTokens: {
       vision: { start: Number(config.vision_start_token_id ?? 151652), end: Number(config.vision_end_token_id ?? 151653) },
       audio: { start: Number(config.audio_start_token_id ?? -1), end: Number(config.audio_end_token_id ?? -1) },

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "base/error.h"
 
@@ -17,7 +18,7 @@ std::string shown(const Json& value) {
   switch (value.kind()) {
     case Json::Kind::null: return "nothing";
     case Json::Kind::boolean: return value.boolean() ? "true" : "false";
-    case Json::Kind::number: return text(value.number());
+    case Json::Kind::number: return value.is_integer() ? text(value.integer()) : text(value.number());
     case Json::Kind::string: return json_quote(value.string());
     case Json::Kind::array: return "a list";
     case Json::Kind::object: return "an object";
@@ -26,18 +27,15 @@ std::string shown(const Json& value) {
 }
 }  // namespace
 
-int64_t ConfigReader::integer(const char* key) const {
+int64_t ConfigReader::whole(const char* key, int64_t least) const {
+  constexpr int64_t most = std::numeric_limits<int32_t>::max();
   const Json& value = json_[key];
-  if (!value.is_integer() || value.integer() <= 0 || value.integer() > (int64_t(1) << 31))
-    wrong(key, "expected a positive whole number, got ", shown(value));
+  if (!value.is_integer() || value.integer() < least || value.integer() > most)
+    wrong(key, "expected a whole number from ", least, " to ", most, ", got ", shown(value));
   return value.integer();
 }
-int64_t ConfigReader::integer(const char* key, int64_t fallback) const {
-  const Json& value = json_[key];
-  if (value.is_null()) return fallback;
-  if (!value.is_integer()) wrong(key, "expected a whole number, got ", shown(value));
-  return value.integer();
-}
+int64_t ConfigReader::integer(const char* key) const { return whole(key, 1); }
+int64_t ConfigReader::integer(const char* key, int64_t fallback, int64_t least) const { return json_[key].is_null() ? fallback : whole(key, least); }
 int64_t ConfigReader::layers(const char* key) const {
   constexpr int64_t most = 65536;
   const int64_t count = integer(key);
@@ -49,6 +47,11 @@ double ConfigReader::number(const char* key, double fallback) const {
   if (value.is_null()) return fallback;
   if (!value.is_number()) wrong(key, "expected a number, got ", shown(value));
   return value.number();
+}
+double ConfigReader::positive(const char* key, double fallback) const {
+  const double value = number(key, fallback);
+  if (!(float(value) > 0 && std::isfinite(float(value)))) wrong(key, "expected a number above 0, got ", value);
+  return value;
 }
 bool ConfigReader::boolean(const char* key, bool fallback) const {
   const Json& value = json_[key];
@@ -106,7 +109,7 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
   const std::string type = scaling.string("rope_type", scaling.string("type", "default"));
   const double part = scaling.number("partial_rotary_factor", config.number("partial_rotary_factor", 1));
   if (!(part > 0 && part <= 1)) config.wrong("partial_rotary_factor", "expected more than 0 and at most 1, got ", part);
-  if (head_dim < 1 || head_dim > 65536) config.wrong("head_dim", "expected 1 to 65536, got ", head_dim);
+  if (head_dim < 1 || head_dim > most_head_dim) config.wrong("head_dim", "expected 1 to ", most_head_dim, ", got ", head_dim);
   const auto rotated = int64_t(double(head_dim) * part);
   if (theta <= 1) config.wrong(theta_key, "expected a number above 1, got ", theta);
 
@@ -114,7 +117,7 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
   for (int64_t i = 0; i < rotated / 2; ++i) rope.frequencies.push_back(float(1 / std::pow(theta, double(2 * i) / double(rotated))));
   const double pi = 3.14159265358979323846;
   const double original = double(scaling.integer("original_max_position_embeddings", config.integer("max_position_embeddings", 0)));
-  const double factor = scaling.number("factor", 1);
+  const double factor = scaling.positive("factor", 1);
   if (type == "default" || type == "mrope") {
   } else if (type == "linear") {
     for (float& f : rope.frequencies) f = float(f / factor);
@@ -133,7 +136,7 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
   } else if (type == "yarn") {
     // YaRN (Peng et al. 2023): a ramp over the dimensions from extrapolation to interpolation.
     auto dimension = [&](double rotations) { return double(rotated) * std::log(original / (rotations * 2 * pi)) / (2 * std::log(theta)); };
-    double low = dimension(scaling.number("beta_fast", 32)), high = dimension(scaling.number("beta_slow", 1));
+    double low = dimension(scaling.positive("beta_fast", 32)), high = dimension(scaling.positive("beta_slow", 1));
     if (scaling.boolean("truncate", true)) low = std::floor(low), high = std::ceil(high);
     low = std::max(low, 0.0), high = std::min(high, double(rotated - 1));
     if (low == high) high += 0.001;

@@ -15,10 +15,11 @@ class ConfigReader {
  public:
   ConfigReader(const Json& json, std::string subject) : json_(json), subject_(std::move(subject)) {}
 
-  int64_t integer(const char* key) const;  // required, > 0
-  int64_t integer(const char* key, int64_t fallback) const;
+  int64_t integer(const char* key) const;                                       // required, > 0; no whole number exceeds 2^31 - 1
+  int64_t integer(const char* key, int64_t fallback, int64_t least = 1) const;  // where the key is absent or null, the fallback as it is
   int64_t layers(const char* key) const;  // integer(key), and no more than a list of them can be made of before the first is looked for
   double number(const char* key, double fallback) const;
+  double positive(const char* key, double fallback) const;  // also as a float
   bool boolean(const char* key, bool fallback) const;
   std::string string(const char* key, const std::string& fallback) const;
   const Json& at(const char* key) const { return json_[key]; }
@@ -28,6 +29,8 @@ class ConfigReader {
   [[noreturn]] void wrong(const char* key, const Parts&... parts) const;
 
  private:
+  int64_t whole(const char* key, int64_t least) const;
+
   const Json& json_;
   std::string subject_;
 };
@@ -61,6 +64,8 @@ struct TensorNames {
   std::string mlp_out;
   std::string layers;  // what all names inside layers start with: no tensor there may stay unused
 };
+
+constexpr int64_t most_head_dim = 65536;  // so that a list of frequencies can be made before the first tensor is looked for
 
 struct TransformerConfig {
   std::string model_type;

@@ -12,7 +12,7 @@ namespace {
 TransformerConfig encoder(const ConfigReader& config) {
   TransformerConfig c = read_sizes(config);
   c.type_vocab_size = config.integer("type_vocab_size", 2);
-  c.norm_eps = float(config.number("layer_norm_eps", 1e-12));
+  c.norm_eps = float(config.positive("layer_norm_eps", 1e-12));
   c.activation = read_activation(config, "hidden_act", "gelu");
   const std::string positions = config.string("position_embedding_type", "absolute");
   if (positions != "absolute")
@@ -51,19 +51,25 @@ TransformerConfig read_bert(const ConfigReader& config) {
   return c;
 }
 
-TransformerConfig read_roberta(const ConfigReader& config) {
-  TransformerConfig c = read_bert(config);
-  c.pad_id = int(config.integer("pad_token_id", 1));
+/// A table of positions that begin behind the row of the padding token.
+void begin_behind(const ConfigReader& config, TransformerConfig& c, int64_t pad) {
+  if (c.max_positions <= pad + 1)
+    fail("CONFIG_INVALID", config.subject(), ": \"max_position_embeddings\": expected more than ", pad + 1,
+         ", as positions begin behind the padding token's ", pad, ", got ", c.max_positions);
+  c.pad_id = int(pad);
   c.position_offset = c.pad_id + 1;
   c.max_positions -= c.position_offset;
+}
+
+TransformerConfig read_roberta(const ConfigReader& config) {
+  TransformerConfig c = read_bert(config);
+  begin_behind(config, c, config.integer("pad_token_id", 1, 0));
   return c;
 }
 
 TransformerConfig read_mpnet(const ConfigReader& config) {
   TransformerConfig c = complete(config, encoder(config));
-  c.pad_id = 1;  // MPNet's position embedding has a fixed padding row
-  c.position_offset = 2;
-  c.max_positions -= c.position_offset;
+  begin_behind(config, c, 1);  // whatever its padding token
   c.relative_buckets = int(config.integer("relative_attention_num_buckets", 32));
   c.names = bert_names();
   c.names.type_embedding = "";

@@ -12,11 +12,10 @@ namespace {
 TransformerConfig decoder(const ConfigReader& config) {
   TransformerConfig c = read_sizes(config);
   c.kv_heads = config.integer("num_key_value_heads", c.heads);
-  if (c.kv_heads <= 0) fail("CONFIG_INVALID", config.subject(), ": \"num_key_value_heads\": expected a positive whole number, got ", c.kv_heads);
   c.head_dim = config.integer("head_dim", c.hidden / c.heads);
   c.norm = NormKind::rms;
   c.placement = NormPlacement::pre;
-  c.norm_eps = float(config.number("rms_norm_eps", 1e-6));
+  c.norm_eps = float(config.positive("rms_norm_eps", 1e-6));
   c.norm_bias = false;
   c.qkv_bias = c.output_bias = config.boolean("attention_bias", false);
   c.mlp_bias = config.boolean("mlp_bias", false);
@@ -64,7 +63,7 @@ TransformerConfig read_gemma3(const ConfigReader& config) {
   c.placement = NormPlacement::sandwich;
   c.norm_weight_offset = 1;
   c.activation = read_activation(config, "hidden_activation", "gelu_pytorch_tanh");
-  c.attention_scale = float(1 / std::sqrt(config.number("query_pre_attn_scalar", 256)));
+  c.attention_scale = float(1 / std::sqrt(config.positive("query_pre_attn_scalar", 256)));
   c.embedding_scale = std::sqrt(float(c.hidden));
   c.tied_head = config.boolean("tie_word_embeddings", true);
   for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"})
@@ -111,7 +110,8 @@ TransformerConfig read_qwen(const ConfigReader& config) {
     c.names.k_norm = "layers.{}.self_attn.k_norm";
   }
   if (config.boolean("use_sliding_window", false) && config.has("sliding_window"))
-    slide(c, read_sliding_layers(config, c.layers, [](const ConfigReader& r, int64_t layer) { return layer >= r.integer("max_window_layers", 28); }),
+    slide(c,
+          read_sliding_layers(config, c.layers, [](const ConfigReader& r, int64_t layer) { return layer >= r.integer("max_window_layers", 28, 0); }),
           config.integer("sliding_window"));
   return c;
 }

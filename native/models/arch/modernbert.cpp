@@ -12,7 +12,7 @@ TransformerConfig read_modernbert(const ConfigReader& config) {
   TransformerConfig c = read_sizes(config);
   c.head_dim = c.hidden / c.heads;
   c.placement = NormPlacement::pre;
-  c.norm_eps = float(config.number("norm_eps", 1e-5));
+  c.norm_eps = float(config.positive("norm_eps", 1e-5));
   c.norm_bias = config.boolean("norm_bias", false);
   c.qkv_bias = c.output_bias = config.boolean("attention_bias", false);
   c.mlp_bias = config.boolean("mlp_bias", false);

@@ -54,8 +54,8 @@ std::optional<VisionConfig> read_vision_config(const Json& json, const std::stri
   v.grid = int64_t(std::lround(std::sqrt(double(positions))));
   if (v.grid * v.grid != positions)
     fail("CONFIG_INVALID", vision.subject(), ": \"num_position_embeddings\": expected a square number, got ", positions);
-  v.image_token = int32_t(config.integer("image_token_id", 151655));
-  v.video_token = int32_t(config.integer("video_token_id", 151656));
+  v.image_token = int32_t(config.integer("image_token_id", 151655, 0));
+  v.video_token = int32_t(config.integer("video_token_id", 151656, 0));
 
   TransformerConfig& c = v.tower;
   c.model_type = "qwen3_vl_vision";
@@ -63,8 +63,10 @@ std::optional<VisionConfig> read_vision_config(const Json& json, const std::stri
   c.layers = vision.layers("depth");
   c.heads = c.kv_heads = vision.integer("num_heads");
   c.intermediate = vision.integer("intermediate_size");
-  if (c.hidden % (4 * c.heads)) fail("CONFIG_INVALID", vision.subject(), ": \"hidden_size\": expected a multiple of 4 * num_heads, got ", c.hidden);
   c.head_dim = c.hidden / c.heads;
+  if (c.hidden % (4 * c.heads) || c.head_dim > most_head_dim)
+    fail("CONFIG_INVALID", vision.subject(), ": \"hidden_size\": expected a multiple of 4 * num_heads, at most ", most_head_dim, " each, got ",
+         c.hidden);
   c.max_positions = int64_t(1) << 30;
   c.norm = NormKind::layer;
   c.placement = NormPlacement::pre;
@@ -74,7 +76,7 @@ std::optional<VisionConfig> read_vision_config(const Json& json, const std::stri
   // A quarter of the head turns with the row, a quarter with the column, both at the same frequencies.
   RopeConfig rope;
   const ConfigReader parameters(vision.at("rope_parameters"), vision.subject() + ": rope_parameters");
-  const double theta = parameters.number("rope_theta", 10000);
+  const double theta = parameters.positive("rope_theta", 10000);
   for (int axis = 0; axis < 2; ++axis)
     for (int64_t i = 0; i < c.head_dim / 4; ++i) {
       rope.frequencies.push_back(float(1 / std::pow(theta, double(2 * i) / double(c.head_dim / 2))));
