@@ -1,10 +1,11 @@
 // evaluate(): a model on tasks described by rows, with results in mteb's JSON.
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
+import { jsonLines, readYaml } from '../files/json'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
-import { jsonRows, located } from '../train/data'
+import { located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
 import {
   averagePrecision,
@@ -100,14 +101,19 @@ class Evaluation {
 
   private rows(key: 'rows' | 'queries' | 'corpus' | 'qrels' | 'train'): Row[] {
     const given = this.task[key]
-    if (Array.isArray(given)) return given as Row[]
+    const own = (row: unknown, i: number): Row => {
+      if (typeof row !== 'object' || row === null)
+        throw new ConanError('INVALID_INPUT', `task ${this.task.name}: ${key}: row ${i + 1}: expected an object, got ${shown(row)}`)
+      return row as Row
+    }
+    if (Array.isArray(given)) return given.map(own)
     if (typeof given !== 'string')
       throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "${key}" as a .jsonl file or rows, got ${shown(given)}`)
     const file = path.resolve(this.directory, given)
     if (!existsSync(file) || !statSync(file).isFile()) throw new ConanError('FILE_IO', `task ${this.task.name}: ${key}: expected a file ${file}, found none`)
     const folder = path.dirname(file)
-    return (jsonRows(file) as Row[]).map((row) => {
-      const whole = located(row, folder) as Row
+    return Array.from(jsonLines(file), ({ value }, i) => {
+      const whole = located(own(value, i), folder) as Row
       return Object.fromEntries(
         Object.entries(whole).map(([name, value]) => [name, Array.isArray(value) ? value.map((each) => located(each, folder)) : located(value, folder)]),
       )
@@ -289,12 +295,11 @@ function checked(task: Task): void {
 }
 
 /** Tasks of a YAML or JSON file (`tasks: [...]`, or one alone), and the directory that their paths are relative to. */
-async function tasksOf(tasks: string | Task[]): Promise<{ list: Task[]; directory: string }> {
+function tasksOf(tasks: string | Task[]): { list: Task[]; directory: string } {
   if (Array.isArray(tasks)) return { list: tasks, directory: '.' }
-  if (!existsSync(tasks)) throw new ConanError('FILE_IO', `tasks: ${tasks}: expected a file, found none`)
-  const { parse } = await import('yaml')
-  const read = parse(readFileSync(tasks, 'utf8'))
-  const list = Array.isArray(read) ? read : Array.isArray(read?.tasks) ? read.tasks : [read]
+  const read = readYaml(tasks)
+  const inside = (read as { tasks?: unknown } | null)?.tasks
+  const list = (Array.isArray(read) ? read : Array.isArray(inside) ? inside : [read]) as Task[]
   return { list, directory: path.dirname(path.resolve(tasks)) }
 }
 
@@ -306,7 +311,7 @@ async function tasksOf(tasks: string | Task[]): Promise<{ list: Task[]; director
  * @throws ConanError INVALID_INPUT (a task or row that is not what it should be), FILE_IO, and what embed throws
  */
 export async function evaluate(model: Model | string, tasks: string | Task[], options: EvaluateOptions = {}): Promise<TaskResult[]> {
-  const { list, directory } = await tasksOf(tasks)
+  const { list, directory } = tasksOf(tasks)
   for (const task of list) checked(task)
   const loaded = typeof model === 'string' ? await loadModel(model) : model
   const results: TaskResult[] = []

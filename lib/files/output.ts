@@ -1,5 +1,5 @@
 // Directories and files that are made whole: beside their name first, under it in the end.
-import { existsSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, renameSync, statSync, writeFileSync } from 'node:fs'
 import { ConanError } from '../errors'
 
 /** @throws ConanError OUTPUT_EXISTS where `directory` is taken; an empty one is not */
@@ -10,10 +10,18 @@ export function requireFree(directory: string): void {
     throw new ConanError('OUTPUT_EXISTS', `${directory}: expected no such directory or an empty one, found ${isDirectory ? 'files in it' : 'a file'}`)
 }
 
-/** Writes beside, then renames: a reader sees the old or the new, never half. */
-export function replaceFile(file: string, content: string | NodeJS.ArrayBufferView): void {
-  writeFileSync(`${file}.tmp`, content)
-  renameSync(`${file}.tmp`, file)
+/** Writes beside, then renames: a reader sees the old or the new, never half. `content`: all of it, or parts of any number. */
+export function replaceFile(file: string, content: string | NodeJS.ArrayBufferView | string[]): void {
+  const beside = `${file}.tmp`
+  if (Array.isArray(content)) {
+    const descriptor = openSync(beside, 'w')
+    try {
+      for (const part of content) writeFileSync(descriptor, part)
+    } finally {
+      closeSync(descriptor)
+    }
+  } else writeFileSync(beside, content)
+  renameSync(beside, file)
 }
 
 /** An error of the file system as FILE_IO; any other as it is. */

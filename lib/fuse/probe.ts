@@ -1,7 +1,7 @@
 // Probe data, and what a model makes of it: retrieval from queries to their positives.
-import { readFileSync } from 'node:fs'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
+import { jsonLines } from '../files/json'
 import type { Model } from '../model'
 
 export interface ProbePair {
@@ -13,33 +13,14 @@ export interface ProbePair {
 
 /** Pairs from JSON lines {query | anchor, positive, modality?}, or from such rows. */
 export function readProbe(probe: string | object[]): ProbePair[] {
-  let rows: unknown[]
-  const where = (i: number) => (typeof probe === 'string' ? `${probe}: line ${i + 1}` : `probe: row ${i}`)
-  if (typeof probe === 'string') {
-    let text: string
-    try {
-      text = readFileSync(probe, 'utf8')
-    } catch (error) {
-      throw new ConanError('FILE_IO', `${probe}: cannot be read: ${(error as Error).message}`, { cause: error })
-    }
-    rows = text
-      .split('\n')
-      .filter((line) => line.trim() !== '')
-      .map((line, i) => {
-        try {
-          return JSON.parse(line)
-        } catch {
-          throw new ConanError('INVALID_INPUT', `${where(i)}: expected JSON, got ${shown(line)}`)
-        }
-      })
-  } else rows = probe
-  const pairs = rows.map((row, i): ProbePair => {
-    const { query, anchor, positive, modality } = (row ?? {}) as Record<string, unknown>
+  const rows = typeof probe === 'string' ? jsonLines(probe) : probe.map((value, i) => ({ value: value as unknown, where: `probe: row ${i}` }))
+  const pairs = Array.from(rows, ({ value, where }): ProbePair => {
+    const { query, anchor, positive, modality } = (value ?? {}) as Record<string, unknown>
     const first = query ?? anchor
     if (first === undefined || positive === undefined)
-      throw new ConanError('INVALID_INPUT', `${where(i)}: expected an object with "query" (or "anchor") and "positive", got ${shown(row)}`)
+      throw new ConanError('INVALID_INPUT', `${where}: expected an object with "query" (or "anchor") and "positive", got ${shown(value)}`)
     if (modality !== undefined && typeof modality !== 'string')
-      throw new ConanError('INVALID_INPUT', `${where(i)}: modality: expected a string, got ${shown(modality)}`)
+      throw new ConanError('INVALID_INPUT', `${where}: modality: expected a string, got ${shown(modality)}`)
     return { query: first as EmbedInput, positive: positive as EmbedInput, modality: modality ?? 'text' }
   })
   if (pairs.length < 2) throw new ConanError('INVALID_INPUT', `probe: expected at least two pairs, got ${pairs.length}`)

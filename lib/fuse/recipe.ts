@@ -1,9 +1,8 @@
 // Reads a fusion recipe: mergekit's YAML, plus our keys under `conan`. Everything is checked here and unknown keys are
 // errors, so that the planner works on known shapes.
-import { readFileSync } from 'node:fs'
-import { createRequire } from 'node:module'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
+import { readYaml } from '../files/json'
 import { ignoredParameters, type Method, methods, type Parameter } from './methods'
 
 type Scalar = number | boolean
@@ -273,20 +272,7 @@ export function readRecipe(value: unknown, subject = 'recipe'): Recipe {
 export const readRecipeFile = (file: string): Recipe => readRecipe(readRecipeValue(file), path.basename(file))
 
 /** What stands in a YAML file, unchecked. */
-export function readRecipeValue(file: string): unknown {
-  let text: string
-  try {
-    text = readFileSync(file, 'utf8')
-  } catch (error) {
-    throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
-  }
-  // When the first recipe comes: embedding does not wait for it.
-  const { parseDocument } = createRequire(__filename)('yaml') as typeof import('yaml')
-  const document = parseDocument(text)
-  const [problem] = document.errors
-  if (problem) throw new ConanError('RECIPE_INVALID', `${file}: not valid YAML: ${problem.message.split('\n')[0]}`)
-  return document.toJS()
-}
+export const readRecipeValue = (file: string): unknown => readYaml(file, 'RECIPE_INVALID')
 
 /**
  * The value of a parameter for one tensor.

@@ -1,9 +1,10 @@
 // Training rows: JSON lines and Parquet, one file or a weighted list of them.
-import { existsSync, readFileSync, statSync } from 'node:fs'
+import { existsSync, statSync } from 'node:fs'
 import { open } from 'node:fs/promises'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
+import { jsonLines, readYaml } from '../files/json'
 import { NpyReader } from '../files/npy'
 
 export interface TrainingRow {
@@ -25,6 +26,8 @@ export interface Dataset {
   modality: string
   /** Whether documents look for their queries as well; undefined: as the run says. */
   bidirectional?: boolean
+  /** What the rows, and a teacher's vectors, were read from. */
+  files: string[]
 }
 
 /** One entry of a dataset list. */
@@ -101,32 +104,35 @@ async function parquetRows(file: string): Promise<object[]> {
   }
 }
 
-export function jsonRows(file: string): object[] {
-  return readFileSync(file, 'utf8')
-    .split('\n')
-    .map((line, i) => {
-      if (line.trim() === '') return undefined
-      try {
-        return JSON.parse(line)
-      } catch {
-        throw new ConanError('INVALID_INPUT', `${file}: line ${i + 1}: expected JSON, got ${shown(line)}`)
-      }
-    })
-    .filter((row) => row !== undefined)
-}
+const sourceKeys = new Map([
+  ['path', 'string'],
+  ['rows', 'object'],
+  ['vectors', 'string'],
+  ['name', 'string'],
+  ['weight', 'number'],
+  ['modality', 'string'],
+  ['bidirectional', 'boolean'],
+])
 
 async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> {
-  const known = ['path', 'rows', 'vectors', 'name', 'weight', 'modality', 'bidirectional']
-  for (const key of Object.keys(source))
-    if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `data: expected ${known.join(', ')}, got ${shown(key)}`)
-  let rows: object[]
+  if (typeof source !== 'object' || source === null)
+    throw new ConanError('INVALID_OPTION', `data: expected an object with "path" or "rows", got ${shown(source)}`)
+  for (const [key, value] of Object.entries(source)) {
+    const expected = sourceKeys.get(key)
+    if (expected === undefined) throw new ConanError('INVALID_OPTION', `data: expected ${[...sourceKeys.keys()].join(', ')}, got ${shown(key)}`)
+    const type: string = typeof value
+    if (value !== undefined && type !== expected) throw new ConanError('INVALID_OPTION', `data: ${key}: expected ${expected}, got ${shown(value)}`)
+  }
+  let rows: unknown[]
+  const files: string[] = []
   let name = source.name ?? 'rows'
   let directory: string | undefined
   if (source.path !== undefined) {
     const file = path.resolve(base, source.path)
     if (!existsSync(file) || !statSync(file).isFile())
       throw new ConanError('FILE_IO', `data: ${file}: expected a file, found ${existsSync(file) ? 'something else' : 'none'}`)
-    rows = file.endsWith('.parquet') ? await parquetRows(file) : jsonRows(file)
+    rows = file.endsWith('.parquet') ? await parquetRows(file) : Array.from(jsonLines(file), ({ value }) => value)
+    files.push(file)
     name = source.name ?? source.path
     directory = path.dirname(file)
   } else if (Array.isArray(source.rows)) rows = source.rows
@@ -134,7 +140,9 @@ async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> 
   if (rows.length === 0) throw new ConanError('INVALID_INPUT', `data: ${name}: expected rows, found none`)
   if (source.weight !== undefined && !(source.weight > 0 && Number.isFinite(source.weight)))
     throw new ConanError('INVALID_OPTION', `data: ${name}: weight: expected a positive number, got ${shown(source.weight)}`)
-  const teacher = source.vectors === undefined ? undefined : new NpyReader(path.resolve(base, source.vectors))
+  const vectors = source.vectors === undefined ? undefined : path.resolve(base, source.vectors)
+  if (vectors !== undefined) files.push(vectors)
+  const teacher = vectors === undefined ? undefined : new NpyReader(vectors)
   if (teacher && teacher.rows !== rows.length)
     throw new ConanError('INVALID_INPUT', `data: ${name}: expected ${rows.length} vectors, one for every row, found ${teacher.rows} in ${source.vectors}`)
   return {
@@ -142,6 +150,7 @@ async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> 
     rows: rows.map((row, i) => rowOf(row, i, name, directory, teacher)),
     weight: source.weight ?? 1,
     modality: source.modality ?? name,
+    files,
     ...(source.bidirectional !== undefined && { bidirectional: source.bidirectional }),
   }
 }
@@ -153,9 +162,7 @@ async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> 
  */
 export async function readData(data: string | object[]): Promise<Dataset[]> {
   if (typeof data === 'string' && /\.ya?ml$/.test(data)) {
-    const { parse } = await import('yaml')
-    if (!existsSync(data)) throw new ConanError('FILE_IO', `data: ${data}: expected a file, found none`)
-    const list = parse(readFileSync(data, 'utf8'))?.datasets
+    const list = (readYaml(data) as { datasets?: unknown } | null)?.datasets
     if (!Array.isArray(list) || list.length === 0) throw new ConanError('INVALID_INPUT', `${data}: expected a list "datasets", got ${shown(list)}`)
     return Promise.all(list.map((source) => datasetOf(source, path.dirname(path.resolve(data)))))
   }

@@ -102,20 +102,19 @@ export async function mineNegatives(model: string, data: string | object[], opti
       negatives += chosen.length
       short += chosen.length < count ? 1 : 0
       const found = chosen.map((document) => documents[document] as EmbedInput)
-      lines.push(
-        lineOf({
-          query: row.query,
-          positive: row.positives,
-          negatives: [...row.negatives, ...found],
-          ...(row.score !== undefined && { score: row.score }),
-        }),
-      )
+      const mined = {
+        query: row.query,
+        positive: row.positives,
+        negatives: [...row.negatives, ...found],
+        ...(row.score !== undefined && { score: row.score }),
+      }
+      lines.push(`${lineOf(mined)}\n`)
     }
     options.onProgress?.({ done: Math.min(rows.length, first + block), total: rows.length })
   }
   const file = path.resolve(options.out)
   try {
-    replaceFile(file, `${lines.join('\n')}\n`)
+    replaceFile(file, lines)
   } catch (error) {
     throw new ConanError('FILE_IO', `${file}: cannot be written: ${(error as Error).message}`, { cause: error })
   }

@@ -6,6 +6,7 @@ import path from 'node:path'
 import { binding, type NativeChunk, type NativeStep } from '../binding'
 import type { SoundCache } from '../embed/media'
 import { asConanError, ConanError, shown } from '../errors'
+import { jsonLines, readJson } from '../files/json'
 import { replaceFile, requireFree } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
@@ -15,7 +16,7 @@ import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
 import { chooseTrainable, type TrainableChoice, type TrainableOptions } from './trainable'
-import { changedTensors, readLines, writeAdapterConfig, writeModel } from './write'
+import { changedTensors, writeAdapterConfig, writeModel } from './write'
 
 const losses = ['contrastive', 'graded', 'distillation'] as const
 
@@ -190,12 +191,17 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
 }
 
 /** What a resumed run must have in common with the one it goes on with. */
-function identityOf(options: TrainOptions, stage: string): string {
+function identityOf(options: TrainOptions, stage: string, datasets: Dataset[]): string {
   const { signal: _, onProgress: __, threads: ___, out: ____, ...rest } = options
-  const stamp = (file: unknown) =>
-    typeof file === 'string' && existsSync(file) && statSync(file).isFile() ? [file, statSync(file).size, statSync(file).mtimeMs] : file
+  const data = datasets.map(({ rows: _, files, ...settings }) => {
+    const stamps = files.map((file) => {
+      const { size, mtimeMs } = statSync(file)
+      return [file, size, mtimeMs]
+    })
+    return { ...settings, stamps }
+  })
   return createHash('sha256')
-    .update(JSON.stringify([stage, rest, stamp(options.data)], (_, value) => (ArrayBuffer.isView(value) ? documentKey(value) : value)))
+    .update(JSON.stringify([stage, rest, data], (_, value) => (ArrayBuffer.isView(value) ? documentKey(value) : value)))
     .digest('hex')
 }
 
@@ -374,12 +380,12 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   const sampler = new Sampler(datasets, { batchSize, sampling, oneDatasetPerBatch: options.oneDatasetPerBatch ?? false, seed })
 
   const partial = `${out}.partial`
-  const work = path.join(partial, 'training')
+  const work = path.join(partial, '.training') // what begins with a dot is no part of a model
   mkdirSync(work, { recursive: true })
   const statusFile = path.join(work, 'status.json')
   const logFile = path.join(work, 'log.jsonl')
-  const identity = identityOf(options, stage)
-  const saved: Saved | undefined = existsSync(statusFile) ? JSON.parse(readFileSync(statusFile, 'utf8')) : undefined
+  const identity = identityOf(options, stage, datasets)
+  const saved = existsSync(statusFile) ? (readJson(statusFile) as unknown as Saved) : undefined
   if (saved && saved.identity !== identity)
     throw new ConanError('OUTPUT_EXISTS', `${partial}: holds a run with other settings or data; remove it to begin anew`)
 
@@ -410,11 +416,8 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
       ;({ step, batches } = saved)
       Object.assign(run, { skipped: saved.skipped, rows: saved.rows, truncated: saved.truncated })
       run.skip(batches)
-      run.log.push(
-        ...readLines(logFile)
-          .map((line) => JSON.parse(line) as LogEntry)
-          .filter((entry) => entry.step <= step),
-      )
+      // Of steps behind the checkpoint there may be lines, and half of one.
+      for (const { value } of jsonLines(logFile)) if (run.log.push(value as LogEntry) === step) break
       replaceFile(logFile, run.log.map((entry) => `${JSON.stringify(entry)}\n`).join(''))
     } else writeFileSync(logFile, '')
     const resumedAt = step
@@ -501,14 +504,17 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
       untouchedTensors: base.tensors.size - expected.size,
       log: run.log,
     }
-    if (lora) renameSync(trained, path.join(partial, 'adapter'))
-    rmSync(work, { recursive: true })
+    const adapter = path.join(partial, 'adapter')
+    rmSync(adapter, { recursive: true, force: true }) // of a call that came as far as here
+    if (lora) renameSync(trained, adapter)
     writeFileSync(
       path.join(partial, 'training-report.json'),
       `${JSON.stringify({ ...report, settings: { ...settings, batchSize, seed, ...optimizer } }, null, 1)}\n`,
     )
     writeFileSync(path.join(partial, 'training.html'), trainingHtml(report))
+    requireFree(out)
     renameSync(partial, out)
+    rmSync(path.join(out, path.basename(work)), { recursive: true })
     return report
   } catch (error) {
     await model.dispose()

@@ -1,7 +1,6 @@
 // A trained model as a directory: the base's tensors, byte for byte where they did not train.
-import { closeSync, mkdirSync, openSync, readdirSync, readFileSync, readSync, rmSync, writeFileSync } from 'node:fs'
+import { closeSync, mkdirSync, openSync, readdirSync, readSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { ConanError } from '../errors'
 import { asFileError } from '../files/output'
 import { copyFiles, writeIndex } from '../fuse/fuse'
 import { runPlan } from '../fuse/native'
@@ -123,12 +122,4 @@ export function changedTensors(a: string, b: string): string[] {
     for (const each of open.values()) closeSync(each)
   }
   return changed
-}
-
-export function readLines(file: string): string[] {
-  try {
-    return readFileSync(file, 'utf8').split('\n').filter(Boolean)
-  } catch (error) {
-    throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
-  }
 }

@@ -130,6 +130,7 @@ test('bad tasks are named', async () => {
   await fails({ name: 'x', type: 'magic' }, 'INVALID_INPUT', /task x: type: expected one of retrieval, /)
   await fails({ name: 'x', type: 'sts' }, 'INVALID_INPUT', /expected "rows" as a \.jsonl file or rows/)
   await fails({ name: 'x', type: 'sts', rows: 'none.jsonl' }, 'FILE_IO', /none\.jsonl, found none/)
+  await fails({ name: 'x', type: 'sts', rows: [null] }, 'INVALID_INPUT', /rows: row 1: expected an object, got null/)
   await fails({ name: 'x', type: 'sts', rows: [{ left: 'a', right: 'b', score: 'high' }] }, 'INVALID_INPUT', /row 1: "score": expected a number, got "high"/)
   await fails({ name: 'x', type: 'pair', rows: [{ left: 'a', right: 'b', label: 2 }] }, 'INVALID_INPUT', /0 or 1/)
   await fails({ name: 'x', type: 'zero-shot', rows: [{ input: 'a', label: 'b' }] }, 'INVALID_INPUT', /expected "labels"/)

@@ -1,11 +1,12 @@
 // Training runs: what they write, what they skip, how they stop and go on, samplers and data, and every way in which one can be wrong.
 import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { appendFileSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { ConanError, fuse, loadModel, mineNegatives, recoverProjector, rehearse, type TrainOptions, trainSpecialist } from '../../lib'
 import { binding } from '../../lib/binding'
+import { jsonLines } from '../../lib/files/json'
 import { NpyWriter } from '../../lib/files/npy'
 import { type Dataset, readData } from '../../lib/train/data'
 import { documentKey, Sampler } from '../../lib/train/sampler'
@@ -147,7 +148,7 @@ test('killed in the middle, a run goes on as if nothing had been', async () => {
   const whole = path.join(place, 'whole')
   assert.equal(spawnSync(process.execPath, args(whole)).status, 0)
   const out = path.join(place, 'out')
-  const status = path.join(`${out}.partial`, 'training', 'status.json')
+  const status = path.join(`${out}.partial`, '.training', 'status.json')
   const child = spawn(process.execPath, args(out), { stdio: 'ignore' })
   while (!existsSync(status)) await new Promise((resolve) => setTimeout(resolve, 2))
   child.kill('SIGKILL')
@@ -167,10 +168,30 @@ test('stopped by a signal, a run is saved; other settings do not go on with it',
   const options = basic(out, { signal: stop.signal, onProgress: ({ step }) => step === 5 && stop.abort() })
   await assert.rejects(trainSpecialist(options), { code: 'ABORTED', message: /stopped at step 5 of 12/ })
   await assert.rejects(trainSpecialist(basic(out, { temperature: 0.2 })), { code: 'OUTPUT_EXISTS', message: /other settings or data/ })
+  const work = path.join(`${out}.partial`, '.training')
+  const status = readFileSync(path.join(work, 'status.json'))
+  writeFileSync(path.join(work, 'status.json'), '{"step":')
+  await assert.rejects(trainSpecialist(basic(out)), { code: 'FILE_CORRUPT', message: /status\.json: not valid JSON/ })
+  writeFileSync(path.join(work, 'status.json'), status)
+  appendFileSync(path.join(work, 'log.jsonl'), '{"step": 6, "lo') // the disk was full
   const report = await trainSpecialist(basic(out))
   assert.equal(report.resumedAt, 5)
   await trainSpecialist(basic(path.join(place, 'whole')))
   assert.deepEqual(losses(out), losses(path.join(place, 'whole')))
+})
+
+test('a run whose place is taken when it is done is not lost', async () => {
+  const place = temporary()
+  const out = path.join(place, 'out')
+  const taken = path.join(out, 'of somebody else')
+  const options = basic(out, { onProgress: ({ step }) => step === 12 && mkdirSync(taken, { recursive: true }) })
+  await assert.rejects(trainSpecialist(options), { code: 'OUTPUT_EXISTS', message: /found files in it/ })
+  assert.deepEqual(readdirSync(out), ['of somebody else'])
+  rmSync(out, { recursive: true })
+  assert.equal((await trainSpecialist(basic(out))).resumedAt, 12)
+  await trainSpecialist(basic(path.join(place, 'whole')))
+  assert.deepEqual(readFileSync(path.join(out, 'model.safetensors')), readFileSync(path.join(place, 'whole', 'model.safetensors')))
+  assert.deepEqual(readdirSync(out).sort(), readdirSync(path.join(place, 'whole')).sort())
 })
 
 const sounds = ['pcm16.wav', 'sound.flac', 'sound.ogg', 'double.wav'].map((name, i) => ({
@@ -295,6 +316,16 @@ test('data: JSON lines, Parquet, lists', async () => {
   assert.deepEqual(first!.rows[1]!.negatives, ['n'])
   writeFileSync(path.join(place, 'bad.yaml'), 'datasets:\n  - {file: a.jsonl}\n')
   await assert.rejects(readData(path.join(place, 'bad.yaml')), { code: 'INVALID_OPTION', message: /got "file"/ })
+  const fails = async (yaml: string, code: string, message: RegExp) => {
+    writeFileSync(path.join(place, 'bad.yaml'), yaml)
+    await assert.rejects(readData(path.join(place, 'bad.yaml')), { code, message })
+  }
+  await fails('datasets: [', 'FILE_CORRUPT', /bad\.yaml: not valid YAML/)
+  await fails('datasets: *none', 'FILE_CORRUPT', /bad\.yaml: not valid YAML/)
+  await fails('', 'INVALID_INPUT', /expected a list "datasets"/)
+  await fails('datasets: [null]', 'INVALID_OPTION', /expected an object with "path" or "rows", got null/)
+  await fails('datasets: [a.jsonl]', 'INVALID_OPTION', /expected an object with "path" or "rows", got "a.jsonl"/)
+  await fails('datasets: [{path: 5}]', 'INVALID_OPTION', /path: expected string, got 5/)
   writeFileSync(path.join(place, 'bad.parquet'), 'this is no parquet')
   await assert.rejects(readData(path.join(place, 'bad.parquet')), { code: 'FILE_CORRUPT', message: /not a Parquet file/ })
   const parquet = await readData(path.join(fixtures, 'pairs.parquet'))
@@ -304,11 +335,25 @@ test('data: JSON lines, Parquet, lists', async () => {
   ])
 })
 
+test('JSON lines of any size, wherever a piece of the file ends', () => {
+  const file = path.join(temporary(), 'rows.jsonl')
+  const values = Array.from({ length: 3000 }, (_, i) => ({ query: 'é€😀'.repeat(1 + ((i * 7919) % 400)), positive: `${i}` }))
+  writeFileSync(file, `\ufeff${values.map((value) => JSON.stringify(value)).join('\r\n')}`)
+  assert.deepEqual(
+    Array.from(jsonLines(file), ({ value }) => value),
+    values,
+  )
+  writeFileSync(file, '{}\n\n{"a"\n')
+  assert.throws(() => [...jsonLines(file)], { code: 'INVALID_INPUT', message: /rows\.jsonl: line 3: expected JSON, got "{\\"a\\""/ })
+  assert.throws(() => [...jsonLines(path.dirname(file))], { code: 'FILE_IO', message: /cannot be read/ })
+})
+
 test('samplers: no document twice in a batch, shares as asked for, the same again from the same seed', () => {
   const of = (name: string, count: number, more: Partial<Dataset> = {}): Dataset => ({
     name,
     modality: name,
     weight: 1,
+    files: [],
     rows: Array.from({ length: count }, (_, i) => ({ query: `${name} ${i}`, positives: [`${name} ${i % 7}`], negatives: [] })),
     ...more,
   })

@@ -1,7 +1,7 @@
 // conan-embed train, recover, rehearse: the stages of training. Every setting is a flag, or a key of the YAML file that --config names.
-import { existsSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../../errors'
+import { readYaml } from '../../files/json'
 import { recoverProjector, rehearse as rehearseModel, trainSpecialist } from '../../train/stages'
 import type { TrainOptions, TrainReport } from '../../train/train'
 import { type Arguments, type Command, CommandError, integer, interruptible, number, string } from '../command'
@@ -49,13 +49,11 @@ const settings: Record<string, { key: string; kind: Kind; help: string }> = {
   instruction: { key: 'instruction', kind: 'text', help: 'TEXT    of queries' },
 }
 
-async function optionsOf(args: Arguments, model: string): Promise<TrainOptions> {
+function optionsOf(args: Arguments, model: string): TrainOptions {
   const config = string(args, 'config')
   let options: Record<string, unknown> = {}
   if (config !== undefined) {
-    if (!existsSync(config)) throw new ConanError('FILE_IO', `--config: ${config}: expected a file, found none`)
-    const { parse } = await import('yaml')
-    options = parse(readFileSync(config, 'utf8')) ?? {}
+    options = (readYaml(config) ?? {}) as Record<string, unknown>
     const known = new Set([...Object.values(settings).map(({ key }) => key.split('.')[0] as string), 'model', 'processor', 'beta1', 'beta2', 'epsilon'])
     for (const key of Object.keys(options))
       if (!known.has(key)) throw new ConanError('INVALID_OPTION', `${config}: expected one of ${[...known].join(', ')}, got ${shown(key)}`)
@@ -94,7 +92,7 @@ function command(summary: string, stage: (options: TrainOptions) => Promise<Trai
     async run(args) {
       const [model, ...rest] = args.positionals
       if (rest.length) throw new CommandError('expected one model directory')
-      const options = await optionsOf(args, model as string)
+      const options = optionsOf(args, model as string)
       const bar = progress(args.values.json === true)
       try {
         const report = await interruptible((signal) => stage({ ...options, signal, onProgress: ({ step, steps, tokens }) => bar.update(step, steps, tokens) }))
