@@ -3,6 +3,7 @@ import { existsSync, readFileSync } from 'node:fs'
 import { createRequire } from 'node:module'
 import path from 'node:path'
 import { ConanError } from './errors'
+import type { Similarity } from './files/model-directory'
 
 declare const handleBrand: unique symbol
 /** A model inside the addon. */
@@ -175,6 +176,8 @@ export interface NativeBinding {
   cancel(model: NativeModel): void
   dispose(model: NativeModel): void
   modelInfo(model: NativeModel): NativeModelInfo
+  /** `out` [a's rows, b's rows] becomes the similarities, see native/models/similarity.h; on the CPU, by `threads` or, of 0, by as many as there are. */
+  similarities(measure: Similarity, a: Float32Array, b: Float32Array, out: Float32Array, dimensions: number, threads: number): void
   /** JSON, see native/models/inspect.h. */
   inspect(directory: string): string
   cpu(): CpuReport

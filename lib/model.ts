@@ -5,6 +5,7 @@ import { type Content, contentOf, type EmbedInput, type Modality } from './embed
 import { joined, MediaReader, type Medium, placeholdersOf, type SoundCache } from './embed/media'
 import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
+import { checkedVectors, similarities, similarityRows } from './embed/similarity'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
@@ -364,36 +365,17 @@ export class Model {
 
   /**
    * Similarity of every row of `a` with every row of `b` by the model's own measure (cosine unless it says otherwise),
-   * row-major [a rows, b rows]. Distances come out negative, so that larger is always nearer.
+   * row-major [a rows, b rows]. Distances come out negative, so that larger is always nearer. In single precision, on the CPU.
+   *
+   * @throws ConanError INVALID_INPUT, OUT_OF_MEMORY
    */
   similarity(a: Pick<EmbedResult, 'vectors' | 'dimensions'>, b: Pick<EmbedResult, 'vectors' | 'dimensions'>): Float32Array {
-    if (a.dimensions !== b.dimensions)
-      throw new ConanError('INVALID_INPUT', `similarity: expected vectors of equal dimensions, got ${a.dimensions} and ${b.dimensions}`)
-    for (const { vectors } of [a, b]) if (!(vectors instanceof Float32Array)) throw new ConanError('INVALID_INPUT', 'similarity: expected float32 vectors')
-    const d = a.dimensions
-    const rows = a.vectors.length / d
-    const cols = b.vectors.length / d
-    const out = new Float32Array(rows * cols)
-    for (let i = 0; i < rows; i++)
-      for (let j = 0; j < cols; j++) {
-        let dot = 0
-        let aa = 0
-        let bb = 0
-        let squares = 0
-        let city = 0
-        for (let k = 0; k < d; k++) {
-          const x = a.vectors[i * d + k] as number
-          const y = b.vectors[j * d + k] as number
-          dot += x * y
-          aa += x * x
-          bb += y * y
-          squares += (x - y) ** 2
-          city += Math.abs(x - y)
-        }
-        const measures = { cosine: dot / Math.sqrt(aa * bb || 1), dot, euclidean: -Math.sqrt(squares), manhattan: -city }
-        out[i * cols + j] = measures[this.directory.similarity]
-      }
-    return out
+    return similarities(this.directory.similarity, ...checkedVectors(a, b), this.info.threads)
+  }
+
+  /** @internal The same row by row: a row is good until the next is asked for. */
+  similarityRows(a: Pick<EmbedResult, 'vectors' | 'dimensions'>, b: Pick<EmbedResult, 'vectors' | 'dimensions'>): Generator<Float32Array> {
+    return similarityRows(this.directory.similarity, ...checkedVectors(a, b), this.info.threads)
   }
 
   /**

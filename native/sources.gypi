@@ -36,6 +36,7 @@
       "native/train/loss.cpp",
       "native/train/trainer.cpp",
       "native/models/inspect.cpp",
+      "native/models/similarity.cpp",
       "native/models/arch/bert.cpp",
       "native/models/arch/modernbert.cpp",
       "native/models/vision.cpp",

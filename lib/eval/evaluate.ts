@@ -2,6 +2,7 @@
 import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
+import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { jsonLines, readYaml } from '../files/json'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
@@ -188,12 +189,15 @@ class Evaluation {
     }
     const [a, b] = [await this.queries(queries), await this.documents(corpus)]
     const scores: Record<string, number>[] = []
-    for (const [i, own] of relevance.entries()) {
+    const cutoffs = [1, 3, 5, 10, 20, 100, 1000]
+    const grades = new Float64Array(corpus.length)
+    let query = 0
+    for (const similarity of this.model.similarityRows(a, b)) {
+      const own = relevance[query++] as Map<number, number>
       if (own.size === 0) continue
-      const row = { vectors: a.vectors.slice(i * a.dimensions, (i + 1) * a.dimensions), dimensions: a.dimensions }
-      const grades = new Float64Array(corpus.length)
       for (const [document, grade] of own) grades[document] = grade
-      scores.push(rankingScores(ranking(this.model.similarity(row, b)), grades, [1, 3, 5, 10, 20, 100, 1000]))
+      scores.push(rankingScores(best(similarity, 1000), grades, cutoffs))
+      for (const document of own.keys()) grades[document] = 0
     }
     if (scores.length === 0) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected queries with relevant documents, found none`)
     return this.mean(scores)

@@ -7,11 +7,15 @@ export function ranking(scores: ArrayLike<number>): number[] {
   return Array.from({ length: scores.length }, (_, i) => i).sort((a, b) => scores[b]! - scores[a]! || a - b)
 }
 
-/** `relevance[d]`: the grade of document d; 0 is not relevant. */
-export function rankingScores(order: number[], relevance: ArrayLike<number>, cutoffs: number[]): Record<string, number> {
-  const grades = Array.from(relevance)
-  const relevant = grades.filter((grade) => grade > 0).length
-  const ideal = [...grades].sort((a, b) => b - a)
+/** `order`: at least the largest cutoff's best, where there are so many. `grades[d]`: of document d; 0 is not relevant. */
+export function rankingScores(order: number[], grades: ArrayLike<number>, cutoffs: number[]): Record<string, number> {
+  // Of a large collection nearly all grades are 0.
+  const known: number[] = []
+  for (let d = 0; d < grades.length; d++) if (grades[d] !== 0) known.push(grades[d] as number)
+  known.sort((a, b) => b - a)
+  const relevant = known.filter((grade) => grade > 0).length
+  const zeros = Math.min(grades.length - known.length, Math.max(...cutoffs))
+  const ideal = [...known.slice(0, relevant), ...new Array<number>(zeros).fill(0), ...known.slice(relevant)]
   const out: Record<string, number> = {}
   for (const k of cutoffs) {
     const top = order.slice(0, k)

@@ -8,7 +8,8 @@ import { type AudioSettings, type ImageSettings, readAudioSettings, readImageSet
 import { type Json, readJson, readJsonIf } from './json'
 
 export type PoolingMode = 'cls' | 'lasttoken' | 'mean' | 'mean_sqrt_len_tokens' | 'max' | 'weightedmean'
-export type Similarity = 'cosine' | 'dot' | 'euclidean' | 'manhattan'
+const similarities = ['cosine', 'dot', 'euclidean', 'manhattan'] as const
+export type Similarity = (typeof similarities)[number]
 
 export interface ChatFormat {
   template: string
@@ -51,6 +52,13 @@ function positiveInteger(value: unknown, file: string, key: string): number {
   if (!Number.isInteger(value) || (value as number) < 1)
     throw new ConanError('CONFIG_INVALID', `${file}: "${key}": expected a positive whole number, got ${shown(value)}`)
   return value as number
+}
+
+function similarityOf(config: Json, file: string): Similarity {
+  const value = config.similarity_fn_name ?? 'cosine'
+  if (!similarities.includes(value as Similarity))
+    throw new ConanError('CONFIG_INVALID', `${file}: "similarity_fn_name": expected one of ${similarities.join(', ')}, got ${shown(value)}`)
+  return value as Similarity
 }
 
 /** The part of config.json for a tower; undefined: there is none. */
@@ -190,7 +198,7 @@ export function readModelDirectory(root: string): ModelDirectory {
     prompts,
     defaultPromptName,
     truncateDim: (sentenceTransformers.truncate_dim ?? undefined) as number | undefined,
-    similarity: (sentenceTransformers.similarity_fn_name ?? 'cosine') as Similarity,
+    similarity: similarityOf(sentenceTransformers, path.join(root, 'config_sentence_transformers.json')),
     matryoshka: readMatryoshka(config, sentenceTransformers),
     chat: readChat(directory, tokenizerConfig, sentence, recipe && modules === undefined),
     tokenizerFile,

@@ -53,19 +53,13 @@ export async function retrieval(model: Model, pairs: ProbePair[], signal?: Abort
       documents.map(([, positive]) => positive),
       options,
     )
-    const n = queries.dimensions
     const score: RetrievalScore = { modality, pairs: own.length, recallAt1: 0, recallAt10: 0, mrr: 0 }
-    const [q, a] = [queries.vectors as Float32Array, answers.vectors as Float32Array]
-    for (const [i, { positive }] of own.entries()) {
-      const similarity = (document: number) => {
-        let sum = 0
-        for (let k = 0; k < n; k++) sum += q[i * n + k]! * a[document * n + k]!
-        return sum
-      }
-      const right = places.get(JSON.stringify(positive))!
-      const goal = similarity(right)
+    let place = 0
+    for (const similarity of model.similarityRows(queries, answers)) {
+      const right = places.get(JSON.stringify(own[place++]!.positive))!
+      const goal = similarity[right]!
       let rank = 1
-      for (let document = 0; document < documents.length; document++) if (document !== right && similarity(document) >= goal) rank++
+      for (let document = 0; document < documents.length; document++) if (document !== right && similarity[document]! >= goal) rank++
       score.recallAt1 += Number(rank <= 1) / own.length
       score.recallAt10 += Number(rank <= 10) / own.length
       score.mrr += 1 / rank / own.length

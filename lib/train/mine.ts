@@ -2,11 +2,12 @@
 
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
+import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { replaceFile } from '../files/output'
 import { type ComputeOptions, computeOptions, loadModel } from '../model'
 import { positive } from '../options'
-import { readData } from './data'
+import { readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey } from './sampler'
 
 export interface MineOptions extends ComputeOptions {
@@ -30,21 +31,6 @@ export interface MineReport {
   negatives: number
   /** Rows that got fewer than asked for. */
   short: number
-}
-
-/** Of the documents that `eligible` names, those with the highest scores, best first; equal ones in order. */
-function best(scores: Float32Array, count: number, eligible: (document: number) => boolean): number[] {
-  const found: number[] = []
-  for (let document = 0; document < scores.length; document++) {
-    const score = scores[document] as number
-    if (found.length === count && score <= (scores[found[count - 1] as number] as number)) continue
-    if (!eligible(document)) continue
-    let at = found.length
-    while (at > 0 && (scores[found[at - 1] as number] as number) < score) at--
-    found.splice(at, 0, document)
-    if (found.length > count) found.pop()
-  }
-  return found
 }
 
 /** Rows go into a file of text: what is given as bytes or samples has no place there. */
@@ -92,9 +78,9 @@ export async function mineNegatives(model: string, data: string | object[], opti
       part.map(({ query }) => query),
       common,
     )
-    const similarity = loaded.similarity(queries, answers)
-    for (const [i, row] of part.entries()) {
-      const scores = similarity.subarray(i * documents.length, (i + 1) * documents.length)
+    let place = 0
+    for (const scores of loaded.similarityRows(queries, answers)) {
+      const row = part[place++] as TrainingRow
       const known = answersTo.get(documentKey(row.query)) as Set<number>
       const own = row.positives.map((document) => scores[placeOf(document) as number] as number)
       const limit = margin * Math.max(...own)

@@ -18,6 +18,7 @@
 #include "merge/fuse.h"
 #include "merge/geometry.h"
 #include "models/inspect.h"
+#include "models/similarity.h"
 #include "models/text_model.h"
 #include "ops/backend.h"
 #include "train/trainer.h"
@@ -514,6 +515,26 @@ Napi::Value model_info(const Napi::CallbackInfo& info) {
   return out;
 }
 
+/// similarities(measure, a, b, out: Float32Array, dimensions, threads): out is [a's rows, b's rows]
+Napi::Value similarities(const Napi::CallbackInfo& info) {
+  const std::string measure = info[0].ToString();
+  const int64_t dimensions = info[4].ToNumber().Int64Value();
+  const int threads = info[5].ToNumber();
+  const auto matrix = [&](int i, int64_t cols) -> Matrix {
+    auto values = info[i].As<Napi::Float32Array>();
+    return {values.Data(), cols > 0 ? int64_t(values.ElementLength()) / cols : 0, cols, cols};
+  };
+  const Matrix a = matrix(1, dimensions), b = matrix(2, dimensions), out = matrix(3, b.rows);
+  Failure failure;
+  const bool ok = guarded(failure, [&] {
+    if (out.rows != a.rows) fail("INTERNAL", "similarities: expected room for ", a.rows, " rows, got ", out.rows);
+    Context context(cpu_backend(), threads > 0 ? threads : ThreadPool::default_threads());
+    conan::similarities(context, similarity_named(measure), a, b, out);
+  });
+  if (!ok) throw failure.to_js(info.Env());
+  return info.Env().Undefined();
+}
+
 /// inspect(directory) -> JSON text
 Napi::Value inspect(const Napi::CallbackInfo& info) {
   std::string json;
@@ -723,6 +744,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
                                                                                           {"dispose", dispose},
                                                                                           {"modelInfo", model_info},
                                                                                           {"inspect", inspect},
+                                                                                          {"similarities", similarities},
                                                                                           {"cpu", cpu},
                                                                                           {"gpus", gpus},
                                                                                           {"cancelToken", cancel_token},

@@ -9,7 +9,7 @@
 #include <numeric>
 
 #include "base/error.h"
-#include "media/clones.h"
+#include "base/clones.h"
 
 namespace conan::media {
 

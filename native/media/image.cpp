@@ -6,7 +6,7 @@
 #include <type_traits>
 
 #include "base/error.h"
-#include "media/clones.h"
+#include "base/clones.h"
 
 namespace conan::media {
 

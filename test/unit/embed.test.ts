@@ -3,6 +3,7 @@ import assert from 'node:assert/strict'
 import path from 'node:path'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
+import { best, similarities, similarityRows, type VectorList } from '../../lib/embed/similarity'
 import { type ConanError, devices, inspect, loadModel } from '../../lib/index'
 import { copyOf, editJson, editTensors, fixtures, largestDifference, pico, root } from '../support'
 
@@ -258,6 +259,64 @@ test('similarity', async () => {
   const scores = model.similarity(a, await model.embed(['two', 'three', 'one']))
   assert.equal(scores.length, 6)
   assert.ok(Math.abs(scores[2]! - 1) < 1e-5 && Math.abs(scores[3]! - 1) < 1e-5)
+  const bad = (a: unknown, b: unknown, message: RegExp) =>
+    assert.throws(() => model.similarity(a as typeof list, b as typeof list), { code: 'INVALID_INPUT', message })
+  const list = { vectors: new Float32Array(8), dimensions: 4 }
+  bad(null, list, /expected float32 vectors, got undefined/)
+  bad(list, { ...list, vectors: new Int8Array(8) }, /expected float32 vectors/)
+  bad(list, { ...list, dimensions: 3 }, /divide the 8 numbers, got 3/)
+  bad(list, { ...list, dimensions: 2 }, /equal dimensions, got 4 and 2/)
+})
+
+test('similarities are those of their two rows, whatever stands beside them', () => {
+  let state = 1
+  const random = (rows: number, dimensions: number): VectorList => ({
+    vectors: Float32Array.from({ length: rows * dimensions }, () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) / 2 ** 31 - 1),
+    dimensions,
+  })
+  for (const measure of ['cosine', 'dot', 'euclidean', 'manhattan'] as const)
+    for (const [rows, cols, d] of [
+      [1, 1, 1],
+      [3, 700, 33],
+      [700, 600, 48],
+      [600, 5, 384],
+    ] as const) {
+      const [a, b] = [random(rows, d), random(cols, d)]
+      a.vectors.fill(0, 0, d)
+      const all = similarities(measure, a, b, 2)
+      const row = ({ vectors }: VectorList, i: number) => ({ vectors: vectors.subarray(i * d, (i + 1) * d), dimensions: d })
+      const turned = similarities(measure, b, a, 1)
+      for (const [i, j] of [
+        [0, cols - 1],
+        [rows - 1, 0],
+        [rows >> 1, cols >> 1],
+        [rows - 1, cols - 1],
+      ] as const) {
+        const [x, y] = [row(a, i), row(b, j)]
+        const sum = (of: (x: number, y: number) => number) => x.vectors.reduce((sum, value, k) => sum + of(value, y.vectors[k]!), 0)
+        const dot = sum((x, y) => x * y)
+        const length = Math.sqrt(sum((x) => x * x) * sum((_, y) => y * y))
+        const want = { cosine: dot / (length || 1), dot, euclidean: -Math.sqrt(sum((x, y) => (x - y) ** 2)), manhattan: -sum((x, y) => Math.abs(x - y)) }
+        const got = all[i * cols + j]!
+        assert.ok(
+          Math.abs(got - want[measure]) <= 1e-6 * Math.max(1, Math.abs(want[measure])) + 1e-5 * (measure === 'dot' ? 1 : 0),
+          `${measure}: ${got}, not ${want[measure]}`,
+        )
+        assert.equal(similarities(measure, x, y, 2)[0], got)
+        assert.equal(turned[j * rows + i], got)
+      }
+      let at = 0
+      for (const scores of similarityRows(measure, a, b, 2)) {
+        assert.deepEqual(scores, all.subarray(at * cols, (at + 1) * cols))
+        at++
+      }
+      assert.equal(at, rows)
+    }
+  assert.deepEqual(best(Float32Array.of(1, 3, 2, 3, 0), 3), [1, 3, 2])
+  assert.deepEqual(
+    best(Float32Array.of(1, 3, 2, 3, 0), 9, (i) => i !== 3),
+    [1, 2, 0, 4],
+  )
 })
 
 test('a NaN weight in an embedding shows in the vector, by input', async () => {
