@@ -10,7 +10,7 @@ import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
 import { type MediaSettings, type ProcessorOptions, withOptions } from './media/processor'
-import { oneOf, positive } from './options'
+import { objectOf, oneOf, pathOf, positive } from './options'
 
 export interface LoadOptions {
   /**
@@ -168,9 +168,9 @@ function chosenDevice(): string {
 
 /** @internal a model whose weights can be trained: in float32 where they train */
 export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
-  if (typeof directory !== 'string' || directory === '') throw new ConanError('INVALID_OPTION', `directory: expected a path, got ${shown(directory)}`)
+  objectOf(options, 'options')
   const device = options.device ?? (process.env.CONAN_DEVICE || 'auto')
-  if (!/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
+  if (typeof device !== 'string' || !/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
     throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda, cuda:N or several with commas, got ${shown(device)}`)
   const devices = device === 'auto' ? [chosenDevice()] : device.split(',')
   if (training && devices.length > 1) throw new ConanError('INVALID_OPTION', `device: expected one to train on, got ${shown(device)}`)
@@ -182,7 +182,7 @@ export async function load(directory: string, options: LoadOptions, training: Na
   const native = binding()
   const loading = {
     directory: read.directory,
-    adapters: [options.adapters ?? []].flat().map((adapter) => path.resolve(adapter)),
+    adapters: [options.adapters ?? []].flat().map((adapter) => path.resolve(pathOf(adapter, 'adapters'))),
     dtype,
     threads,
     pooling: read.pooling,
@@ -343,6 +343,8 @@ export class Model {
   async *embedStream(inputs: AsyncIterable<EmbedInput> | Iterable<EmbedInput>, options: EmbedOptions = {}): AsyncGenerator<StreamedVector> {
     const settings = this.settings(options)
     const { modalities } = this
+    if (!inputs || !(Symbol.asyncIterator in Object(inputs) || Symbol.iterator in Object(inputs)))
+      throw new ConanError('INVALID_INPUT', `inputs: expected something to iterate over, got ${shown(inputs)}`)
     async function* contents() {
       let index = 0
       for await (const input of inputs) yield contentOf(input, index++, modalities)
@@ -420,12 +422,17 @@ export class Model {
   }
 
   private withPrompt(options: EmbedOptions, names: string[]): EmbedOptions {
+    objectOf(options, 'options')
     if (options.promptName !== undefined || options.prompt !== undefined || options.instruction !== undefined) return options
     const promptName = names.find((name) => Object.hasOwn(this.directory.prompts, name))
     return promptName === undefined ? options : { ...options, promptName }
   }
 
   private settings(options: EmbedOptions): Settings {
+    objectOf(options, 'options')
+    if (options.signal != null && typeof options.signal.addEventListener !== 'function')
+      // not by its class: test runners have their own
+      throw new ConanError('INVALID_OPTION', `signal: expected an AbortSignal, got ${shown(options.signal)}`)
     if (options.dimensions !== undefined && options.truncateDim !== undefined && options.dimensions !== options.truncateDim)
       throw new ConanError('INVALID_OPTION', `dimensions and truncateDim are the same option, got ${options.dimensions} and ${options.truncateDim}`)
     const asked = options.dimensions ?? options.truncateDim

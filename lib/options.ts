@@ -13,3 +13,14 @@ export function oneOf<T extends string>(value: unknown, name: string, allowed: r
   if (!allowed.includes(value as T)) throw new ConanError('INVALID_OPTION', `${name}: expected one of ${allowed.join(', ')}, got ${shown(value)}`)
   return value as T
 }
+
+export function pathOf(value: unknown, name: string): string {
+  if (typeof value !== 'string' || value === '') throw new ConanError('INVALID_OPTION', `${name}: expected a path, got ${shown(value)}`)
+  return value
+}
+
+/** An object with options, of which there may be none. */
+export function objectOf<T extends object>(value: T | undefined, name: string): T {
+  if (typeof value !== 'object' || value === null) throw new ConanError('INVALID_OPTION', `${name}: expected an object, got ${shown(value)}`)
+  return value
+}

@@ -1,11 +1,14 @@
 // evaluate(): a model on tasks described by rows, with results in mteb's JSON.
-import { existsSync, mkdirSync, statSync, writeFileSync } from 'node:fs'
+
+import { existsSync, mkdirSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { jsonLines, readYaml } from '../files/json'
+import { asFileError, replaceFile } from '../files/output'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
+import { pathOf } from '../options'
 import { located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
 import {
@@ -301,7 +304,7 @@ function checked(task: Task): void {
 /** Tasks of a YAML or JSON file (`tasks: [...]`, or one alone), and the directory that their paths are relative to. */
 function tasksOf(tasks: string | Task[]): { list: Task[]; directory: string } {
   if (Array.isArray(tasks)) return { list: tasks, directory: '.' }
-  const read = readYaml(tasks)
+  const read = readYaml(pathOf(tasks, 'tasks'))
   const inside = (read as { tasks?: unknown } | null)?.tasks
   const list = (Array.isArray(read) ? read : Array.isArray(inside) ? inside : [read]) as Task[]
   return { list, directory: path.dirname(path.resolve(tasks)) }
@@ -317,6 +320,7 @@ function tasksOf(tasks: string | Task[]): { list: Task[]; directory: string } {
 export async function evaluate(model: Model | string, tasks: string | Task[], options: EvaluateOptions = {}): Promise<TaskResult[]> {
   const { list, directory } = tasksOf(tasks)
   for (const task of list) checked(task)
+  if (options.out !== undefined) pathOf(options.out, 'out')
   const loaded = typeof model === 'string' ? await loadModel(model) : model
   const results: TaskResult[] = []
   try {
@@ -338,7 +342,6 @@ export async function evaluate(model: Model | string, tasks: string | Task[], op
 }
 
 function writeResult(directory: string, { name }: Task, { mainScore, scores, seconds }: TaskResult): void {
-  mkdirSync(directory, { recursive: true })
   const result = {
     dataset_revision: 'local',
     task_name: name,
@@ -346,5 +349,10 @@ function writeResult(directory: string, { name }: Task, { mainScore, scores, sec
     scores: { test: [{ ...scores, main_score: mainScore, hf_subset: 'default', languages: ['eng-Latn'] }] },
     evaluation_time: seconds,
   }
-  writeFileSync(path.join(directory, `${name.replace(/[^\w.-]+/g, '_')}.json`), `${JSON.stringify(result, null, 2)}\n`)
+  try {
+    mkdirSync(directory, { recursive: true })
+    replaceFile(path.join(directory, `${name.replace(/[^\w.-]+/g, '_')}.json`), `${JSON.stringify(result, null, 2)}\n`)
+  } catch (error) {
+    throw asFileError(error)
+  }
 }

@@ -1,10 +1,12 @@
 // Reads what stands around the weights in a Hugging Face or sentence-transformers directory: modules, pooling, dense
 // layers, prompts, lengths, tokenizer files. Both generations of spellings.
+
 import { existsSync, readFileSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { type NativeDense, packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
 import { type AudioSettings, type ImageSettings, readAudioSettings, readImageSettings, readVideoSettings, type VideoSettings } from '../media/processor'
+import { pathOf } from '../options'
 import { type Json, readJson, readJsonIf } from './json'
 
 export type PoolingMode = 'cls' | 'lasttoken' | 'mean' | 'mean_sqrt_len_tokens' | 'max' | 'weightedmean'
@@ -131,6 +133,7 @@ export const ownModel = 'conan-nano'
 
 /** Where a model is; "conan-nano" is the package's own unless there is a directory of that name. */
 export function modelPath(name: string): string {
+  pathOf(name, 'model')
   return name === ownModel && !existsSync(name) ? path.join(packageRoot(), 'models', ownModel) : path.resolve(name)
 }
 

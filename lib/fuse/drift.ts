@@ -1,7 +1,7 @@
 // drift(): how far models have moved from a base, and apart. Three views (Conan-embedding-v3, "Projector Drift"): the
 // geometry of task vectors, the direction of hidden states layer by layer, and retrieval before and after.
 import path from 'node:path'
-import { ConanError } from '../errors'
+import { ConanError, shown } from '../errors'
 import { type ComputeOptions, computeOptions, loadModel, type Model } from '../model'
 import { runPlan } from './native'
 import { floats, layerOf, openParent, type Parent, sizeOf } from './parents'
@@ -147,6 +147,7 @@ async function directions(first: Model, second: Model, pairs: ProbePair[], optio
  */
 export async function drift(a: string, b: string, options: DriftOptions = {}): Promise<DriftReport> {
   const { base = a, others = [], signal } = options
+  if (!Array.isArray(others)) throw new ConanError('INVALID_OPTION', `others: expected a list of models, got ${shown(others)}`)
   const names = [...(options.base === undefined ? [] : [a]), b, ...others]
   const open = (name: string, dense?: Parent) => openParent(name, process.cwd(), dense?.root)
   const start = open(base)

@@ -3,7 +3,7 @@ import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { asFileError, requireFree } from '../files/output'
-import { positive } from '../options'
+import { pathOf, positive } from '../options'
 import { runPlan } from './native'
 import { openParent } from './parents'
 
@@ -47,7 +47,10 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
     throw new ConanError('INVALID_OPTION', `energy: expected a share above 0 and up to 1, got ${shown(energy)}`)
   const rank = positive(options.rank, 'rank', 32)
   const maxRank = positive(options.maxRank, 'maxRank', 256)
-  const out = path.resolve(options.out)
+  if (options.modules !== undefined && !(options.modules instanceof RegExp))
+    throw new ConanError('INVALID_OPTION', `modules: expected a regular expression, got ${shown(options.modules)}`)
+  if (!Number.isSafeInteger(seed)) throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(seed)}`)
+  const out = path.resolve(pathOf(options.out, 'out'))
   requireFree(out)
   const [start, end] = [openParent(base, process.cwd()), openParent(tuned, process.cwd())]
   const candidates = [...start.tensors.values()].filter(({ name }) => end.tensors.has(name))

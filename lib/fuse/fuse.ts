@@ -1,11 +1,13 @@
 // fuse(): a recipe becomes a model directory. The work is planned in TypeScript (plan.ts) and carried out natively; here is
 // what stands around it: the place it is built in, the other files of the directory, the manifest.
+
 import { createHash } from 'node:crypto'
 import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
 import { asFileError, requireFree } from '../files/output'
+import { pathOf } from '../options'
 import { runPlan } from './native'
 import { sizeOf, weightsFolder } from './parents'
 import { type Fate, type FusePlan, type PlannedTensor, planFusion } from './plan'
@@ -277,11 +279,11 @@ function identityOf(plan: FusePlan, recipe: Recipe): string {
  */
 export async function fuse(recipe: string | object, options: FuseOptions): Promise<FuseReport> {
   const read = typeof recipe === 'string' ? readRecipeFile(recipe) : readRecipe(recipe)
-  const recipeDirectory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : path.resolve(options.directory ?? '.')
+  const recipeDirectory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : path.resolve(pathOf(options.directory ?? '.', 'directory'))
   const { signal, threads = 0, device = 'cpu' } = options
   if (!/^(cpu|cuda(:\d+)?)$/.test(device)) throw new ConanError('INVALID_OPTION', `device: expected cpu, cuda or cuda:N, got ${shown(device)}`)
   if (!Number.isInteger(threads) || threads < 0) throw new ConanError('INVALID_OPTION', `threads: expected a whole number, got ${shown(threads)}`)
-  const out = path.resolve(options.out)
+  const out = path.resolve(pathOf(options.out, 'out'))
   const plan = planFusion(read, recipeDirectory, bytesOf(options.outShardSize ?? '5GB'))
   requireFree(out)
   requireSameModules(plan, read)

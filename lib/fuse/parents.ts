@@ -1,10 +1,12 @@
 // Opens the models a recipe names: directory, adapters, the tensors they hold, and how these lie in layers.
+
 import { existsSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { binding } from '../binding'
 import { asConanError, ConanError } from '../errors'
 import { readJson } from '../files/json'
 import { modelPath } from '../files/model-directory'
+import { pathOf } from '../options'
 
 export interface CheckpointTensor {
   name: string
@@ -57,7 +59,7 @@ export function resolveModel(name: string, recipeDirectory: string): string {
  * @param base where the dense weights are for a directory that is only an adapter
  */
 export function openParent(name: string, recipeDirectory: string, base?: string): Parent {
-  const whole = resolveModel(name, recipeDirectory)
+  const whole = resolveModel(pathOf(name, 'model'), recipeDirectory)
   const parts = existsSync(whole) ? [name] : name.split('+')
   const directories = parts.map((part) => resolveModel(part, recipeDirectory))
   for (const directory of directories)

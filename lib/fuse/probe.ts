@@ -13,6 +13,7 @@ export interface ProbePair {
 
 /** Pairs from JSON lines {query | anchor, positive, modality?}, or from such rows. */
 export function readProbe(probe: string | object[]): ProbePair[] {
+  if (typeof probe !== 'string' && !Array.isArray(probe)) throw new ConanError('INVALID_OPTION', `probe: expected a file or rows, got ${shown(probe)}`)
   const rows = typeof probe === 'string' ? jsonLines(probe) : probe.map((value, i) => ({ value: value as unknown, where: `probe: row ${i}` }))
   const pairs = Array.from(rows, ({ value, where }): ProbePair => {
     const { query, anchor, positive, modality } = (value ?? {}) as Record<string, unknown>

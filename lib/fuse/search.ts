@@ -1,10 +1,12 @@
 // searchCoefficients(): which weights to fuse with, found on a probe set. Every candidate is fused into a directory of its
 // own, scored, and removed.
+
 import { mkdtempSync, rmSync } from 'node:fs'
 import os from 'node:os'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { loadModel } from '../model'
+import { pathOf } from '../options'
 import { fuse } from './fuse'
 import { readProbe, retrieval } from './probe'
 import { readRecipe, readRecipeValue } from './recipe'
@@ -71,8 +73,10 @@ type RecipeJson = { models: { model: string; parameters?: Record<string, unknown
  */
 export async function searchCoefficients(recipe: string | object, options: SearchOptions): Promise<SearchReport> {
   const { strategy = 'grid', rounds = 3, tradeOff = 'mean', signal } = options
+  if (typeof recipe !== 'string' && (typeof recipe !== 'object' || recipe === null))
+    throw new ConanError('RECIPE_INVALID', `search: expected a recipe or its file, got ${shown(recipe)}`)
   const value = structuredClone(typeof recipe === 'string' ? readRecipeValue(recipe) : recipe) as RecipeJson
-  const directory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : (options.directory ?? '.')
+  const directory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : pathOf(options.directory ?? '.', 'directory')
   const read = readRecipe(value)
   if (!('weight' in read.method.perModel) || read.sliced)
     throw new ConanError('RECIPE_INVALID', `search: expected a recipe with models and a method with weights, got ${read.mergeMethod}`)
@@ -97,7 +101,7 @@ export async function searchCoefficients(recipe: string | object, options: Searc
     models: value.models.map((entry) => (entry.model in weights ? { ...entry, parameters: { ...entry.parameters, weight: weights[entry.model] } } : entry)),
   })
   const candidates: SearchCandidate[] = []
-  const work = mkdtempSync(path.join(options.workDirectory ?? os.tmpdir(), 'conan-search-'))
+  const work = mkdtempSync(path.join(pathOf(options.workDirectory ?? os.tmpdir(), 'workDirectory'), 'conan-search-'))
   const attempt = async (weights: Record<string, number>): Promise<SearchCandidate> => {
     const known = candidates.find((candidate) => varied.every(({ model }) => candidate.weights[model] === weights[model]))
     if (known) return known

@@ -11,7 +11,7 @@ import { runPlan } from '../fuse/native'
 import { type CheckpointTensor, checkpointTensors, openParent, type Parent, sizeOf, textConfig, weightsFolder } from '../fuse/parents'
 import { elementBytes, shards } from '../fuse/plan'
 import { isVocabularyTensor, readVocabulary } from '../fuse/vocabulary'
-import { oneOf, positive } from '../options'
+import { oneOf, pathOf, positive } from '../options'
 
 export interface AttachAudioOptions {
   /** Directory to make; it must not exist, or be empty. */
@@ -146,7 +146,7 @@ function grown(checkpoint: number, tensor: CheckpointTensor, rows: number): unkn
  * @throws ConanError MODEL_NOT_FOUND, CONFIG_INVALID, TENSOR_MISSING, TOKENIZER_INVALID, OUTPUT_EXISTS, FILE_IO, ABORTED
  */
 export async function attachAudio(model: string, encoder: string, options: AttachAudioOptions): Promise<AttachAudioReport> {
-  const out = path.resolve(options.out)
+  const out = path.resolve(pathOf(options.out, 'out'))
   const backbone = openParent(model, '.')
   const tower = openParent(encoder, '.')
   if (backbone.config.audio_config) throw new ConanError('CONFIG_INVALID', `${backbone.directory}: expected a model without sound, found an audio_config`)
@@ -276,7 +276,7 @@ function plannedProjector(
     return { tensors, sizes }
   }
   // A projector alone has no config.json of its own: its shapes say all but the activation, and whose it is if it came from a model.
-  const directory = path.resolve(options.projector)
+  const directory = path.resolve(pathOf(options.projector, 'projector'))
   const config = readJsonIf(path.join(directory, 'config.json'))
   const known = (config.audio_projector_config ?? config) as Json
   const parent = openProjector(directory)

@@ -6,7 +6,7 @@ import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { replaceFile } from '../files/output'
 import { type ComputeOptions, computeOptions, loadModel } from '../model'
-import { positive } from '../options'
+import { pathOf, positive } from '../options'
 import { readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey } from './sampler'
 
@@ -47,6 +47,7 @@ function lineOf(row: object): string {
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, FILE_IO, and what embed throws
  */
 export async function mineNegatives(model: string, data: string | object[], options: MineOptions): Promise<MineReport> {
+  const file = path.resolve(pathOf(options.out, 'out'))
   const count = positive(options.count, 'count', 4)
   const from = positive(options.from, 'from', 1)
   const to = positive(options.to, 'to', 100)
@@ -98,7 +99,6 @@ export async function mineNegatives(model: string, data: string | object[], opti
     }
     options.onProgress?.({ done: Math.min(rows.length, first + block), total: rows.length })
   }
-  const file = path.resolve(options.out)
   try {
     replaceFile(file, lines)
   } catch (error) {

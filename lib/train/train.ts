@@ -11,7 +11,7 @@ import { replaceFile, requireFree } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
 import { type Batch, computeOptions, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
-import { oneOf, positive } from '../options'
+import { oneOf, pathOf, positive } from '../options'
 import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
@@ -365,7 +365,7 @@ interface Saved {
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, LOSS_NOT_FINITE, OUTPUT_EXISTS, FILE_IO, ABORTED, and what loadModel throws
  */
 export async function train(options: TrainOptions, stage = 'train'): Promise<TrainReport> {
-  const out = path.resolve(options.out)
+  const out = path.resolve(pathOf(options.out, 'out'))
   requireFree(out)
   const base = openParent(options.model, '.')
   if (base.adapters.length) throw new ConanError('INVALID_OPTION', `model ${options.model}: expected a dense model (merge adapters first)`)

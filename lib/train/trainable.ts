@@ -32,6 +32,8 @@ const notLinear = /embed|wte|wpe|position|lm_head|pooler|relative_attention_bias
 const fixed = /(^|\.)audio_tower\.embed_positions\./
 
 function patterns(list: string[] | undefined, what: string): RegExp[] {
+  if (list !== undefined && !(Array.isArray(list) && list.every((pattern) => typeof pattern === 'string')))
+    throw new ConanError('INVALID_OPTION', `trainable.${what}: expected a list of regular expressions, got ${shown(list)}`)
   return (list ?? []).map((pattern) => {
     try {
       return new RegExp(pattern)

@@ -4,7 +4,7 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { best, similarities, similarityRows, type VectorList } from '../../lib/embed/similarity'
-import { type ConanError, devices, inspect, loadModel } from '../../lib/index'
+import { attachAudio, type ConanError, devices, drift, evaluate, extractLora, fuse, inspect, loadModel, mineNegatives, trainSpecialist } from '../../lib/index'
 import { copyOf, editJson, editTensors, fixtures, largestDifference, pico, root } from '../support'
 
 const bert = path.join(fixtures, 'st', 'bert-mean-dense')
@@ -137,6 +137,26 @@ test('wrong inputs and options are named', async () => {
     await assert.rejects(model.embed('a', options as never), { code: 'INVALID_OPTION' })
   for (const options of [{ device: 'gpu' }, { dtype: 'int4' }, { threads: 0 }, { threads: 100000 }, { maxTokens: 0 }])
     await assert.rejects(loadModel(bert, options as never), { code: 'INVALID_OPTION' })
+  await assert.rejects(model.embedStream(5 as never).next(), { code: 'INVALID_INPUT', message: /inputs: expected something to iterate over, got 5/ })
+  // What is not even of the type that is asked for: a variable of the environment that is not set, null for nothing.
+  const named = async (call: () => unknown, message: RegExp) => assert.rejects(async () => call(), { code: 'INVALID_OPTION', message })
+  const nothing = undefined as never
+  await named(() => loadModel(5 as never), /model: expected a path, got 5/)
+  await named(() => loadModel(bert, null as never), /options: expected an object, got null/)
+  await named(() => loadModel(bert, { adapters: [5 as never] }), /adapters: expected a path, got 5/)
+  await named(() => inspect(nothing), /model: expected a path, got undefined/)
+  await named(() => model.embedQuery('a', null as never), /options: expected an object, got null/)
+  await named(() => model.embed('a', { signal: {} as never }), /signal: expected an AbortSignal/)
+  await named(() => evaluate(model, 5 as never), /tasks: expected a path, got 5/)
+  await named(() => drift(bert, nothing), /model: expected a path, got undefined/)
+  await named(() => drift(bert, bert, { others: bert as never }), /others: expected a list of models/)
+  await named(() => drift(bert, bert, { probe: 5 as never }), /probe: expected a file or rows, got 5/)
+  await named(() => fuse({ merge_method: 'passthrough', models: [{ model: bert }] }, { out: nothing }), /out: expected a path, got undefined/)
+  await named(() => attachAudio(bert, bert, { out: nothing }), /out: expected a path, got undefined/)
+  await named(() => mineNegatives(bert, [], { out: nothing }), /out: expected a path, got undefined/)
+  await named(() => trainSpecialist({ model: bert, data: [], out: nothing }), /out: expected a path, got undefined/)
+  await named(() => extractLora(bert, bert, { out: 'none', modules: 'x' as never }), /modules: expected a regular expression, got "x"/)
+  await named(() => extractLora(bert, bert, { out: 'none', seed: 0.5 }), /seed: expected a whole number, got 0.5/)
   await assert.rejects(loadModel(bert, { device: 'cuda' }), { code: 'DEVICE_UNAVAILABLE' })
   assert.equal(model.supports('text'), true)
   assert.equal(model.supports('image'), false)
