@@ -1,4 +1,5 @@
 // Measures of retrieval, classification, clustering, similarity and reranking, as mteb, scikit-learn and trec_eval define them.
+import { best, similarities, similarityRows } from '../embed/similarity'
 import { ConanError } from '../errors'
 import { randomNumbers } from '../train/sampler'
 
@@ -119,105 +120,155 @@ export function kMeans(vectors: Float32Array, d: number, k: number, seed: number
   const n = vectors.length / d
   if (k > n) throw new ConanError('INVALID_INPUT', `clustering: expected at least ${k} vectors, got ${n}`)
   const random = randomNumbers(seed)
-  const distance = (i: number, centre: Float64Array) => {
-    let sum = 0
-    for (let c = 0; c < d; c++) sum += (vectors[i * d + c]! - centre[c]!) ** 2
-    return sum
-  }
-  const row = (i: number) => Float64Array.from(vectors.subarray(i * d, (i + 1) * d))
-  let best: { inertia: number; clusters: number[] } | undefined
+  const all = { vectors, dimensions: d }
+  const row = (i: number) => vectors.subarray(i * d, (i + 1) * d)
+  const square = (values: Float32Array) => values.reduce((sum, x) => sum + x * x, 0)
+  const squares = Float64Array.from({ length: n }, (_, i) => square(row(i)))
+  let least: { inertia: number; clusters: number[] } | undefined
   for (let attempt = 0; attempt < attempts; attempt++) {
-    const centres = [row(Math.floor(random() * n))]
-    while (centres.length < k) {
-      const nearest = Array.from({ length: n }, (_, i) => Math.min(...centres.map((centre) => distance(i, centre))))
+    const centres = new Float32Array(k * d)
+    const nearest = new Float64Array(n).fill(Number.POSITIVE_INFINITY)
+    let chosen = Math.floor(random() * n)
+    for (let c = 0; ; c++) {
+      centres.set(row(chosen), c * d)
+      if (c + 1 === k) break
+      const distances = similarities('euclidean', { vectors: row(chosen), dimensions: d }, all, 0)
+      for (let i = 0; i < n; i++) nearest[i] = Math.min(nearest[i]!, distances[i]! ** 2)
       let at = random() * nearest.reduce((a, b) => a + b, 0)
-      let chosen = n - 1
-      for (let i = 0; i < n; i++) {
-        at -= nearest[i]!
-        if (at < 0) {
-          chosen = i
-          break
-        }
-      }
-      centres.push(row(chosen))
+      chosen = nearest.findIndex((distance) => {
+        at -= distance
+        return at < 0
+      })
+      if (chosen < 0) chosen = n - 1
     }
-    let clusters: number[] = []
+    const clusters = new Array<number>(n).fill(0)
     let inertia = Number.POSITIVE_INFINITY
     for (let iteration = 0; iteration < 100; iteration++) {
+      // |x - c|^2 = |x|^2 + |c|^2 - 2 x.c
+      const offsets = Float64Array.from({ length: k }, (_, c) => square(centres.subarray(c * d, (c + 1) * d)))
       let total = 0
-      clusters = Array.from({ length: n }, (_, i) => {
-        const distances = centres.map((centre) => distance(i, centre))
-        const nearest = distances.indexOf(Math.min(...distances))
-        total += distances[nearest]!
-        return nearest
-      })
+      let i = 0
+      for (const products of similarityRows('dot', all, { vectors: centres, dimensions: d }, 0)) {
+        let closest = Number.POSITIVE_INFINITY
+        for (let c = 0; c < k; c++) {
+          const distance = offsets[c]! - 2 * products[c]!
+          if (distance >= closest) continue
+          closest = distance
+          clusters[i] = c
+        }
+        total += Math.max(0, closest + squares[i++]!)
+      }
       if (total >= inertia * (1 - 1e-9)) break
       inertia = total
-      for (const [c, centre] of centres.entries()) {
-        const own = clusters.flatMap((cluster, i) => (cluster === c ? [i] : []))
-        if (own.length === 0) continue
-        centre.fill(0)
-        for (const i of own) for (let x = 0; x < d; x++) centre[x]! += vectors[i * d + x]! / own.length
+      const sums = new Float64Array(k * d)
+      const counts = new Uint32Array(k)
+      for (const [i, c] of clusters.entries()) {
+        counts[c]!++
+        for (let x = 0; x < d; x++) sums[c * d + x]! += vectors[i * d + x]!
       }
+      for (let c = 0; c < k; c++) if (counts[c]! > 0) for (let x = 0; x < d; x++) centres[c * d + x] = sums[c * d + x]! / counts[c]!
     }
-    if (!best || inertia < best.inertia) best = { inertia, clusters }
+    if (!least || inertia < least.inertia) least = { inertia, clusters }
   }
-  return best!.clusters
+  return least!.clusters
 }
 
-/**
- * Logistic regression with an L2 penalty (C = 1, as scikit-learn's default) on vectors [n, d], by gradient descent with momentum to
- * convergence; returns the classes of other vectors.
- */
-export function linearProbe(train: Float32Array, labels: string[], test: Float32Array, d: number, maxIterations = 1000): string[] {
+const dotOf = (a: Float64Array, b: Float64Array) => a.reduce((sum, x, i) => sum + x * b[i]!, 0)
+
+/** The least value's place of a smooth convex function (L-BFGS, Nocedal & Wright 2006, algorithm 7.4, with steps that are halved until they pay). */
+function minimum(
+  start: Float64Array,
+  at: (x: Float64Array) => { value: number; gradient: Float64Array },
+  tolerance: number,
+  maxIterations: number,
+): Float64Array {
+  const kept = 10
+  const history: { step: Float64Array; change: Float64Array; scale: number }[] = []
+  let x = start
+  let { value, gradient } = at(x)
+  for (let iteration = 0; iteration < maxIterations && gradient.some((slope) => Math.abs(slope) > tolerance); iteration++) {
+    const direction = gradient.map((slope) => -slope)
+    const shares = history.map(() => 0)
+    for (let h = history.length - 1; h >= 0; h--) {
+      const { step, change, scale } = history[h]!
+      const share = (shares[h] = scale * dotOf(step, direction))
+      for (let i = 0; i < x.length; i++) direction[i]! -= share * change[i]!
+    }
+    const last = history.at(-1)
+    // Without a history a step of length 1.
+    const first = last ? 1 / (last.scale * dotOf(last.change, last.change)) : 1 / Math.sqrt(dotOf(gradient, gradient))
+    for (let i = 0; i < x.length; i++) direction[i]! *= first
+    for (const [h, { step, change, scale }] of history.entries()) {
+      const share = shares[h]! - scale * dotOf(change, direction)
+      for (let i = 0; i < x.length; i++) direction[i]! += share * step[i]!
+    }
+    const slope = dotOf(gradient, direction)
+    let size = 1
+    let next = x
+    let found = { value, gradient }
+    do {
+      next = x.map((value, i) => value + size * direction[i]!)
+      found = at(next)
+      size /= 2
+    } while (!(found.value <= value + 1e-4 * 2 * size * slope) && size > 1e-10)
+    if (!(found.value < value)) break // as near as the numbers are exact
+    const step = next.map((value, i) => value - x[i]!)
+    const change = found.gradient.map((slope, i) => slope - gradient[i]!)
+    const curvature = dotOf(step, change)
+    if (curvature > 0) history.push({ step, change, scale: 1 / curvature })
+    if (history.length > kept) history.shift()
+    x = next
+    ;({ value, gradient } = found)
+  }
+  return x
+}
+
+/** Logistic regression with an L2 penalty (C = 1, as scikit-learn's default) on vectors [n, d]; returns the classes of other vectors. */
+export function linearProbe(train: Float32Array, labels: string[], test: Float32Array, d: number): string[] {
   const classes = [...new Set(labels)].sort()
   const [n, k] = [labels.length, classes.length]
   const target = labels.map((label) => classes.indexOf(label))
-  const weights = new Float64Array(k * (d + 1))
-  const velocity = new Float64Array(k * (d + 1))
-  const scores = (vectors: Float32Array, i: number, at: Float64Array) => {
-    const out = new Float64Array(k)
-    for (let c = 0; c < k; c++) {
-      let sum = at[c * (d + 1) + d]!
-      for (let x = 0; x < d; x++) sum += at[c * (d + 1) + x]! * vectors[i * d + x]!
-      out[c] = sum
-    }
-    return out
-  }
-  let largest = 1e-12
-  for (let i = 0; i < n; i++) {
-    let sum = 1
-    for (let x = 0; x < d; x++) sum += train[i * d + x]! ** 2
-    largest = Math.max(largest, sum)
-  }
-  const rate = 1 / (1 + 0.5 * n * largest) // one over a bound of the curvature
-  for (let iteration = 0; iteration < maxIterations; iteration++) {
-    const momentum = iteration / (iteration + 3)
-    const ahead = weights.map((w, i) => w + momentum * velocity[i]!)
-    const gradient = ahead.map((w, i) => (i % (d + 1) === d ? 0 : w))
-    for (let i = 0; i < n; i++) {
-      const s = scores(train, i, ahead)
-      const most = Math.max(...s)
-      const e = s.map((value) => Math.exp(value - most))
-      const total = e.reduce((a, b) => a + b, 0)
-      for (let c = 0; c < k; c++) {
-        const error = e[c]! / total - (c === target[i] ? 1 : 0)
-        for (let x = 0; x < d; x++) gradient[c * (d + 1) + x]! += error * train[i * d + x]!
-        gradient[c * (d + 1) + d]! += error
+  const turned = new Float32Array(n * d)
+  for (let i = 0; i < n; i++) for (let x = 0; x < d; x++) turned[x * n + i] = train[i * d + x]!
+  // Of two classes scikit-learn has one row of weights, which is the difference of the two here.
+  const penalty = k === 2 ? 2 : 1
+  // weights [k, d], then biases [k]
+  const scores = (vectors: Float32Array, weights: Float64Array) =>
+    similarities('dot', { vectors, dimensions: d }, { vectors: Float32Array.from(weights.subarray(0, k * d)), dimensions: d }, 0)
+  const weights = minimum(
+    new Float64Array(k * (d + 1)),
+    (at) => {
+      const products = scores(train, at)
+      const errors = new Float32Array(k * n)
+      const biases = new Float64Array(k)
+      const row = new Float64Array(k)
+      let value = 0
+      for (let i = 0; i < n; i++) {
+        let most = Number.NEGATIVE_INFINITY
+        for (let c = 0; c < k; c++) most = Math.max(most, (row[c] = products[i * k + c]! + at[k * d + c]!))
+        let total = 0
+        for (let c = 0; c < k; c++) total += Math.exp(row[c]! - most)
+        value += Math.log(total) + most - row[target[i]!]!
+        for (let c = 0; c < k; c++) {
+          const error = Math.exp(row[c]! - most) / total - (c === target[i] ? 1 : 0)
+          errors[c * n + i] = error
+          biases[c]! += error
+        }
       }
-    }
-    let moved = 0
-    for (let i = 0; i < weights.length; i++) {
-      const next = ahead[i]! - rate * gradient[i]!
-      velocity[i] = next - weights[i]!
-      weights[i] = next
-      moved = Math.max(moved, Math.abs(gradient[i]!))
-    }
-    if (moved < 1e-4) break
-  }
+      const slopes = similarities('dot', { vectors: errors, dimensions: n }, { vectors: turned, dimensions: n }, 0)
+      const gradient = at.map((w, i) => (i < k * d ? slopes[i]! + penalty * w : biases[i - k * d]!))
+      for (let i = 0; i < k * d; i++) value += (penalty / 2) * at[i]! ** 2
+      return { value, gradient }
+    },
+    1e-4,
+    1000,
+  )
+  const products = scores(test, weights)
   return Array.from({ length: test.length / d }, (_, i) => {
-    const s = scores(test, i, weights)
-    return classes[s.indexOf(Math.max(...s))] as string
+    let found = 0
+    const score = (c: number) => products[i * k + c]! + weights[k * d + c]!
+    for (let c = 1; c < k; c++) if (score(c) > score(found)) found = c
+    return classes[found] as string
   })
 }
 
@@ -237,14 +288,8 @@ export function classificationScores(truth: string[], found: string[]): { accura
  * KNeighborsClassifier). `labels[i][l]`: whether row i of `train` has label l.
  */
 export function nearestNeighbours(train: Float32Array, labels: number[][], test: Float32Array, d: number, k = 5): number[][] {
-  const rows = test.length / d
-  return Array.from({ length: rows }, (_, i) => {
-    const near = labels.map((_, j) => {
-      let sum = 0
-      for (let x = 0; x < d; x++) sum -= (test[i * d + x]! - train[j * d + x]!) ** 2
-      return sum
-    })
-    const voters = ranking(near).slice(0, k)
+  return Array.from(similarityRows('euclidean', { vectors: test, dimensions: d }, { vectors: train, dimensions: d }, 0), (near) => {
+    const voters = best(near, k)
     return (labels[0] ?? []).map((_, l) => (2 * voters.filter((j) => labels[j]![l] === 1).length > voters.length ? 1 : 0))
   })
 }

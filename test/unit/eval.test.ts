@@ -41,9 +41,11 @@ test('average precision, correlations, V-measure', () => {
 })
 
 test("a linear probe is scikit-learn's logistic regression", () => {
-  const { train, train_labels, test: vectors, test_labels, found, accuracy, f1 } = golden.probe
+  const { train, train_labels, test: vectors, test_labels, found, two_found, accuracy, f1 } = golden.probe
   const ours = linearProbe(Float32Array.from(train), train_labels.map(String), Float32Array.from(vectors), 6)
   assert.deepEqual(ours, found.map(String))
+  const two = train_labels.map((label: number) => String(label > 0))
+  assert.deepEqual(linearProbe(Float32Array.from(train), two, Float32Array.from(vectors), 6), two_found.map(String))
   const scores = classificationScores(test_labels.map(String), ours)
   near(scores.accuracy, accuracy, 'accuracy')
   near(scores.f1, f1, 'F1')
