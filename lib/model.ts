@@ -5,7 +5,7 @@ import { type Content, contentOf, type EmbedInput, type Modality } from './embed
 import { joined, MediaReader, type Medium, placeholdersOf, type SoundCache } from './embed/media'
 import { allocate, type Precision, precisions, store, storedLength, type Vectors } from './embed/precision'
 import { choosePrompt, type PromptOptions, promptRenderer } from './embed/prompts'
-import { checkedVectors, similarities, similarityRows } from './embed/similarity'
+import { checkedVectors, similarities, similarityTo } from './embed/similarity'
 import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
@@ -375,9 +375,10 @@ export class Model {
     return similarities(this.directory.similarity, ...checkedVectors(a, b), this.info.threads)
   }
 
-  /** @internal The same row by row: a row is good until the next is asked for. */
-  similarityRows(a: Pick<EmbedResult, 'vectors' | 'dimensions'>, b: Pick<EmbedResult, 'vectors' | 'dimensions'>): Generator<Float32Array> {
-    return similarityRows(this.directory.similarity, ...checkedVectors(a, b), this.info.threads)
+  /** @internal The same row by row of lists that come one after the other: a row is good until the next is asked for. */
+  similarityTo(b: Pick<EmbedResult, 'vectors' | 'dimensions'>): (a: Pick<EmbedResult, 'vectors' | 'dimensions'>) => Generator<Float32Array> {
+    const rows = similarityTo(this.directory.similarity, checkedVectors(b, b)[1], this.info.threads)
+    return (a) => rows(checkedVectors(a, b)[0])
   }
 
   /**

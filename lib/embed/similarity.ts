@@ -41,30 +41,37 @@ export function similarities(measure: Similarity, a: VectorList, b: VectorList, 
   return filled(measure, a.vectors, b.vectors, d, threads, room(a.vectors.length / d, b.vectors.length / d))
 }
 
-/** The same row by row, of which some are there at a time: a row is good until the next is asked for. */
-export function* similarityRows(measure: Similarity, a: VectorList, b: VectorList, threads: number): Generator<Float32Array> {
-  const d = a.dimensions
-  const [rows, cols] = [a.vectors.length / d, b.vectors.length / d]
-  const most = Math.min(rows, 512, Math.max(1, Math.floor(2 ** 24 / cols)))
-  const block = room(most, cols)
-  for (let first = 0; first < rows; first += most) {
-    const count = Math.min(most, rows - first)
-    const out = filled(measure, a.vectors.subarray(first * d, (first + count) * d), b.vectors, d, threads, block.subarray(0, count * cols))
-    for (let i = 0; i < count; i++) yield out.subarray(i * cols, (i + 1) * cols)
+/**
+ * The same of any number of lists with one and the same b, row by row, of which some are there at a time: a row is good until the next is
+ * asked for.
+ */
+export function similarityTo(measure: Similarity, b: VectorList, threads: number): (a: VectorList) => Generator<Float32Array> {
+  const d = b.dimensions
+  const cols = b.vectors.length / d
+  let block: Float32Array = new Float32Array(0) // fresh memory costs as much time as what goes into it
+  return function* (a) {
+    const rows = a.vectors.length / d
+    const most = Math.min(rows, 512, Math.max(1, Math.floor(2 ** 24 / cols)))
+    if (block.length < most * cols) block = room(most, cols)
+    for (let first = 0; first < rows; first += most) {
+      const count = Math.min(most, rows - first)
+      const out = filled(measure, a.vectors.subarray(first * d, (first + count) * d), b.vectors, d, threads, block.subarray(0, count * cols))
+      for (let i = 0; i < count; i++) yield out.subarray(i * cols, (i + 1) * cols)
+    }
   }
 }
 
-/** Of the documents that `eligible` names, default all, those with the highest scores, best first; equal ones in order. */
-export function best(scores: Float32Array, count: number, eligible: (document: number) => boolean = () => true): number[] {
+/** Places of the highest scores, best first, equal ones in order: of those below `below` and not in `except`. */
+export function best(scores: Float32Array, count: number, below = Number.POSITIVE_INFINITY, except?: ReadonlySet<number>): number[] {
   const found: number[] = []
-  for (let document = 0; document < scores.length; document++) {
-    const score = scores[document] as number
-    if (found.length === count && score <= (scores[found[count - 1] as number] as number)) continue
-    if (!eligible(document)) continue
-    let at = found.length
-    while (at > 0 && (scores[found[at - 1] as number] as number) < score) at--
-    found.splice(at, 0, document)
-    if (found.length > count) found.pop()
+  let least = Number.NEGATIVE_INFINITY // of the found, once they are as many as asked for
+  for (let place = 0; place < scores.length; place++) {
+    const score = scores[place] as number
+    if (score <= least || score >= below || except?.has(place)) continue
+    let at = found.length < count ? found.length : count - 1
+    for (; at > 0 && (scores[found[at - 1] as number] as number) < score; at--) found[at] = found[at - 1] as number
+    found[at] = place
+    if (found.length === count) least = scores[found[count - 1] as number] as number
   }
   return found
 }

@@ -195,7 +195,7 @@ class Evaluation {
     const cutoffs = [1, 3, 5, 10, 20, 100, 1000]
     const grades = new Float64Array(corpus.length)
     let query = 0
-    for (const similarity of this.model.similarityRows(a, b)) {
+    for (const similarity of this.model.similarityTo(b)(a)) {
       const own = relevance[query++] as Map<number, number>
       if (own.size === 0) continue
       for (const [document, grade] of own) grades[document] = grade

@@ -1,5 +1,5 @@
 // Measures of retrieval, classification, clustering, similarity and reranking, as mteb, scikit-learn and trec_eval define them.
-import { best, similarities, similarityRows } from '../embed/similarity'
+import { best, similarities, similarityTo } from '../embed/similarity'
 import { ConanError } from '../errors'
 import { randomNumbers } from '../train/sampler'
 
@@ -141,6 +141,7 @@ export function kMeans(vectors: Float32Array, d: number, k: number, seed: number
       })
       if (chosen < 0) chosen = n - 1
     }
+    const toCentres = similarityTo('dot', { vectors: centres, dimensions: d }, 0)
     const clusters = new Array<number>(n).fill(0)
     let inertia = Number.POSITIVE_INFINITY
     for (let iteration = 0; iteration < 100; iteration++) {
@@ -148,7 +149,7 @@ export function kMeans(vectors: Float32Array, d: number, k: number, seed: number
       const offsets = Float64Array.from({ length: k }, (_, c) => square(centres.subarray(c * d, (c + 1) * d)))
       let total = 0
       let i = 0
-      for (const products of similarityRows('dot', all, { vectors: centres, dimensions: d }, 0)) {
+      for (const products of toCentres(all)) {
         let closest = Number.POSITIVE_INFINITY
         for (let c = 0; c < k; c++) {
           const distance = offsets[c]! - 2 * products[c]!
@@ -288,7 +289,7 @@ export function classificationScores(truth: string[], found: string[]): { accura
  * KNeighborsClassifier). `labels[i][l]`: whether row i of `train` has label l.
  */
 export function nearestNeighbours(train: Float32Array, labels: number[][], test: Float32Array, d: number, k = 5): number[][] {
-  return Array.from(similarityRows('euclidean', { vectors: test, dimensions: d }, { vectors: train, dimensions: d }, 0), (near) => {
+  return Array.from(similarityTo('euclidean', { vectors: train, dimensions: d }, 0)({ vectors: test, dimensions: d }), (near) => {
     const voters = best(near, k)
     return (labels[0] ?? []).map((_, l) => (2 * voters.filter((j) => labels[j]![l] === 1).length > voters.length ? 1 : 0))
   })

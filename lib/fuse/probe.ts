@@ -56,7 +56,7 @@ export async function retrieval(model: Model, pairs: ProbePair[], signal?: Abort
     )
     const score: RetrievalScore = { modality, pairs: own.length, recallAt1: 0, recallAt10: 0, mrr: 0 }
     let place = 0
-    for (const similarity of model.similarityRows(queries, answers)) {
+    for (const similarity of model.similarityTo(answers)(queries)) {
       const right = places.get(JSON.stringify(own[place++]!.positive))!
       const goal = similarity[right]!
       let rank = 1

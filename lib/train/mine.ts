@@ -69,6 +69,7 @@ export async function mineNegatives(model: string, data: string | object[], opti
     }
     answersTo.set(key, known)
   }
+  const nearness = loaded.similarityTo(answers)
   const lines: string[] = []
   let negatives = 0
   let short = 0
@@ -80,12 +81,12 @@ export async function mineNegatives(model: string, data: string | object[], opti
       common,
     )
     let place = 0
-    for (const scores of loaded.similarityRows(queries, answers)) {
+    for (const scores of nearness(queries)) {
       const row = part[place++] as TrainingRow
       const known = answersTo.get(documentKey(row.query)) as Set<number>
       const own = row.positives.map((document) => scores[placeOf(document) as number] as number)
       const limit = margin * Math.max(...own)
-      const chosen = best(scores, to, (document) => !known.has(document) && (scores[document] as number) < limit).slice(from - 1, from - 1 + count)
+      const chosen = best(scores, to, limit, known).slice(from - 1, from - 1 + count)
       negatives += chosen.length
       short += chosen.length < count ? 1 : 0
       const found = chosen.map((document) => documents[document] as EmbedInput)
