@@ -121,7 +121,7 @@ struct Bf16Math {
 
 }  // namespace conan::cpu::avx512bf16
 
-const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::make_kernel();
+constinit const conan::cpu::GemmKernel conan::cpu::gemm_bf16_avx512bf16 = conan::cpu::avx512bf16::make_kernel();
 
 void conan::cpu::attention_avx512bf16(const AttentionPanel& a) { conan::cpu::avx512bf16::attention_panel<conan::cpu::avx512bf16::Bf16Math>(a); }
 

@@ -51,5 +51,5 @@ static void convert(const float* x, int64_t k, uint32_t* words, float* scale) {
 
 }  // namespace conan::cpu::avx512vnni
 
-const conan::cpu::GemmKernel conan::cpu::gemm_i8_avx512vnni = conan::cpu::avx512vnni::dot_kernel<conan::cpu::avx512vnni::I8Dot>(
+constinit const conan::cpu::GemmKernel conan::cpu::gemm_i8_avx512vnni = conan::cpu::avx512vnni::dot_kernel<conan::cpu::avx512vnni::I8Dot>(
     "vpdpbusd", conan::cpu::Layout::i8_quads, conan::cpu::avx512vnni::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{});

@@ -4,4 +4,4 @@
 #include "cpu/simd_avx2.h"
 #include "cpu/kernels.inl"
 
-const conan::cpu::Kernels conan::cpu::kernels_avx2 = conan::cpu::avx2::make_kernels("avx2");
+constinit const conan::cpu::Kernels conan::cpu::kernels_avx2 = conan::cpu::avx2::make_kernels("avx2");

@@ -4,4 +4,4 @@
 #include "cpu/simd_avx512.h"
 #include "cpu/kernels.inl"
 
-const conan::cpu::Kernels conan::cpu::kernels_avx512 = conan::cpu::avx512::make_kernels("avx512");
+constinit const conan::cpu::Kernels conan::cpu::kernels_avx512 = conan::cpu::avx512::make_kernels("avx512");

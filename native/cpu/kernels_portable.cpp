@@ -4,4 +4,4 @@
 #include "cpu/simd_portable.h"
 #include "cpu/kernels.inl"
 
-const conan::cpu::Kernels conan::cpu::kernels_portable = conan::cpu::portable::make_kernels("portable");
+constinit const conan::cpu::Kernels conan::cpu::kernels_portable = conan::cpu::portable::make_kernels("portable");

@@ -71,20 +71,27 @@ struct GeluTable {
   alignas(64) float c[5][16];
   GeluTable() { fit_gelu<5, 16>(c); }
 };
-static const GeluTable gelu_table;
+/// Made at first use: at load nothing of this file may run, as the CPU may be one that lacks its instructions.
+static const GeluTable& gelu_table() {
+  static const GeluTable table;
+  return table;
+}
 
 /// The same from 32 polynomials of degree 2, absolute error 3e-5: for weights of 8 bits of mantissa or fewer.
 struct CoarseGeluTable {
   alignas(64) float c[3][32];
   CoarseGeluTable() { fit_gelu<3, 32>(c); }
 };
-static const CoarseGeluTable coarse_gelu_table;
+static const CoarseGeluTable& coarse_gelu_table() {
+  static const CoarseGeluTable table;
+  return table;
+}
 
 struct CoarseGeluErf {
   F c[3][2];  // in registers across a tile
   CoarseGeluErf() {
     for (int k = 0; k < 3; ++k)
-      for (int half = 0; half < 2; ++half) c[k][half] = _mm512_load_ps(coarse_gelu_table.c[k] + 16 * half);
+      for (int half = 0; half < 2; ++half) c[k][half] = _mm512_load_ps(coarse_gelu_table().c[k] + 16 * half);
   }
   F operator()(F x) const {
     F a = V::abs(x);
@@ -101,7 +108,7 @@ struct CoarseGeluErf {
 struct GeluErf {
   F c[5];
   GeluErf() {
-    for (int k = 0; k < 5; ++k) c[k] = _mm512_load_ps(gelu_table.c[k]);
+    for (int k = 0; k < 5; ++k) c[k] = _mm512_load_ps(gelu_table().c[k]);
   }
   F operator()(F x) const {
     F a = V::abs(x);

@@ -1,4 +1,4 @@
 #define CONAN_ISA portable
 #include "merge/kernels.inl"
 
-const conan::merge::Kernels conan::merge::kernels_portable = conan::merge::portable::make_kernels("portable");
+constinit const conan::merge::Kernels conan::merge::kernels_portable = conan::merge::portable::make_kernels("portable");
