@@ -25,7 +25,8 @@
       "dependencies": ["conan"],
       "conditions": [
         ["target_arch=='x64'", {"dependencies": ["conan_avx2", "conan_avx512", "conan_avx512bf16", "conan_avx512vnni"]}],
-        ["OS=='linux'", {"ldflags": ["<@(conan_linux_link_flags)"], "libraries": ["-ldl"]}]
+        ["OS=='linux'", {"ldflags": ["<@(conan_linux_link_flags)"], "libraries": ["-ldl"]}],
+        ["OS=='linux' and (target_arch=='x64' or target_arch=='arm64')", {"ldflags": ["-Wl,@<(module_root_dir)/native/base/old_glibc.flags"]}]
       ]
     }
   ],

@@ -44,8 +44,11 @@ done
 # The compiler says so, and no more, where products of warpgroups have to wait for one another.
 if grep -h 'wgmma.*serialized' "$objects"/*.log >&2; then exit 1; fi
 echo "$architectures" > "$objects/flags"
-g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c native/base/tensor.cpp -o "$objects/tensor.o"
+for source in tensor old_glibc; do
+  g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c "native/base/$source.cpp" -o "$objects/$source.o"
+done
 # libgcc stays shared, here and in the addon: an error crosses from one to the other only where both unwind by the same.
-g++ -shared -o build/Release/libconan-cuda.so "${compiled[@]/#/$objects/}" "$objects/tensor.o" -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
-  -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs
+g++ -shared -o build/Release/libconan-cuda.so "${compiled[@]/#/$objects/}" "$objects"/{tensor,old_glibc}.o -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
+  -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,--gc-sections -Wl,@native/base/old_glibc.flags \
+  -Wl,--no-as-needed -l:libpthread.so.0 -l:libdl.so.2 -l:librt.so.1
 ls -l build/Release/libconan-cuda.so

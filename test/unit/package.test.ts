@@ -1,7 +1,7 @@
 // What users get: the packed tarball, installed without scripts and without a compiler, embeds a sentence.
 import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
-import { mkdirSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { fixtures, root, temporary } from '../support'
@@ -46,8 +46,13 @@ test('the packed package works where there is no compiler', () => {
   }
   const cli = spawnSync('node', ['node_modules/conan-embedding/dist/cli.js', 'embed', JSON.parse(model), 'hello'], { cwd: app, env, encoding: 'utf8' })
   assert.equal(JSON.parse(cli.stdout).embedding.length, 24, cli.stderr)
+  const prebuilds = path.join(app, 'node_modules/conan-embedding/prebuilds')
+  if (process.platform === 'linux')
+    for (const name of readdirSync(prebuilds, { recursive: true }).map(String))
+      for (const [version, minor] of /\.(node|so)$/.test(name) ? readFileSync(path.join(prebuilds, name), 'latin1').matchAll(/GLIBC_2\.(\d+)/g) : [])
+        assert.ok(Number(minor) <= 28, `${name} asks for ${version}, expected what Node 20 asks for at most, 2.28 (native/base/old_glibc.cpp)`)
   // Without any binary the error says what to do.
-  rmSync(path.join(app, 'node_modules/conan-embedding/prebuilds'), { recursive: true })
+  rmSync(prebuilds, { recursive: true })
   const broken = spawnSync('node', ['app.cjs'], { cwd: app, env, encoding: 'utf8' })
   assert.match(broken.stderr, /ADDON_MISSING|native addon for .* cannot be loaded/)
 })
