@@ -47,8 +47,14 @@ echo "$architectures" > "$objects/flags"
 for source in tensor old_glibc; do
   g++ -std=c++20 -O3 -fPIC -fvisibility=hidden -Inative -c "native/base/$source.cpp" -o "$objects/$source.o"
 done
+# Where glibc is older than 2.34, what the first versions (old_glibc.cpp) stand in are libraries of their own.
+apart=()
+for library in libpthread.so.0 libdl.so.2 librt.so.1; do
+  file=$(g++ -print-file-name="$library")
+  if [[ $file == /* ]]; then apart+=("$file"); fi
+done
 # libgcc stays shared, here and in the addon: an error crosses from one to the other only where both unwind by the same.
 g++ -shared -o build/Release/libconan-cuda.so "${compiled[@]/#/$objects/}" "$objects"/{tensor,old_glibc}.o -L"$toolkit/lib" -L"$toolkit/lib64" -lcudart_static -lpthread -ldl -lrt \
   -static-libstdc++ -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,--gc-sections -Wl,@native/base/old_glibc.flags \
-  -Wl,--no-as-needed -l:libpthread.so.0 -l:libdl.so.2 -l:librt.so.1
+  -Wl,--no-as-needed "${apart[@]}"
 ls -l build/Release/libconan-cuda.so
