@@ -10,6 +10,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "base/cpu_features.h"
 #include "base/error.h"
 #include "base/thread_pool.h"
 #include "cpu/cpu.h"
@@ -747,9 +748,8 @@ Machine& machine() {
     m->kernels.push_back(kernels_portable);
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) m->kernels.push_back(kernels_avx2);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma")) {
+    if (has_avx2()) m->kernels.push_back(kernels_avx2);
+    if (has_avx512()) {
       m->kernels.push_back(kernels_avx512);
       Kernels dot = kernels_avx512;
       bool differs = false;

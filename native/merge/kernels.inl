@@ -299,7 +299,7 @@ static void keep_between(float* __restrict x, const float* __restrict base, int6
   const int32_t low = int32_t(from), high = int32_t(to);  // magnitudes have no sign bit
   for (int64_t i = 0; i < n; ++i) {
     const int32_t bits = int32_t(bits_of(x[i] - base[i]) & 0x7fffffff);
-    x[i] = (bits >= low) & (bits <= high) ? x[i] : base[i];
+    x[i] = ((bits >= low) & (bits <= high)) ? x[i] : base[i];
   }
 }
 
