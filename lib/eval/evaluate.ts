@@ -1,5 +1,4 @@
 // evaluate(): a model on tasks described by rows, with results in mteb's JSON.
-
 import { existsSync, mkdirSync, statSync } from 'node:fs'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'

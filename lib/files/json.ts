@@ -9,8 +9,7 @@ function unreadable(file: string, error: unknown): ConanError {
   return new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
 }
 
-/** @throws ConanError FILE_IO */
-export function readText(file: string): string {
+function readText(file: string): string {
   try {
     return readFileSync(file, 'utf8')
   } catch (error) {

@@ -1,5 +1,4 @@
 // Opens the models a recipe names: directory, adapters, the tensors they hold, and how these lie in layers.
-
 import { existsSync, statSync } from 'node:fs'
 import path from 'node:path'
 import { binding } from '../binding'

@@ -1,5 +1,4 @@
 // Hard negatives: documents that a model finds similar to a query although they are not its positives.
-
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { best } from '../embed/similarity'
