@@ -2,7 +2,9 @@
 // depend on how wide they run: whole numbers, or sums in separate lanes.
 #pragma once
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+#include <climits>  // __GLIBC__: other libraries of Linux cannot choose when they load (musl)
+
+#if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define CONAN_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define CONAN_CLONES
