@@ -8,6 +8,7 @@
     "xcode_settings": {
       "GCC_ENABLE_CPP_EXCEPTIONS": "YES",
       "CLANG_CXX_LANGUAGE_STANDARD": "c++20",
+      "OTHER_CPLUSPLUSFLAGS": ["<@(conan_flags)"],
       "MACOSX_DEPLOYMENT_TARGET": "11.0"
     }
   },
@@ -33,10 +34,14 @@
   "conditions": [
     ["target_arch=='x64'", {
       "targets": [
-        {"target_name": "conan_avx2", "type": "static_library", "sources": ["<@(conan_avx2_sources)"], "cflags_cc": ["<@(conan_avx2_flags)"]},
-        {"target_name": "conan_avx512", "type": "static_library", "sources": ["<@(conan_avx512_sources)"], "cflags_cc": ["<@(conan_avx512_flags)"]},
-        {"target_name": "conan_avx512bf16", "type": "static_library", "sources": ["<@(conan_avx512bf16_sources)"], "cflags_cc": ["<@(conan_avx512bf16_flags)"]},
-        {"target_name": "conan_avx512vnni", "type": "static_library", "sources": ["<@(conan_avx512vnni_sources)"], "cflags_cc": ["<@(conan_avx512vnni_flags)"]}
+        {"target_name": "conan_avx2", "type": "static_library", "sources": ["<@(conan_avx2_sources)"], "cflags_cc": ["<@(conan_avx2_flags)"],
+         "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["<@(conan_avx2_flags)"]}},
+        {"target_name": "conan_avx512", "type": "static_library", "sources": ["<@(conan_avx512_sources)"], "cflags_cc": ["<@(conan_avx512_flags)"],
+         "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["<@(conan_avx512_flags)"]}},
+        {"target_name": "conan_avx512bf16", "type": "static_library", "sources": ["<@(conan_avx512bf16_sources)"], "cflags_cc": ["<@(conan_avx512bf16_flags)"],
+         "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["<@(conan_avx512bf16_flags)"]}},
+        {"target_name": "conan_avx512vnni", "type": "static_library", "sources": ["<@(conan_avx512vnni_sources)"], "cflags_cc": ["<@(conan_avx512vnni_flags)"],
+         "xcode_settings": {"OTHER_CPLUSPLUSFLAGS": ["<@(conan_avx512vnni_flags)"]}}
       ]
     }]
   ]

@@ -74,7 +74,11 @@ void MappedFile::prefetch(const void* from, size_t bytes) const {
   bool present = true;
   for (int i = 0; i < kLooks && present && bytes; ++i) {
     const uintptr_t at = (uintptr_t(from) + (bytes - 1) / kLooks * size_t(i)) & ~(page - 1);
+#if defined(__APPLE__)
+    char state = 1;
+#else
     unsigned char state = 1;
+#endif
     present = mincore(reinterpret_cast<void*>(at), 1, &state) != 0 || (state & 1);
   }
   if (!present) pages(from, bytes, MADV_WILLNEED);
