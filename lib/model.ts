@@ -10,7 +10,7 @@ import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
 import { type MediaSettings, type ProcessorOptions, withOptions } from './media/processor'
-import { objectOf, oneOf, pathOf, positive } from './options'
+import { oneOf, pathOf, positive, requireOptions } from './options'
 
 export interface LoadOptions {
   /**
@@ -168,7 +168,7 @@ function chosenDevice(): string {
 
 /** @internal a model whose weights can be trained: in float32 where they train */
 export async function load(directory: string, options: LoadOptions, training: NativeTrainingPlan | undefined): Promise<Model> {
-  objectOf(options, 'options')
+  requireOptions(options)
   const device = options.device ?? (process.env.CONAN_DEVICE || 'auto')
   if (typeof device !== 'string' || !/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(device))
     throw new ConanError('INVALID_OPTION', `device: expected auto, cpu, cuda, cuda:N or several with commas, got ${shown(device)}`)
@@ -423,14 +423,14 @@ export class Model {
   }
 
   private withPrompt(options: EmbedOptions, names: string[]): EmbedOptions {
-    objectOf(options, 'options')
+    requireOptions(options)
     if (options.promptName !== undefined || options.prompt !== undefined || options.instruction !== undefined) return options
     const promptName = names.find((name) => Object.hasOwn(this.directory.prompts, name))
     return promptName === undefined ? options : { ...options, promptName }
   }
 
   private settings(options: EmbedOptions): Settings {
-    objectOf(options, 'options')
+    requireOptions(options)
     if (options.signal != null && typeof options.signal.addEventListener !== 'function')
       // not by its class: test runners have their own
       throw new ConanError('INVALID_OPTION', `signal: expected an AbortSignal, got ${shown(options.signal)}`)

@@ -19,8 +19,6 @@ export function pathOf(value: unknown, name: string): string {
   return value
 }
 
-/** An object with options, of which there may be none. */
-export function objectOf<T extends object>(value: T | undefined, name: string): T {
-  if (typeof value !== 'object' || value === null) throw new ConanError('INVALID_OPTION', `${name}: expected an object, got ${shown(value)}`)
-  return value
+export function requireOptions(options: unknown): void {
+  if (typeof options !== 'object' || options === null) throw new ConanError('INVALID_OPTION', `options: expected an object, got ${shown(options)}`)
 }

@@ -235,8 +235,8 @@ class Evaluation {
     const { inputs, labels } = this.labelled('rows')
     const names = Object.entries(this.task.labels ?? {})
     if (names.length < 2) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "labels" {label: input}, got ${shown(this.task.labels)}`)
-    const similarity = this.model.similarity(await this.plain(inputs), await this.documents(names.map(([, input]) => input)))
-    const found = inputs.map((_, i) => names[ranking(similarity.subarray(i * names.length, (i + 1) * names.length))[0]!]![0])
+    const [a, b] = [await this.plain(inputs), await this.documents(names.map(([, input]) => input))]
+    const found = Array.from(this.model.similarityTo(b)(a), (scores) => names[best(scores, 1)[0]!]![0])
     return { ...classificationScores(labels, found) }
   }
 

@@ -24,6 +24,12 @@ export function replaceFile(file: string, content: string | NodeJS.ArrayBufferVi
   renameSync(beside, file)
 }
 
+/** What a file is known by when a run goes on: another size or time is another file. */
+export function stampOf(file: string): [file: string, size: number, time: number] {
+  const { size, mtimeMs } = statSync(file)
+  return [file, size, mtimeMs]
+}
+
 /** An error of the file system as FILE_IO; any other as it is. */
 export function asFileError(error: unknown): unknown {
   return error instanceof Error && 'syscall' in error ? new ConanError('FILE_IO', error.message, { cause: error }) : error

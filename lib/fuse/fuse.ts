@@ -6,7 +6,7 @@ import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileS
 import path from 'node:path'
 import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
-import { asFileError, requireFree } from '../files/output'
+import { asFileError, requireFree, stampOf } from '../files/output'
 import { pathOf } from '../options'
 import { runPlan } from './native'
 import { sizeOf, weightsFolder } from './parents'
@@ -261,10 +261,7 @@ function identityOf(plan: FusePlan, recipe: Recipe): string {
     ...[...parent.tensors.values()].map(({ file }) => file),
     ...parent.adapters.flatMap((directory) => readdirSync(directory).map((name) => path.join(directory, name))),
   ])
-  const inputs = [...new Set(files)].map((file) => {
-    const { size, mtimeMs } = statSync(file)
-    return [file, size, mtimeMs]
-  })
+  const inputs = [...new Set(files)].map(stampOf)
   const made = [plan.tensors.map(({ native }) => native), plan.files, recipe.seed, inputs]
   return createHash('sha256').update(JSON.stringify(made)).digest('hex')
 }

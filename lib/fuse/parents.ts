@@ -49,7 +49,7 @@ export function checkpointTensors(directory: string): Map<string, CheckpointTens
 
 /** A path of a recipe: beside the recipe, else from the working directory. */
 export function resolveModel(name: string, recipeDirectory: string): string {
-  const beside = path.resolve(recipeDirectory, name)
+  const beside = path.resolve(recipeDirectory, pathOf(name, 'model'))
   return existsSync(beside) ? beside : modelPath(name)
 }
 
@@ -58,7 +58,7 @@ export function resolveModel(name: string, recipeDirectory: string): string {
  * @param base where the dense weights are for a directory that is only an adapter
  */
 export function openParent(name: string, recipeDirectory: string, base?: string): Parent {
-  const whole = resolveModel(pathOf(name, 'model'), recipeDirectory)
+  const whole = resolveModel(name, recipeDirectory)
   const parts = existsSync(whole) ? [name] : name.split('+')
   const directories = parts.map((part) => resolveModel(part, recipeDirectory))
   for (const directory of directories)

@@ -2,7 +2,7 @@
 import { readFile } from 'node:fs/promises'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
-import { objectOf, positive } from '../options'
+import { positive, requireOptions } from '../options'
 import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
 import type { PdfRequest } from './pdf-worker'
 import { Threads } from './thread'
@@ -85,7 +85,7 @@ function checkedDpi(dpi: number | undefined): number {
  * @throws ConanError INVALID_INPUT (not a document, a password, no such page), FILE_IO
  */
 export async function* documentPages(input: string | URL | Uint8Array, options: PageOptions = {}): AsyncGenerator<DocumentPage> {
-  objectOf(options, 'options')
+  requireOptions(options)
   const { bytes: given, name } = source(input, 'document')
   const bytes = typeof given === 'string' ? await readFile(given) : given
   const dpi = checkedDpi(options.dpi)

@@ -7,7 +7,7 @@ import { binding, type NativeChunk, type NativeStep } from '../binding'
 import type { SoundCache } from '../embed/media'
 import { asConanError, ConanError, shown } from '../errors'
 import { jsonLines, readJson } from '../files/json'
-import { replaceFile, requireFree } from '../files/output'
+import { replaceFile, requireFree, stampOf } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
 import { type Batch, computeOptions, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
@@ -193,13 +193,7 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
 /** What a resumed run must have in common with the one it goes on with. */
 function identityOf(options: TrainOptions, stage: string, datasets: Dataset[]): string {
   const { signal: _, onProgress: __, threads: ___, out: ____, ...rest } = options
-  const data = datasets.map(({ rows: _, files, ...settings }) => {
-    const stamps = files.map((file) => {
-      const { size, mtimeMs } = statSync(file)
-      return [file, size, mtimeMs]
-    })
-    return { ...settings, stamps }
-  })
+  const data = datasets.map(({ rows: _, files, ...settings }) => ({ ...settings, stamps: files.map(stampOf) }))
   return createHash('sha256')
     .update(JSON.stringify([stage, rest, data], (_, value) => (ArrayBuffer.isView(value) ? documentKey(value) : value)))
     .digest('hex')
@@ -418,7 +412,10 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
       run.skip(batches)
       // Of steps behind the checkpoint there may be lines, and half of one.
       for (const { value } of jsonLines(logFile)) if (run.log.push(value as LogEntry) === step) break
-      replaceFile(logFile, run.log.map((entry) => `${JSON.stringify(entry)}\n`).join(''))
+      replaceFile(
+        logFile,
+        run.log.map((entry) => `${JSON.stringify(entry)}\n`),
+      )
     } else writeFileSync(logFile, '')
     const resumedAt = step
     const save = async () => {
