@@ -170,14 +170,14 @@ Napi::Value load(const Napi::CallbackInfo& info) {
         }
       },
       [=](Napi::Env env) -> Napi::Value {
-        Handle* handle = new Handle{*made};
-        handle->report(env);
-        auto external = Napi::External<Handle>::New(env, handle, [](Napi::Env finalizer, Handle* owned) {
+        auto handle = std::make_unique<Handle>(*made);
+        auto external = Napi::External<Handle>::New(env, handle.get(), [](Napi::Env finalizer, Handle* owned) {
           owned->model.reset();
           owned->trainer.reset();
           owned->report(finalizer);
           delete owned;
         });
+        handle.release()->report(env);  // had there been no External, as in a worker that was terminated, the model would go with this
         external.TypeTag(&kModelTag);
         return external;
       });
@@ -650,8 +650,9 @@ using Token = std::shared_ptr<std::atomic<bool>>;
 
 /// cancelToken() -> something to stop long work with
 Napi::Value cancel_token(const Napi::CallbackInfo& info) {
-  auto external =
-      Napi::External<Token>::New(info.Env(), new Token(std::make_shared<std::atomic<bool>>(false)), [](Napi::Env, Token* owned) { delete owned; });
+  auto token = std::make_unique<Token>(std::make_shared<std::atomic<bool>>(false));
+  auto external = Napi::External<Token>::New(info.Env(), token.get(), [](Napi::Env, Token* owned) { delete owned; });
+  token.release();
   external.TypeTag(&kTokenTag);
   return external;
 }

@@ -28,19 +28,53 @@ const Kernels& kernels(const Context& context) { return *static_cast<const Kerne
 
 // ---- memory
 
-constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kAlignment = 64, kHugePage = size_t(2) << 20;
+
+[[noreturn]] void no_memory(size_t bytes) { fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes"); }
+
+// Aligned memory is not left to the C library: that of Linux hardly found a second use for it before glibc 2.38 (its bug 14581),
+// and a process that loaded one model after the other grew.
+
+#if defined(__linux__)
+/// Huge pages of their own, which go back to the system.
+size_t whole_pages(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+
+void* map(size_t bytes) {
+  const size_t size = whole_pages(bytes);
+  void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) no_memory(bytes);
+  const size_t before = (kHugePage - reinterpret_cast<uintptr_t>(mapped) % kHugePage) % kHugePage;
+  char* memory = static_cast<char*>(mapped) + before;
+  if (before) munmap(mapped, before);
+  munmap(memory + size, kHugePage - before);
+  madvise(memory, size, MADV_HUGEPAGE);
+  return memory;
+}
+#endif
 
 void* allocate(size_t bytes) {
-  const size_t alignment = bytes >= kHugePage ? kHugePage : 64;
-  void* memory = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-  if (!memory) fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes");
 #if defined(__linux__)
-  if (bytes >= kHugePage) madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+  if (bytes >= kHugePage) return map(bytes);
 #endif
+  void* whole = std::malloc(bytes + kAlignment);
+  if (!whole) no_memory(bytes);
+  char* memory = static_cast<char*>(whole) + kAlignment - reinterpret_cast<uintptr_t>(whole) % kAlignment;
+  std::memcpy(memory - sizeof whole, &whole, sizeof whole);  // there is room: malloc aligns to twice a pointer
   return memory;
 }
 
-void release(void* memory, size_t) { std::free(memory); }
+void release(void* memory, size_t bytes) {
+  if (!memory) return;
+#if defined(__linux__)
+  if (bytes >= kHugePage) {
+    munmap(memory, whole_pages(bytes));
+    return;
+  }
+#endif
+  void* whole;
+  std::memcpy(&whole, static_cast<char*>(memory) - sizeof whole, sizeof whole);
+  std::free(whole);
+}
 
 // ---- weights
 

@@ -1,9 +1,11 @@
 // The thread pool as Node sees it: CONAN_THREADS, and no work while nothing is asked for.
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
+import { stat } from 'node:fs/promises'
 import path from 'node:path'
 import { test } from 'node:test'
 import { setTimeout } from 'node:timers/promises'
+import { Worker } from 'node:worker_threads'
 import { loadModel } from '../../lib/index'
 import { fixtures, root } from '../support'
 
@@ -38,4 +40,19 @@ test('idle threads sleep', async () => {
   await setTimeout(500)
   const { user, system } = process.cpuUsage(before)
   assert.ok(user + system < 150_000, `${user + system} microseconds of CPU in half a second of rest`)
+})
+
+test('a model that was loaded for a worker that is no more is freed', async () => {
+  const { size } = await stat(path.join(root, 'models/conan-nano/model.safetensors'))
+  const source = `require(${JSON.stringify(path.join(root, 'dist/index.js'))}).loadModel(); for (;;);`
+  const endWorker = async () => {
+    const worker = new Worker(source, { eval: true })
+    await setTimeout(400)
+    await worker.terminate()
+  }
+  await endWorker()
+  const before = process.memoryUsage().rss
+  for (let i = 0; i < 6; i++) await endWorker()
+  const grown = process.memoryUsage().rss - before
+  assert.ok(grown < 3 * size, `${grown} bytes more after six models of ${size}`)
 })
