@@ -7,7 +7,7 @@ import { ConanError, shown } from '../errors'
 import { jsonLines, readYaml } from '../files/json'
 import { asFileError, replaceFile } from '../files/output'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
-import { pathOf } from '../options'
+import { pathOf, requireOptions } from '../options'
 import { located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
 import {
@@ -317,6 +317,7 @@ function tasksOf(tasks: string | Task[]): { list: Task[]; directory: string } {
  * @throws ConanError INVALID_INPUT (a task or row that is not what it should be), FILE_IO, and what embed throws
  */
 export async function evaluate(model: Model | string, tasks: string | Task[], options: EvaluateOptions = {}): Promise<TaskResult[]> {
+  requireOptions(options)
   const { list, directory } = tasksOf(tasks)
   for (const task of list) checked(task)
   if (options.out !== undefined) pathOf(options.out, 'out')

@@ -3,6 +3,7 @@
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { type ComputeOptions, computeOptions, loadModel, type Model } from '../model'
+import { requireOptions } from '../options'
 import { runPlan } from './native'
 import { floats, layerOf, openParent, type Parent, sizeOf } from './parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from './probe'
@@ -146,6 +147,7 @@ async function directions(first: Model, second: Model, pairs: ProbePair[], optio
  * @throws ConanError MODEL_NOT_FOUND, TENSOR_MISSING where nothing is shared, INVALID_INPUT, ABORTED, ...
  */
 export async function drift(a: string, b: string, options: DriftOptions = {}): Promise<DriftReport> {
+  requireOptions(options)
   const { base = a, others = [], signal } = options
   if (!Array.isArray(others)) throw new ConanError('INVALID_OPTION', `others: expected a list of models, got ${shown(others)}`)
   const names = [...(options.base === undefined ? [] : [a]), b, ...others]

@@ -3,7 +3,7 @@ import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { asFileError, requireFree } from '../files/output'
-import { pathOf, positive } from '../options'
+import { pathOf, positive, requireOptions } from '../options'
 import { runPlan } from './native'
 import { openParent } from './parents'
 
@@ -41,6 +41,7 @@ export interface ExtractLoraReport {
  * @throws ConanError MODEL_NOT_FOUND, TENSOR_SHAPE, TENSOR_MISSING, INVALID_OPTION, OUTPUT_EXISTS, ABORTED, FILE_IO
  */
 export async function extractLora(tuned: string, base: string, options: ExtractLoraOptions): Promise<ExtractLoraReport> {
+  requireOptions(options)
   const { energy, signal, threads = 0, seed = 0 } = options
   if (energy !== undefined && options.rank !== undefined) throw new ConanError('INVALID_OPTION', 'rank and energy: expected one of them, got both')
   if (energy !== undefined && !(energy > 0 && energy <= 1))

@@ -7,7 +7,7 @@ import path from 'node:path'
 import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
 import { asFileError, requireFree, stampOf } from '../files/output'
-import { pathOf } from '../options'
+import { pathOf, requireOptions } from '../options'
 import { runPlan } from './native'
 import { sizeOf, weightsFolder } from './parents'
 import { type Fate, type FusePlan, type PlannedTensor, planFusion } from './plan'
@@ -275,6 +275,7 @@ function identityOf(plan: FusePlan, recipe: Recipe): string {
  *   UNSUPPORTED_DTYPE, WEIGHT_NOT_FINITE, OUTPUT_EXISTS, FILE_IO, FILE_CORRUPT, ABORTED
  */
 export async function fuse(recipe: string | object, options: FuseOptions): Promise<FuseReport> {
+  requireOptions(options)
   const read = typeof recipe === 'string' ? readRecipeFile(recipe) : readRecipe(recipe)
   const recipeDirectory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : path.resolve(pathOf(options.directory ?? '.', 'directory'))
   const { signal, threads = 0, device = 'cpu' } = options

@@ -6,7 +6,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { loadModel } from '../model'
-import { pathOf } from '../options'
+import { pathOf, requireOptions } from '../options'
 import { fuse } from './fuse'
 import { readProbe, retrieval } from './probe'
 import { readRecipe, readRecipeValue } from './recipe'
@@ -72,6 +72,7 @@ type RecipeJson = { models: { model: string; parameters?: Record<string, unknown
  * @throws ConanError INVALID_OPTION, RECIPE_INVALID, and what fuse, loadModel and the score throw
  */
 export async function searchCoefficients(recipe: string | object, options: SearchOptions): Promise<SearchReport> {
+  requireOptions(options)
   const { strategy = 'grid', rounds = 3, tradeOff = 'mean', signal } = options
   if (typeof recipe !== 'string' && (typeof recipe !== 'object' || recipe === null))
     throw new ConanError('RECIPE_INVALID', `search: expected a recipe or its file, got ${shown(recipe)}`)

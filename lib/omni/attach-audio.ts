@@ -11,7 +11,7 @@ import { runPlan } from '../fuse/native'
 import { type CheckpointTensor, checkpointTensors, openParent, type Parent, sizeOf, textConfig, weightsFolder } from '../fuse/parents'
 import { elementBytes, shards } from '../fuse/plan'
 import { isVocabularyTensor, readVocabulary } from '../fuse/vocabulary'
-import { oneOf, pathOf, positive } from '../options'
+import { oneOf, pathOf, positive, requireOptions } from '../options'
 
 export interface AttachAudioOptions {
   /** Directory to make; it must not exist, or be empty. */
@@ -146,6 +146,7 @@ function grown(checkpoint: number, tensor: CheckpointTensor, rows: number): unkn
  * @throws ConanError MODEL_NOT_FOUND, CONFIG_INVALID, TENSOR_MISSING, TOKENIZER_INVALID, OUTPUT_EXISTS, FILE_IO, ABORTED
  */
 export async function attachAudio(model: string, encoder: string, options: AttachAudioOptions): Promise<AttachAudioReport> {
+  requireOptions(options)
   const out = path.resolve(pathOf(options.out, 'out'))
   const backbone = openParent(model, '.')
   const tower = openParent(encoder, '.')

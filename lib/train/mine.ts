@@ -5,7 +5,7 @@ import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { replaceFile } from '../files/output'
 import { type ComputeOptions, computeOptions, loadModel } from '../model'
-import { pathOf, positive } from '../options'
+import { pathOf, positive, requireOptions } from '../options'
 import { readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey } from './sampler'
 
@@ -46,6 +46,7 @@ function lineOf(row: object): string {
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, FILE_IO, and what embed throws
  */
 export async function mineNegatives(model: string, data: string | object[], options: MineOptions): Promise<MineReport> {
+  requireOptions(options)
   const file = path.resolve(pathOf(options.out, 'out'))
   const count = positive(options.count, 'count', 4)
   const from = positive(options.from, 'from', 1)

@@ -2,6 +2,7 @@
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError } from '../errors'
 import { computeOptions, loadModel } from '../model'
+import { requireOptions } from '../options'
 import { readData } from './data'
 import { type TrainOptions, type TrainReport, train } from './train'
 
@@ -11,7 +12,8 @@ import { type TrainOptions, type TrainReport, train } from './train'
  *
  * @throws ConanError as train
  */
-export function trainSpecialist(options: TrainOptions): Promise<TrainReport> {
+export async function trainSpecialist(options: TrainOptions): Promise<TrainReport> {
+  requireOptions(options)
   return train({ ...options, trainable: options.trainable ?? { mode: 'lora' } }, 'train')
 }
 
@@ -23,6 +25,7 @@ export function trainSpecialist(options: TrainOptions): Promise<TrainReport> {
  * @throws ConanError as train; INVALID_OPTION where `trainable` asks for anything else
  */
 export async function recoverProjector(options: TrainOptions): Promise<TrainReport> {
+  requireOptions(options)
   if (options.trainable && options.trainable.mode !== 'projector')
     throw new ConanError('INVALID_OPTION', `recover: expected trainable.mode "projector", got "${options.trainable.mode}"`)
   const inputs = await withoutSound(options)
@@ -53,7 +56,8 @@ async function withoutSound({ data }: TrainOptions): Promise<EmbedInput[]> {
  *
  * @throws ConanError as train
  */
-export function rehearse(options: TrainOptions): Promise<TrainReport> {
+export async function rehearse(options: TrainOptions): Promise<TrainReport> {
+  requireOptions(options)
   const steps = options.steps === undefined && options.epochs === undefined ? { steps: 2000 } : {}
   const exclude = ['audio_tower\\.', 'audio_projector\\.', ...(options.trainable?.exclude ?? [])]
   return train({ sampling: 'equal', learningRate: 1e-5, ...steps, ...options, trainable: { mode: 'lora', ...options.trainable, exclude } }, 'rehearse')

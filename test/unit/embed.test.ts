@@ -4,7 +4,22 @@ import path from 'node:path'
 import { test } from 'node:test'
 import { Worker } from 'node:worker_threads'
 import { best, similarities, similarityTo, type VectorList } from '../../lib/embed/similarity'
-import { attachAudio, type ConanError, devices, drift, evaluate, extractLora, fuse, inspect, loadModel, mineNegatives, trainSpecialist } from '../../lib/index'
+import {
+  attachAudio,
+  type ConanError,
+  devices,
+  drift,
+  evaluate,
+  extractLora,
+  fuse,
+  inspect,
+  loadModel,
+  mineNegatives,
+  recoverProjector,
+  rehearse,
+  searchCoefficients,
+  trainSpecialist,
+} from '../../lib/index'
 import { copyOf, editJson, editTensors, fixtures, largestDifference, pico, root } from '../support'
 
 const bert = path.join(fixtures, 'st', 'bert-mean-dense')
@@ -141,6 +156,7 @@ test('wrong inputs and options are named', async () => {
   // What is not even of the type that is asked for: a variable of the environment that is not set, null for nothing.
   const named = async (call: () => unknown, message: RegExp) => assert.rejects(async () => call(), { code: 'INVALID_OPTION', message })
   const nothing = undefined as never
+  const passthrough = { merge_method: 'passthrough', models: [{ model: bert }] }
   await named(() => loadModel(5 as never), /model: expected a path, got 5/)
   await named(() => loadModel(bert, null as never), /options: expected an object, got null/)
   await named(() => loadModel(bert, { adapters: [5 as never] }), /adapters: expected a path, got 5/)
@@ -151,12 +167,25 @@ test('wrong inputs and options are named', async () => {
   await named(() => drift(bert, nothing), /model: expected a path, got undefined/)
   await named(() => drift(bert, bert, { others: bert as never }), /others: expected a list of models/)
   await named(() => drift(bert, bert, { probe: 5 as never }), /probe: expected a file or rows, got 5/)
-  await named(() => fuse({ merge_method: 'passthrough', models: [{ model: bert }] }, { out: nothing }), /out: expected a path, got undefined/)
+  await named(() => fuse(passthrough, { out: nothing }), /out: expected a path, got undefined/)
   await named(() => attachAudio(bert, bert, { out: nothing }), /out: expected a path, got undefined/)
   await named(() => mineNegatives(bert, [], { out: nothing }), /out: expected a path, got undefined/)
   await named(() => trainSpecialist({ model: bert, data: [], out: nothing }), /out: expected a path, got undefined/)
   await named(() => extractLora(bert, bert, { out: 'none', modules: 'x' as never }), /modules: expected a regular expression, got "x"/)
   await named(() => extractLora(bert, bert, { out: 'none', seed: 0.5 }), /seed: expected a whole number, got 0.5/)
+  for (const call of [
+    () => evaluate(model, [], null as never),
+    () => drift(bert, bert, null as never),
+    () => fuse(passthrough, nothing),
+    () => searchCoefficients(passthrough, nothing),
+    () => attachAudio(bert, bert, nothing),
+    () => mineNegatives(bert, [], nothing),
+    () => trainSpecialist(nothing),
+    () => recoverProjector(nothing),
+    () => rehearse(nothing),
+    () => extractLora(bert, bert, nothing),
+  ])
+    await named(call, /options: expected an object, got (null|undefined)/)
   await assert.rejects(loadModel(bert, { device: 'cuda' }), { code: 'DEVICE_UNAVAILABLE' })
   assert.equal(model.supports('text'), true)
   assert.equal(model.supports('image'), false)
