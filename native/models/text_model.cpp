@@ -215,6 +215,10 @@ TextModel::Repeated* TextModel::repeated(const TokenBatch& batch, const Media& m
   // What depends on the ids: positions where padding does not count, and whether media are missing.
   const auto is_special = [&](int32_t id) { return id == config().pad_id || stands_for_picture(id) || stands_for_sound(id); };
   if (std::any_of(batch.ids, batch.ids + batch.tokens(), is_special)) return nullptr;
+  if (const int64_t moves = context_->scratch.moves(); moves != moves_) {
+    repeated_.clear();
+    moves_ = moves;
+  }
   std::vector<int32_t> key(batch.offsets, batch.offsets + batch.sequences + 1);
   key.insert(key.end(), {int32_t(dimensions), int32_t(normalize)});
   Repeated& own = repeated_[std::move(key)];

@@ -139,6 +139,7 @@ class TextModel {
   };
   Repeated* repeated(const TokenBatch& batch, const Media& media, bool normalize, int64_t dimensions);
   std::map<std::vector<int32_t>, Repeated> repeated_;  // by lengths and what is wanted
+  int64_t moves_ = 0;                                  // of the memory that they read and write
   int64_t passes_ = 0;
   std::vector<Dense> dense_;
   Pooling pooling_;

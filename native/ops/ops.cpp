@@ -82,19 +82,31 @@ std::unique_ptr<Arrival> bring(Context& context, const Matrix& x) {
   return out;
 }
 
-Arena::~Arena() {
+Arena::~Arena() { release(); }
+
+void Arena::release() {
   for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
+  chunks_.clear();
+}
+
+void Arena::unite() {
+  if (chunks_.size() < 2 || bytes() <= most_ + most_ / 2) return;
+  release();
+  ++moves_;
 }
 
 void* Arena::take(size_t bytes) {
   bytes = (bytes + 63) & ~size_t(63);
   while (chunk_ < chunks_.size() && used_ + bytes > chunks_[chunk_].bytes) ++chunk_, used_ = 0;
   if (chunk_ == chunks_.size()) {
-    const size_t size = std::max(bytes, size_t(1) << 18);
+    const size_t whole = chunks_.empty() ? most_ + most_ / 8 : 0;  // with room for passes to grow into
+    const size_t size = std::max({bytes, whole, size_t(1) << 18});
     chunks_.push_back({static_cast<char*>(table_.allocate(size)), size});
   }
   void* out = chunks_[chunk_].memory + used_;
   used_ += bytes;
+  taken_ += bytes;
+  most_ = std::max(most_, taken_);
   return out;
 }
 

@@ -437,7 +437,7 @@ void require_training(const OperationTable& table);
 /// A row stride for `cols` words that keeps equal columns of neighbouring rows in different cache sets.
 int64_t padded_stride(int64_t cols);
 
-/// Memory handed out in order and given back all at once; grows to what one pass needs and then stays.
+/// Memory handed out in order and given back all at once; grows to what the largest pass needs and then stays.
 class Arena {
  public:
   explicit Arena(const OperationTable& table) : table_(table) {}
@@ -453,19 +453,26 @@ class Arena {
   Bf16Matrix bf16_matrix(int64_t rows, int64_t cols);
   size_t bytes() const;
   /// Gives back everything.
-  void clear() { chunk_ = used_ = 0; }
+  void clear() {
+    chunk_ = used_ = taken_ = 0;
+    unite();
+  }
+  /// How often its memory has moved: what was recorded before reads and writes elsewhere.
+  int64_t moves() const { return moves_; }
 
   /// Gives back everything taken after it was made.
   class Scope {
    public:
-    explicit Scope(Arena& arena) : arena_(arena), chunk_(arena.chunk_), used_(arena.used_) {}
-    ~Scope() { arena_.chunk_ = chunk_, arena_.used_ = used_; }
+    explicit Scope(Arena& arena) : arena_(arena), chunk_(arena.chunk_), used_(arena.used_), taken_(arena.taken_) {
+      if (taken_ == 0) arena.unite();
+    }
+    ~Scope() { arena_.chunk_ = chunk_, arena_.used_ = used_, arena_.taken_ = taken_; }
     Scope(const Scope&) = delete;
     Scope& operator=(const Scope&) = delete;
 
    private:
     Arena& arena_;
-    size_t chunk_, used_;
+    size_t chunk_, used_, taken_;
   };
 
  private:
@@ -473,9 +480,16 @@ class Arena {
     char* memory;
     size_t bytes;
   };
+  /// While nothing is taken: one chunk next time, where there are chunks for half as much again as was ever taken. Passes that grow leave
+  /// such behind, each too small for the next one.
+  void unite();
+  void release();
+
   const OperationTable& table_;
   std::vector<Chunk> chunks_;
-  size_t chunk_ = 0, used_ = 0;
+  size_t chunk_ = 0, used_ = 0;  // the next byte
+  size_t taken_ = 0, most_ = 0;  // now; ever
+  int64_t moves_ = 0;
 };
 
 /// Numbers that stay with a device; the host may look at them once finish() has been called. Zero to begin with.

@@ -1028,6 +1028,36 @@ void pack_cases(const OperationTable& table) {
   }
 }
 
+/// Memory grows to what the largest pass takes, and not to the sum of all that were ever larger than those before.
+void arena_cases(const OperationTable& table) {
+  Arena arena(table);
+  size_t most = 0;
+  for (size_t pass = 1; pass <= 200; ++pass) {
+    const Arena::Scope scope(arena);
+    std::vector<std::span<char>> taken;
+    size_t total = 0;
+    for (size_t i = 0; i < 8; ++i) {
+      const size_t bytes = pass * 64 * (1000 + 700 * (i % 3));
+      taken.emplace_back(static_cast<char*>(arena.take(bytes)), bytes);
+      std::fill(taken.back().begin(), taken.back().end(), char(i));
+      total += bytes;
+    }
+    most = std::max(most, total);
+    bool apart = true;
+    for (size_t i = 0; i < taken.size(); ++i) apart = apart && std::all_of(taken[i].begin(), taken[i].end(), [&](char c) { return c == char(i); });
+    check(apart, text(table.name, " memory of pass ", pass));
+  }
+  check(arena.bytes() < 3 * most && arena.moves() < 40,
+        text(table.name, " memory: ", arena.bytes(), " bytes for ", most, ", moved ", arena.moves(), " times"));
+  const int64_t moves = arena.moves();
+  for (size_t pass = 200; pass > 0; --pass) {
+    const Arena::Scope scope(arena);
+    for (size_t i = 0; i < 8; ++i) arena.take(pass * 64 * (1000 + 700 * (7 - i) % 3));
+  }
+  check(arena.moves() - moves <= 1 && arena.bytes() < 2 * most,
+        text(table.name, " memory of passes that shrink: ", arena.bytes(), " bytes for ", most));
+}
+
 }  // namespace
 
 /// Arguments: a table and the groups wanted of it; default: all of all.
@@ -1051,7 +1081,7 @@ int main(int count, char** arguments) {
     if (wants("attention")) attention_cases(*table, reference);
     if (wants("rows"))
       row_cases(*table, reference), unpack_cases(*table, reference), optimizer_cases(*table, reference), contrast_cases(*table, reference),
-          record_cases(*table);
+          record_cases(*table), arena_cases(*table);
     if (wants("merge")) merge_cases(*table);
     if (wants("backward")) backward_cases(*table, reference);
     std::printf("%s checked\n", table->name);

@@ -63,6 +63,19 @@ test('while a pass runs on cuda the next one is asked for: the same vectors, and
   await assert.rejects(work, { code: 'ABORTED', name: 'AbortError' })
 })
 
+test('passes that grow take their memory elsewhere, and what was recorded before is recorded again', { skip }, async () => {
+  await using model = await loadModel(path.join(fixtures, 'pico/qwen3'), { device })
+  const few = async () => (await model.embed(texts[0]!)).vectors
+  const own = await few()
+  for (let i = 0; i < 3; i++) assert.deepEqual(await few(), own)
+  for (let i = 1; i < 8; i++) {
+    const many = Array.from({ length: 2 * i }, (_, j) => 'word '.repeat(5 * i + j))
+    const { vectors, dimensions } = await model.embed(many)
+    assert.deepEqual(vectors.slice(0, dimensions), (await model.embed(many[0]!)).vectors)
+    for (let k = 0; k < 4; k++) assert.deepEqual(await few(), own)
+  }
+})
+
 test('a model that does not fit is an error with the numbers, and leaves nothing behind', {
   skip: skip || (emulated ? false : 'only an emulated GPU has as little memory as one likes'),
 }, async () => {
