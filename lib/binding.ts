@@ -206,7 +206,11 @@ export function packageRoot(): string {
     const file = path.join(directory, 'package.json')
     if (existsSync(file) && JSON.parse(readFileSync(file, 'utf8')).name === 'conan-embedding') return directory
     const parent = path.dirname(directory)
-    if (parent === directory) throw new ConanError('ADDON_MISSING', `package.json of conan-embedding: expected above ${__dirname}, found none`)
+    if (parent === directory)
+      throw new ConanError(
+        'ADDON_MISSING',
+        `package.json of conan-embedding: expected above ${__dirname}, found none (bundlers have to leave this package external)`,
+      )
     directory = parent
   }
 }
