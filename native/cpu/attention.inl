@@ -15,7 +15,7 @@ struct PlainMath {
   template <int kRows, bool kAcross, bool kWide>
   static constexpr TileKernel tile() {
     if constexpr (kWide) return tile_float<kRows, F32Panel, kAcross>;
-    else return tile_narrow<kRows, kAcross>;
+    else return tile_narrow<kRows, kAcross, W>;
   }
   static void store(Panel* out, F row, F) { V::store(out, row); }
   static F exp2(F x) { return CONAN_ISA::exp2(x); }

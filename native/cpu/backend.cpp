@@ -440,9 +440,11 @@ void multiply(const Kernels& k, const PackedWeight& weight, const uint32_t* a, i
   const int64_t tiles = ceil_div(count, k.tile_rows);
   for (; panel < panel_end; ++panel) {
     const char* b = weight.data + size_t(panel) * weight.panel_bytes;
+    const bool half = weight.kernel->narrow_tile[1] && !weight.gated && weight.rows - panel * 2 * k.width <= k.width;  // the rest is padding
+    const TileKernel* const tile_of = half ? weight.kernel->narrow_tile : weight.kernel->tile;
     for (int64_t t = 0; t < tiles; ++t) {
       const int64_t row = count * t / tiles, rows = count * (t + 1) / tiles - row;
-      weight.kernel->tile[rows](a + row * stride, stride, b, weight.steps, tile);
+      tile_of[rows](a + row * stride, stride, b, weight.steps, tile);
       Finish part = finish;
       part.y += row * part.y_stride;
       if (part.residual) part.residual += row * part.residual_stride;

@@ -53,21 +53,22 @@ static void tile_float(const uint32_t* a, int64_t stride, const void* panel, int
   }
 }
 
-/// As tile_float for one register of columns: short sequences in attention.
-template <int kRows, bool kAcross>
+/// As tile_float in f32 for one register of columns, where there are no more: short sequences in attention, weights of few rows. `kStride`: from
+/// one k of the panel to the next, and from one row of the tile.
+template <int kRows, bool kAcross, int kStride>
 static void tile_narrow(const uint32_t* a, int64_t stride, const void* panel, int64_t steps, void* tile) {
   F sum[kRows];
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) sum[i] = V::zero();
   Rows<kRows, kAcross> rows(a, stride);
   const float* b = static_cast<const float*>(panel);
-  for (int64_t k = 0; k < steps; ++k, b += W, rows.step()) {
+  for (int64_t k = 0; k < steps; ++k, b += kStride, rows.step()) {
     F b0 = V::load(b);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) sum[i] = V::fma(broadcast(rows.at(i)), b0, sum[i]);
   }
 #pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) V::store(static_cast<float*>(tile) + i * W, sum[i]);
+  for (int i = 0; i < kRows; ++i) V::store(static_cast<float*>(tile) + i * kStride, sum[i]);
 }
 
 template <int kRows>
@@ -135,7 +136,10 @@ static inline void turn_tile(const void* in, void* out) {
 template <class Panel, int... i>
 static constexpr GemmKernel float_kernel(const char* name, Layout layout, std::integer_sequence<int, i...>) {
   GemmKernel kernel{name, layout};
-  if (layout == Layout::f32) kernel.turn = turn_tile, kernel.pack_rows = pack_rows;
+  if (layout == Layout::f32) {
+    kernel.turn = turn_tile, kernel.pack_rows = pack_rows;
+    ((kernel.narrow_tile[i + 1] = tile_narrow<i + 1, false, NR>), ...);
+  }
   ((kernel.tile[i + 1] = tile_float<i + 1, Panel, false>), ...);
   return kernel;
 }

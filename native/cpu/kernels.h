@@ -28,7 +28,8 @@ using TileKernel = void (*)(const uint32_t* a, int64_t stride, const void* panel
 struct GemmKernel {
   const char* name = nullptr;  // null: not available
   Layout layout = Layout::f32;
-  TileKernel tile[kMaxTileRows + 1] = {};  // by number of rows
+  TileKernel tile[kMaxTileRows + 1] = {};         // by number of rows
+  TileKernel narrow_tile[kMaxTileRows + 1] = {};  // ditto, of a panel's first half alone; null: not available
   /// One row of activations to words; `scale` takes the row's quantisation step. Null: floats are used as they lie.
   void (*convert)(const float* x, int64_t k, uint32_t* words, float* scale) = nullptr;
   /// The transpose of a tile of NR x NR elements of this layout; null: element by element.

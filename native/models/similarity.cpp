@@ -69,6 +69,9 @@ void similarities(Context& context, Similarity measure, const Matrix& a, const M
       Arena::Scope scope(own.scratch);
       const Matrix rows = many.slice(first, count),
                    found = turned ? own.scratch.matrix(count, part.rows) : out.slice(first, count).columns(packed, part.rows);
+      const Matrix own_inverse = own.scratch.contiguous(1, count);
+      if (measure == Similarity::cosine)  // first, since it reads rows in order, which memory does best
+        for (int64_t i = 0; i < count; ++i) own_inverse.data[i] = inverse_length(rows.row(i), D);
       if (products) {
         LinearArgs args;
         args.x = rows, args.weight = weight.get(), args.y = found;
@@ -78,8 +81,7 @@ void similarities(Context& context, Similarity measure, const Matrix& a, const M
         const float* const x = rows.row(i);
         float* const to = found.row(i);
         if (measure == Similarity::cosine) {
-          const float own_inverse = inverse_length(x, D);
-          for (int64_t j = 0; j < part.rows; ++j) to[j] *= own_inverse * inverse[size_t(j)];
+          for (int64_t j = 0; j < part.rows; ++j) to[j] *= own_inverse.data[i] * inverse[size_t(j)];
         } else if (measure == Similarity::euclidean) {
           for (int64_t j = 0; j < part.rows; ++j) to[j] = -std::sqrt(squared_differences(x, part.row(j), D));
         } else if (measure == Similarity::manhattan) {

@@ -60,7 +60,8 @@ void linear_cases(const OperationTable& table, const OperationTable& reference) 
                         {17, 64, 96, false, true, true, Activation::none},     {29, 130, 48, true, false, false, Activation::silu},
                         {64, 512, 100, false, true, false, Activation::relu},  {200, 65, 34, true, true, true, Activation::gelu_tanh},
                         {2, 1024, 33, false, false, true, Activation::tanh},   {5, 31, 20, false, true, false, Activation::quick_gelu},
-                        {1100, 16, 300, false, true, false, Activation::none}, {300, 200, 280, true, true, false, Activation::silu}};
+                        {1100, 16, 300, false, true, false, Activation::none}, {300, 200, 280, true, true, false, Activation::silu},
+                        {40, 24, 5, true, true, false, Activation::silu}};
   for (WeightFormat format : {WeightFormat::f32, WeightFormat::bf16, WeightFormat::f16, WeightFormat::i8})
     for (const Case& c : cases) {
       const std::string what = text(table.name, " linear ", weight_format_name(format), " ", c.rows, "x", c.k, "x", c.n);
