@@ -28,7 +28,7 @@ const Kernels& kernels(const Context& context) { return *static_cast<const Kerne
 
 // ---- memory
 
-constexpr size_t kAlignment = 64, kHugePage = size_t(2) << 20;
+constexpr size_t kAlignment = 64;
 
 [[noreturn]] void no_memory(size_t bytes) { fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes"); }
 
@@ -36,9 +36,11 @@ constexpr size_t kAlignment = 64, kHugePage = size_t(2) << 20;
 // and a process that loaded one model after the other grew.
 
 #if defined(__linux__)
-/// Huge pages of their own, which go back to the system.
-size_t whole_pages(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }
+constexpr size_t kHugePage = size_t(2) << 20, kPage = size_t(64) << 10;  // the largest of the usual small ones
 
+size_t whole_pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
+
+/// Pages of its own, huge ones where it fills them, which go back to the system.
 void* map(size_t bytes) {
   const size_t size = whole_pages(bytes);
   void* mapped = mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -47,7 +49,7 @@ void* map(size_t bytes) {
   char* memory = static_cast<char*>(mapped) + before;
   if (before) munmap(mapped, before);
   munmap(memory + size, kHugePage - before);
-  madvise(memory, size, MADV_HUGEPAGE);
+  madvise(memory, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
   return memory;
 }
 #endif
@@ -63,7 +65,7 @@ void* allocate(size_t bytes) {
   return memory;
 }
 
-void release(void* memory, size_t bytes) {
+void release(void* memory, [[maybe_unused]] size_t bytes) {
   if (!memory) return;
 #if defined(__linux__)
   if (bytes >= kHugePage) {
