@@ -723,8 +723,8 @@ OperationTable table_of(const Kernels& kernels) {
   t.name = kernels.name;
   t.data = &kernels;
   t.narrow_linear = kernels.gemm[int(WeightFormat::bf16)].layout == Layout::bf16_pairs;
-  t.allocate = allocate;
-  t.release = release;
+  t.allocate = [](const OperationTable&, size_t bytes) { return allocate(bytes); };
+  t.release = [](const OperationTable&, void* memory, size_t bytes) { release(memory, bytes); };
   t.pack = pack;
   t.for_rows = for_rows;
   t.embed = embed;

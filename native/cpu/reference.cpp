@@ -12,12 +12,12 @@ namespace conan::cpu {
 
 namespace {
 
-void* allocate(size_t bytes) {
+void* allocate(const OperationTable&, size_t bytes) {
   void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
   if (!memory) fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes");
   return memory;
 }
-void release(void* memory, size_t) { std::free(memory); }
+void release(const OperationTable&, void* memory, size_t) { std::free(memory); }
 
 struct PlainWeight : Weight {
   std::vector<float> values;  // [rows, cols], rounded to what `format` holds; int8 as whole numbers

@@ -14,15 +14,15 @@ namespace {
 
 /// Memory that host loops may look at as well, once finish() has been called. The driver would give more of it than the GPU has, and move
 /// it to and fro.
-void* allocate(size_t bytes) {
+void* allocate(const OperationTable& table, size_t bytes) {
+  const int device = static_cast<const Device*>(table.data)->index;
+  check(cudaSetDevice(device), "device");
   void* memory = nullptr;
   size_t left = 0, all = 0;
   check(cudaMemGetInfo(&left, &all), "memory");
 #ifdef __CUDACC__
   if (bytes > left) {  // operations' own memory may be in the way, of which most is free again
-    int device = 0;
     cudaMemPool_t pool;
-    check(cudaGetDevice(&device), "device");
     check(cudaDeviceSynchronize(), "computing");
     check(cudaDeviceGetDefaultMemPool(&pool, device), "memory pool");
     check(cudaMemPoolTrimTo(pool, 0), "memory pool");
@@ -32,8 +32,6 @@ void* allocate(size_t bytes) {
   check_memory(bytes > left ? cudaErrorMemoryAllocation : cudaMallocManaged(&memory, bytes, cudaMemAttachGlobal), bytes);
 #ifdef __CUDACC__
   // Its pages come into being on the GPU, all at once: otherwise kernels would ask for them one fault at a time. No more than a hint.
-  int device = 0;
-  cudaGetDevice(&device);
   if (cudaMemPrefetchAsync(memory, bytes, {cudaMemLocationTypeDevice, device}, 0, nullptr) != cudaSuccess) cudaGetLastError();
 #endif
   allocated.add(memory, bytes, memory);
@@ -47,7 +45,8 @@ size_t free_bytes(Context& context) {
   return left;
 }
 
-void release(void* memory, size_t) {
+void release(const OperationTable& table, void* memory, size_t) {
+  cudaSetDevice(static_cast<const Device*>(table.data)->index);
   allocated.remove(memory);
   cudaFree(memory);
 }

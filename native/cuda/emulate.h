@@ -279,22 +279,32 @@ inline void forget(void* memory) {
   std::lock_guard lock(allocations_lock);
   allocations.erase(static_cast<char*>(memory));
 }
+
+inline thread_local int device = -1;  // a real one's would be 0: the wrong GPU, where there are two
+inline void require_device() {
+  if (device < 0) std::abort();
+}
 }  // namespace conan::cuda::emulated
 
 inline const char* cudaGetErrorString(cudaError_t) { return "emulated"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+inline cudaError_t cudaSetDevice(int device) {
+  conan::cuda::emulated::device = device;
+  return cudaSuccess;
+}
 inline cudaError_t cudaStreamSynchronize(cudaStream_t) {
   conan::cuda::emulated::drain();
   return cudaSuccess;
 }
 inline cudaError_t cudaMemGetInfo(size_t* left, size_t* all) {
+  conan::cuda::emulated::require_device();
   const size_t taken = conan::cuda::emulated::taken();
   *all = conan::cuda::emulated::memory();
   *left = *all > taken ? *all - taken : 0;
   return cudaSuccess;
 }
 inline cudaError_t cudaMallocManaged(void** out, size_t bytes, int) {
+  conan::cuda::emulated::require_device();
   if (conan::cuda::emulated::taken() + bytes > conan::cuda::emulated::memory()) return cudaErrorMemoryAllocation;
   *out = std::aligned_alloc(256, (bytes + 255) / 256 * 256);
   std::lock_guard lock(conan::cuda::emulated::allocations_lock);
@@ -321,6 +331,7 @@ inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cud
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaStreamSynchronize(nullptr); }
 inline cudaError_t cudaFree(void* memory) {
+  conan::cuda::emulated::require_device();
   conan::cuda::emulated::drain();
   conan::cuda::emulated::forget(memory);
   std::free(memory);

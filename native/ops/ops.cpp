@@ -49,12 +49,12 @@ int64_t padded_stride(int64_t cols) {
 
 Floats::Floats(const OperationTable& table, int64_t size) : table_(&table), size_(size) {
   if (size == 0) return;
-  data_ = static_cast<float*>(table.allocate(size_t(size) * sizeof(float)));
+  data_ = static_cast<float*>(table.allocate(table, size_t(size) * sizeof(float)));
   std::fill_n(data_, size, 0.f);
 }
 
 Floats::~Floats() {
-  if (data_) table_->release(data_, size_t(size_) * sizeof(float));
+  if (data_) table_->release(*table_, data_, size_t(size_) * sizeof(float));
 }
 
 void clear(Context& context, const Matrix& x) {
@@ -85,7 +85,7 @@ std::unique_ptr<Arrival> bring(Context& context, const Matrix& x) {
 Arena::~Arena() { release(); }
 
 void Arena::release() {
-  for (const Chunk& chunk : chunks_) table_.release(chunk.memory, chunk.bytes);
+  for (const Chunk& chunk : chunks_) table_.release(table_, chunk.memory, chunk.bytes);
   chunks_.clear();
 }
 
@@ -101,7 +101,7 @@ void* Arena::take(size_t bytes) {
   if (chunk_ == chunks_.size()) {
     const size_t whole = chunks_.empty() ? most_ + most_ / 8 : 0;  // with room for passes to grow into
     const size_t size = std::max({bytes, whole, size_t(1) << 18});
-    chunks_.push_back({static_cast<char*>(table_.allocate(size)), size});
+    chunks_.push_back({static_cast<char*>(table_.allocate(table_, size)), size});
   }
   void* out = chunks_[chunk_].memory + used_;
   used_ += bytes;

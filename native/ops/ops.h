@@ -362,8 +362,8 @@ struct OperationTable {
   /// pack and repack add WeightSource::changes; elsewhere that is for their callers.
   bool packs_changes = false;
 
-  void* (*allocate)(size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
-  void (*release)(void* memory, size_t bytes) = nullptr;
+  void* (*allocate)(const OperationTable&, size_t bytes) = nullptr;  // aligned to 64 bytes, not cleared; Error OUT_OF_MEMORY
+  void (*release)(const OperationTable&, void* memory, size_t bytes) = nullptr;
   /// What allocate() could give now. Null: whatever the host has.
   size_t (*free_bytes)(Context&) = nullptr;
   /// Returns when everything asked for so far is in memory, where a backend works on its own; before host code looks at or changes memory of
