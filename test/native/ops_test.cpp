@@ -1032,13 +1032,14 @@ void pack_cases(const OperationTable& table) {
 /// Memory grows to what the largest pass takes, and not to the sum of all that were ever larger than those before.
 void arena_cases(const OperationTable& table) {
   Arena arena(table);
+  const auto bytes_of = [](size_t pass, size_t i) { return pass * 8 * (1000 + 700 * (i % 3)); };
   size_t most = 0;
   for (size_t pass = 1; pass <= 200; ++pass) {
     const Arena::Scope scope(arena);
     std::vector<std::span<char>> taken;
     size_t total = 0;
     for (size_t i = 0; i < 8; ++i) {
-      const size_t bytes = pass * 64 * (1000 + 700 * (i % 3));
+      const size_t bytes = bytes_of(pass, i);
       taken.emplace_back(static_cast<char*>(arena.take(bytes)), bytes);
       std::fill(taken.back().begin(), taken.back().end(), char(i));
       total += bytes;
@@ -1053,7 +1054,7 @@ void arena_cases(const OperationTable& table) {
   const int64_t moves = arena.moves();
   for (size_t pass = 200; pass > 0; --pass) {
     const Arena::Scope scope(arena);
-    for (size_t i = 0; i < 8; ++i) arena.take(pass * 64 * (1000 + 700 * (7 - i) % 3));
+    for (size_t i = 0; i < 8; ++i) arena.take(bytes_of(pass, 7 - i));
   }
   check(arena.moves() - moves <= 1 && arena.bytes() < 2 * most,
         text(table.name, " memory of passes that shrink: ", arena.bytes(), " bytes for ", most));
