@@ -15,7 +15,7 @@ namespace {
 /// Memory that host loops may look at as well, once finish() has been called. The driver would give more of it than the GPU has, and move
 /// it to and fro.
 void* allocate(const OperationTable& table, size_t bytes) {
-  const int device = static_cast<const Device*>(table.data)->index;
+  const int device = device_of(table).index;
   check(cudaSetDevice(device), "device");
   void* memory = nullptr;
   size_t left = 0, all = 0;
@@ -46,7 +46,7 @@ size_t free_bytes(Context& context) {
 }
 
 void release(const OperationTable& table, void* memory, size_t) {
-  cudaSetDevice(static_cast<const Device*>(table.data)->index);
+  cudaSetDevice(device_of(table).index);
   allocated.remove(memory);
   cudaFree(memory);
 }

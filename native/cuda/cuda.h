@@ -263,7 +263,8 @@ struct Device {
   }
 };
 
-inline Device& device_of(const Context& context) { return *static_cast<Device*>(const_cast<void*>(context.ops.data)); }
+inline Device& device_of(const OperationTable& table) { return *static_cast<Device*>(const_cast<void*>(table.data)); }
+inline Device& device_of(const Context& context) { return device_of(context.ops); }
 
 template <class... Parameters, class... Args>
 void launch(const Device& device, void (*kernel)(Parameters...), dim3 grid, dim3 block, Args... args) {

@@ -37,10 +37,12 @@ CONAN_CLONES float differences(const float* x, const float* y, int64_t count) {
       count, [=](int64_t i) __attribute__((always_inline)) { return std::fabs(x[i] - y[i]); });
 }
 
-/// One over a row's length; of zeros 0.
-float inverse_length(const float* x, int64_t count) {
-  const float sum = squares(x, count);
-  return sum > 0 ? 1 / std::sqrt(sum) : 0;
+/// One over each row's length; of zeros 0.
+void inverse_lengths(const Matrix& x, float* out) {
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const float sum = squares(x.row(i), x.cols);
+    out[i] = sum > 0 ? 1 / std::sqrt(sum) : 0;
+  }
 }
 
 }  // namespace
@@ -62,16 +64,14 @@ void similarities(Context& context, Similarity measure, const Matrix& a, const M
     const Matrix part = few.slice(packed, std::min(rows_packed, few.rows - packed));
     std::unique_ptr<Weight> weight;
     if (products) weight = context.ops.pack(context, {"vectors", {{part.data, Dtype::f32, {part.rows, D}}}}, WeightFormat::f32);
-    std::vector<float> inverse(size_t(part.rows), 1.f);
-    if (measure == Similarity::cosine)
-      for (int64_t j = 0; j < part.rows; ++j) inverse[size_t(j)] = inverse_length(part.row(j), D);
+    std::vector<float> inverse(size_t(part.rows));
+    if (measure == Similarity::cosine) inverse_lengths(part, inverse.data());
     context.ops.for_rows(context, many.rows, part.rows + D, [&](Context& own, int64_t first, int64_t count) {
       Arena::Scope scope(own.scratch);
       const Matrix rows = many.slice(first, count),
                    found = turned ? own.scratch.matrix(count, part.rows) : out.slice(first, count).columns(packed, part.rows);
-      const Matrix own_inverse = own.scratch.contiguous(1, count);
-      if (measure == Similarity::cosine)  // first, since it reads rows in order, which memory does best
-        for (int64_t i = 0; i < count; ++i) own_inverse.data[i] = inverse_length(rows.row(i), D);
+      float* const own_inverse = own.scratch.contiguous(1, count).data;
+      if (measure == Similarity::cosine) inverse_lengths(rows, own_inverse);  // first, since it reads rows in order, which memory does best
       if (products) {
         LinearArgs args;
         args.x = rows, args.weight = weight.get(), args.y = found;
@@ -81,7 +81,7 @@ void similarities(Context& context, Similarity measure, const Matrix& a, const M
         const float* const x = rows.row(i);
         float* const to = found.row(i);
         if (measure == Similarity::cosine) {
-          for (int64_t j = 0; j < part.rows; ++j) to[j] *= own_inverse.data[i] * inverse[size_t(j)];
+          for (int64_t j = 0; j < part.rows; ++j) to[j] *= own_inverse[i] * inverse[size_t(j)];
         } else if (measure == Similarity::euclidean) {
           for (int64_t j = 0; j < part.rows; ++j) to[j] = -std::sqrt(squared_differences(x, part.row(j), D));
         } else if (measure == Similarity::manhattan) {

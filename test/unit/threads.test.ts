@@ -1,4 +1,4 @@
-// The thread pool as Node sees it: CONAN_THREADS, and no work while nothing is asked for.
+// Threads as Node sees them: CONAN_THREADS, no work while nothing is asked for, workers that are terminated.
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
 import { stat } from 'node:fs/promises'
