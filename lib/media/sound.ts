@@ -66,13 +66,39 @@ class ByteQueue {
   }
 }
 
-const samplesOf: Record<string, { bytes: number; read: (data: Buffer, at: number) => number }> = {
-  'integer 8': { bytes: 1, read: (data, at) => (data[at]! - 128) / 128 },
-  'integer 16': { bytes: 2, read: (data, at) => data.readInt16LE(at) / 32768 },
-  'integer 24': { bytes: 3, read: (data, at) => data.readIntLE(at, 3) / 8388608 },
-  'integer 32': { bytes: 4, read: (data, at) => data.readInt32LE(at) / 2147483648 },
-  'float 32': { bytes: 4, read: (data, at) => data.readFloatLE(at) },
-  'float 64': { bytes: 8, read: (data, at) => data.readDoubleLE(at) },
+interface SampleFormat {
+  bytes: number
+  numbers: (data: ArrayBuffer) => Uint8Array | Int16Array | Int32Array | Float32Array | Float64Array
+  /** The number that stands for silence, and what one more adds. */
+  zero: number
+  step: number
+}
+
+function integers24(data: ArrayBuffer): Int32Array {
+  const bytes = new Uint8Array(data)
+  const out = new Int32Array(bytes.length / 3)
+  for (let i = 0, at = 0; i < out.length; i++, at += 3) out[i] = ((bytes[at]! << 8) | (bytes[at + 1]! << 16) | (bytes[at + 2]! << 24)) >> 8
+  return out
+}
+
+const sampleFormats: Record<string, SampleFormat> = {
+  'integer 8': { bytes: 1, numbers: (data) => new Uint8Array(data), zero: 128, step: 2 ** -7 },
+  'integer 16': { bytes: 2, numbers: (data) => new Int16Array(data), zero: 0, step: 2 ** -15 },
+  'integer 24': { bytes: 3, numbers: integers24, zero: 0, step: 2 ** -23 },
+  'integer 32': { bytes: 4, numbers: (data) => new Int32Array(data), zero: 0, step: 2 ** -31 },
+  'float 32': { bytes: 4, numbers: (data) => new Float32Array(data), zero: 0, step: 1 },
+  'float 64': { bytes: 8, numbers: (data) => new Float64Array(data), zero: 0, step: 1 },
+}
+
+/** `frames` samples of each channel, one of each in turn in the file. */
+function separated(data: Buffer, frames: number, channels: number, { bytes, numbers, zero, step }: SampleFormat): Float32Array[] {
+  const aligned = data.buffer.slice(data.byteOffset, data.byteOffset + frames * channels * bytes) as ArrayBuffer
+  const all = numbers(aligned)
+  return Array.from({ length: channels }, (_, channel) => {
+    const out = new Float32Array(frames)
+    for (let i = 0, at = channel; i < frames; i++, at += channels) out[i] = (all[at]! - zero) * step
+    return out
+  })
 }
 
 /** RIFF, RF64 and BW64, with integers or floats, plain or extensible; a size that is not true (a pipe, a cut file) ends with the data. */
@@ -80,7 +106,7 @@ async function* wav(stream: AsyncIterator<Uint8Array>, name: string): AsyncGener
   const bytes = new ByteQueue(stream)
   const wrong = (expected: string, got: string) => new ConanError('INVALID_INPUT', `${name}: WAV: expected ${expected}, got ${got}`)
   await bytes.skip(12)
-  let format: { channels: number; samplingRate: number; sample: (typeof samplesOf)[string] } | undefined
+  let format: { channels: number; samplingRate: number; sample: SampleFormat } | undefined
   for (;;) {
     const header = await bytes.take(8)
     if (header.length < 8) throw wrong('a data chunk', 'the end of the file')
@@ -95,9 +121,7 @@ async function* wav(stream: AsyncIterator<Uint8Array>, name: string): AsyncGener
         const data = await bytes.take(Math.min(left, Math.floor(pieceBytes / block) * block || block))
         const frames = Math.floor(data.length / block)
         if (frames === 0) return
-        const out = Array.from({ length: channels }, () => new Float32Array(frames))
-        for (let i = 0, at = 0; i < frames; i++) for (let c = 0; c < channels; c++, at += sample.bytes) out[c]![i] = sample.read(data, at)
-        yield { channels: out, samplingRate }
+        yield { channels: separated(data, frames, channels, sample), samplingRate }
         left -= data.length
       }
       return
@@ -112,7 +136,7 @@ async function* wav(stream: AsyncIterator<Uint8Array>, name: string): AsyncGener
     const [channels, samplingRate, bits] = [chunk.readUInt16LE(2), chunk.readUInt32LE(4), chunk.readUInt16LE(14)]
     if (tag === 0xfffe && chunk.length >= 26) tag = chunk.readUInt16LE(24) // extensible: the first bytes of its GUID
     const kind = tag === 1 ? 'integer' : tag === 3 ? 'float' : undefined
-    const sample = samplesOf[`${kind} ${Math.ceil(bits / 8) * 8}`]
+    const sample = sampleFormats[`${kind} ${Math.ceil(bits / 8) * 8}`]
     if (!sample) throw wrong('integers of 8 to 32 bits or floats of 32 or 64', `format ${tag} of ${bits} bits`)
     if (channels < 1 || chunk.readUInt16LE(12) !== channels * sample.bytes)
       throw wrong('whole samples', `${channels} channels in ${chunk.readUInt16LE(12)} bytes`)

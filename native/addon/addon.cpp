@@ -601,15 +601,8 @@ Napi::Value patches(const Napi::CallbackInfo& info) {
   return Task::run(
       info.Env(),
       [=] {
-        std::vector<std::vector<uint8_t>> resized;
-        std::vector<const uint8_t*> all;
-        for (const uint8_t* frame : *frames) {
-          resized.push_back(media::resize_bicubic(frame, width, height, to_width, to_height));
-          all.push_back(resized.back().data());
-        }
-        while (!all.empty() && int64_t(all.size()) < layout.temporal_patch) all.push_back(all.back());  // an image is a still video
         out->resize(size_t(to_width * to_height * 3 * layout.temporal_patch));
-        media::write_patches(all, to_width, to_height, layout, out->data());
+        media::image_patches(*frames, width, height, to_width, to_height, layout, out->data());
       },
       [=](Napi::Env env) -> Napi::Value {
         kept->Reset();

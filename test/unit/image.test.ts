@@ -1,12 +1,14 @@
 // Images: the same patches as transformers' processor, to the bit; whole inputs against golden vectors; every way to hand one
 // over; and every way in which one can be wrong.
 import assert from 'node:assert/strict'
+import { createHash } from 'node:crypto'
 import { copyFileSync, existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { pathToFileURL } from 'node:url'
 import sharp from 'sharp'
 import { type EmbedInput, loadModel } from '../../lib'
+import { binding, type NativePatchLayout } from '../../lib/binding'
 import { decodeImage, imagePatches } from '../../lib/media/image'
 import { readImageSettings, smartResize } from '../../lib/media/processor'
 import { copyOf, dataDirectory, fixtures, floats, ints, needs, numbersOf, readSafetensors, temporary, worstCosine } from '../support'
@@ -23,6 +25,43 @@ for (const name of readdirSync(images).filter((name) => /\.(png|jpg|gif)$/.test(
     assert.deepEqual(grids, ints(golden.get(`grid.${name}`)!))
     assert.deepEqual(numbersOf(patches, 2 * 4 * 4), floats(golden.get(`patches.${name}`)!))
   })
+
+/** A picture [height, width, 3] of the patches that were made of it. */
+function assembled(patches: Uint8Array, width: number, height: number, { patch: p, temporalPatch: frames, merge: m }: NativePatchLayout, frame: number) {
+  const out = new Uint8Array(width * height * 3)
+  const across = width / p / m
+  for (let i = 0; i < (width / p) * (height / p); i++) {
+    const [block, within] = [Math.floor(i / m / m), i % (m * m)]
+    const [top, left] = [Math.floor(block / across) * m + Math.floor(within / m), (block % across) * m + (within % m)]
+    for (let c = 0; c < 3; c++)
+      for (let y = 0; y < p; y++)
+        for (let x = 0; x < p; x++) out[((top * p + y) * width + left * p + x) * 3 + c] = patches[(((i * 3 + c) * frames + frame) * p + y) * p + x]!
+  }
+  return out
+}
+
+test('pictures of many sizes are resampled as Pillow does, to the bit', async () => {
+  const sizes: { width: number; height: number; toWidth: number; toHeight: number; sha256: string }[] = JSON.parse(
+    readFileSync(path.join(fixtures, 'vision/resized.json'), 'utf8'),
+  )
+  for (const { width, height, toWidth, toHeight, sha256 } of sizes)
+    for (const [patch, merge] of [
+      [16, 2],
+      [8, 1],
+    ] as const) {
+      let state = 1
+      const noise = Uint8Array.from({ length: width * height * 3 }, () => (state = (Math.imul(state, 1664525) + 1013904223) >>> 0) >>> 24)
+      const other = noise.map((value) => 255 - value)
+      const layout = { toWidth, toHeight, patch, temporalPatch: 2, merge }
+      const hash = (picture: Uint8Array) => createHash('sha256').update(picture).digest('hex')
+      const what = `${width} x ${height} to ${toWidth} x ${toHeight}, patches of ${patch}`
+      const still = await binding().patches([noise], width, height, layout)
+      for (const frame of [0, 1]) assert.equal(hash(assembled(still, toWidth, toHeight, layout, frame)), sha256, what)
+      const moving = await binding().patches([other, noise], width, height, layout)
+      assert.equal(hash(assembled(moving, toWidth, toHeight, layout, 1)), sha256, what)
+      assert.notEqual(hash(assembled(moving, toWidth, toHeight, layout, 0)), sha256, what)
+    }
+})
 
 test('whole inputs: image, image and text, several images with an instruction, text, nothing', async () => {
   await using model = await loadModel(directory, { dtype: 'float32' })
