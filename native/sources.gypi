@@ -39,6 +39,7 @@
       "native/models/similarity.cpp",
       "native/models/arch/bert.cpp",
       "native/models/arch/modernbert.cpp",
+      "native/models/arch/rotary_bert.cpp",
       "native/models/vision.cpp",
       "native/models/projector.cpp",
       "native/models/audio/encoder.cpp",

@@ -161,7 +161,7 @@ export async function attachAudio(model: string, encoder: string, options: Attac
     )
   const text = textConfig(backbone.config)
   const outputs = positive(audioConfig[kind.outputs], kind.outputs, 0)
-  const hidden = positive(text.hidden_size, 'hidden_size', 0)
+  const hidden = positive(text.hidden_size ?? text.n_embd ?? text.dim, 'hidden_size', 0)
 
   // The tensors: those of the backbone, of the encoder under another name, and the projector's.
   const prefix = named(tower, kind.probe)

@@ -44,6 +44,10 @@ struct TensorView {
     return n;
   }
   size_t bytes() const { return size_t(size()) * dtype_size(dtype); }
+  /// Rows [first, first + count) of a matrix.
+  TensorView rows(int64_t first, int64_t count) const {
+    return {static_cast<const char*>(data) + size_t(first * shape[1]) * dtype_size(dtype), dtype, {count, shape[1]}};
+  }
 };
 
 std::string shape_text(const std::vector<int64_t>& shape);  // "[8960, 1536]"

@@ -121,6 +121,11 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
   if (type == "default" || type == "mrope") {
   } else if (type == "linear") {
     for (float& f : rope.frequencies) f = float(f / factor);
+  } else if (type == "ntk") {
+    // Su 2023 (kexue.fm/archives/9706), as GTE's own code has it: an angle shrinks the more the lower it is, all of them a little.
+    if (scaling.has("mixed_b")) fail("UNSUPPORTED_ARCHITECTURE", scaling.subject(), ": \"mixed_b\": expected none");
+    for (size_t i = 0; i < rope.frequencies.size() && factor > 1; ++i)
+      rope.frequencies[i] = float(std::pow(theta * factor, -double(2 * i) / double(rotated)) / std::pow(factor, 2 / double(rotated)));
   } else if (type == "llama3") {
     // Llama 3.1: long wavelengths are stretched, short ones stay, those between are blended.
     const double low = scaling.number("low_freq_factor", 1), high = scaling.number("high_freq_factor", 4);
@@ -148,7 +153,7 @@ RopeConfig read_rope(const ConfigReader& config, int64_t head_dim, double defaul
     const double m = scaling.number("mscale", 0), all = scaling.number("mscale_all_dim", 0);
     rope.factor = float(scaling.number("attention_factor", m != 0 && all != 0 ? mscale(m) / mscale(all) : mscale(1)));
   } else {
-    scaling.wrong("rope_type", "expected default, linear, llama3 or yarn, got \"", type, "\"");
+    scaling.wrong("rope_type", "expected default, linear, ntk, llama3 or yarn, got \"", type, "\"");
   }
   return rope;
 }
@@ -172,8 +177,9 @@ std::vector<bool> read_sliding_layers(const ConfigReader& config, int64_t layers
 }
 
 TransformerConfig read_transformer_config(const Json& json, const std::string& subject) {
-  static const Architecture* const architectures[] = {&arch_bert,  &arch_roberta, &arch_mpnet,    &arch_distilbert, &arch_modernbert,
-                                                      &arch_llama, &arch_qwen,    &arch_qwen3_vl, &arch_gemma3};
+  static const Architecture* const architectures[] = {
+      &arch_bert,     &arch_roberta, &arch_mpnet,    &arch_distilbert, &arch_modernbert,         &arch_llama, &arch_qwen,
+      &arch_qwen3_vl, &arch_gemma3,  &arch_eurobert, &arch_nomic_bert, &arch_jina_embeddings_v3, &arch_gte};
   ConfigReader config(json, subject);
   const std::string type = config.string("model_type", "");
   std::string known;

@@ -61,6 +61,7 @@ struct TensorNames {
   std::string attention_norm, attention_post_norm, mlp_norm, mlp_post_norm;
   std::string q_norm, k_norm;
   std::vector<std::string> mlp_in;  // gate and value, or one with both, or the one of an ungated MLP
+  bool value_first = false;         // in the one with both
   std::string mlp_out;
   std::string layers;  // what all names inside layers start with: no tensor there may stay unused
 };
@@ -79,7 +80,8 @@ struct TransformerConfig {
   Activation activation = Activation::gelu_erf;
   bool gated = false;
   bool qkv_bias = true, output_bias = true, mlp_bias = true;
-  bool key_bias = true;  // with qkv_bias: keys may have none (Whisper)
+  bool key_bias = true;     // with qkv_bias: keys may have none (Whisper)
+  bool mlp_in_bias = true;  // with mlp_bias: what goes into the activation may have none (GTE)
   float attention_scale = 0;
   float embedding_scale = 1;
   int position_offset = 0;  // learned positions start here; with pad_id >= 0 they count non-pad tokens (RoBERTa)
@@ -129,7 +131,8 @@ struct Architecture {
   TransformerConfig (*read)(const ConfigReader&);
 };
 
-extern const Architecture arch_bert, arch_roberta, arch_mpnet, arch_distilbert, arch_modernbert, arch_llama, arch_qwen, arch_qwen3_vl, arch_gemma3;
+extern const Architecture arch_bert, arch_roberta, arch_mpnet, arch_distilbert, arch_modernbert, arch_llama, arch_qwen, arch_qwen3_vl, arch_gemma3,
+    arch_eurobert, arch_nomic_bert, arch_jina_embeddings_v3, arch_gte;
 
 /// The vision tower that a config.json describes beside its language model; none: a model of text alone.
 std::optional<VisionConfig> read_vision_config(const Json& config, const std::string& subject);

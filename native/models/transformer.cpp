@@ -147,11 +147,14 @@ void Transformer::load_layer(Context& context, WeightLoader& loader, WeightForma
 
   const std::vector<std::string> mlp_in = named(n.mlp_in);
   const int64_t width = c.gated ? 2 * c.intermediate : c.intermediate;
-  layer.mlp_in =
-      loader.pack(context, mlp_in, std::vector<int64_t>(mlp_in.size(), width / int64_t(mlp_in.size())), c.hidden, format, c.gated && !apart_);
+  const bool gated = c.gated && !apart_;
+  layer.mlp_in = n.value_first
+                     ? loader.pack_swapped(context, mlp_in[0], c.intermediate, c.hidden, format, gated)
+                     : loader.pack(context, mlp_in, std::vector<int64_t>(mlp_in.size(), width / int64_t(mlp_in.size())), c.hidden, format, gated);
   layer.mlp_out = loader.pack(context, {at_layer(n.mlp_out, index)}, {c.hidden}, c.intermediate, format);
   if (c.mlp_bias) {
-    for (const std::string& name : mlp_in) append_bias(layer.mlp_in_bias, name, width / int64_t(mlp_in.size()));
+    if (c.mlp_in_bias)
+      for (const std::string& name : mlp_in) append_bias(layer.mlp_in_bias, name, width / int64_t(mlp_in.size()));
     append_bias(layer.mlp_out_bias, at_layer(n.mlp_out, index), c.hidden);
   }
 }

@@ -104,22 +104,34 @@ std::unique_ptr<Weight> WeightLoader::pack(Context& context, const std::vector<s
     source.parts.push_back(take(name, {rows[i], cols}));
   }
   if (problems_) return std::make_unique<Weight>();
-  WeightParts parts{{}, rows, cols, 0};
+  WeightParts parts{{}, rows, cols};
   for (const std::string& name : names) parts.names.push_back(prefix_ + name + ".weight");
+  return pack(context, source, parts, format, before);
+}
+
+std::unique_ptr<Weight> WeightLoader::pack(Context& context, const WeightSource& source, const WeightParts& parts, WeightFormat format,
+                                           size_t merged) {
   std::unique_ptr<Weight> weight = context.ops.pack(context, source, observer_ ? observer_->format(parts, format) : format);
   if (observer_) observer_->packed(*weight, parts, source, checkpoint_);
   for (const TensorView& part : source.parts) checkpoint_.release(part);
-  merged_.resize(before);
+  merged_.resize(merged);
   return weight;
+}
+
+std::unique_ptr<Weight> WeightLoader::pack_swapped(Context& context, const std::string& name, int64_t half, int64_t cols, WeightFormat format,
+                                                   bool gated) {
+  const size_t before = merged_.size();
+  const TensorView view = take(name + ".weight", {2 * half, cols});
+  if (problems_) return std::make_unique<Weight>();
+  const std::string full = prefix_ + name + ".weight";
+  return pack(context, {full, {view.rows(half, half), view.rows(0, half)}, gated}, {{full, full}, {half, half}, cols, 0, {half, 0}}, format, before);
 }
 
 std::unique_ptr<Weight> WeightLoader::pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first, int64_t count,
                                                  WeightFormat format) {
-  TensorView view = take(name + ".weight", {rows, cols});
+  const TensorView view = take(name + ".weight", {rows, cols});
   if (problems_) return std::make_unique<Weight>();
-  view.data = static_cast<const char*>(view.data) + size_t(first * cols) * dtype_size(view.dtype);
-  view.shape[0] = count;
-  return context.ops.pack(context, {prefix_ + name, {view}, false}, format);
+  return context.ops.pack(context, {prefix_ + name, {view.rows(first, count)}, false}, format);
 }
 
 std::unique_ptr<Weight> WeightLoader::pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format) {

@@ -45,7 +45,10 @@ struct WeightParts {
   std::vector<std::string> names;  // of tensors
   std::vector<int64_t> rows;
   int64_t cols = 0;
-  int64_t channels = 0;  // > 0: a row is stored [channels, taps] and packed [taps, channels] (convolutions)
+  int64_t channels = 0;          // > 0: a row is stored [channels, taps] and packed [taps, channels] (convolutions)
+  std::vector<int64_t> first{};  // of its tensor's rows, for each part; empty: all are whole tensors
+
+  int64_t first_of(size_t part) const { return first.empty() ? 0 : first[part]; }
 };
 
 /// The columns of rows [rows, channels * taps] from stored order to packed order, or `back`.
@@ -91,6 +94,8 @@ class WeightLoader {
   /// Rows [first, first + count) of module `name` [rows, cols].
   std::unique_ptr<Weight> pack_slice(Context& context, const std::string& name, int64_t rows, int64_t cols, int64_t first, int64_t count,
                                      WeightFormat format);
+  /// Module `name` [2 * half, cols] with its second half before its first.
+  std::unique_ptr<Weight> pack_swapped(Context& context, const std::string& name, int64_t half, int64_t cols, WeightFormat format, bool gated);
   /// A tensor of take() in another shape of two dimensions.
   std::unique_ptr<Weight> pack_view(Context& context, const std::string& name, const TensorView& view, WeightFormat format);
   /// Module `name`, whose weight is stored with `shape` [outputs, channels, taps ...] or [outputs, channels * taps]: packed
@@ -111,6 +116,8 @@ class WeightLoader {
 
  private:
   TensorView checked(const std::string& full, const std::vector<int64_t>& shape);
+  /// Tells the observer. What take() made since there were `merged` copies is not needed afterwards.
+  std::unique_ptr<Weight> pack(Context& context, const WeightSource& source, const WeightParts& parts, WeightFormat format, size_t merged);
 
   const Checkpoint& checkpoint_;
   std::vector<std::unique_ptr<Adapter>>& adapters_;

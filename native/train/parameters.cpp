@@ -252,10 +252,11 @@ WeightSource Parameters::source_of(Context& context, const Use& use, std::vector
     const LowRank* low = low_rank(name);
     const bool packs_change = low && context.ops.packs_changes && low->mask.empty() && use.parts.channels == 0;
     if (context.ops.packs_changes) source.changes.emplace_back();
-    if (packs_change) source.changes.back() = {low->a->value.data(), low->b->value.data(), low->rank, low->scale};
-    if (const Parameter* parameter = dense(name)) source.parts.push_back(view_of(parameter->value.data(), use.parts.rows[i], use.parts.cols));
-    else if (packs_change) source.parts.push_back(kept(context, low->tensor));
-    else if (low) source.parts.push_back(view_of(effective(context, *low).data, use.parts.rows[i], use.parts.cols));
+    const int64_t first = use.parts.first_of(i), rows = use.parts.rows[i], cols = use.parts.cols;
+    if (packs_change) source.changes.back() = {low->a->value.data(), low->b->value.data() + first * low->rank, low->rank, low->scale};
+    if (const Parameter* parameter = dense(name)) source.parts.push_back(view_of(parameter->value.data() + first * cols, rows, cols));
+    else if (packs_change) source.parts.push_back(kept(context, low->tensor).rows(first, rows));
+    else if (low) source.parts.push_back(view_of(effective(context, *low).row(first), rows, cols));
     else source.parts.push_back(use.stored[i]);
   }
   if (use.parts.channels > 0) {
@@ -318,16 +319,17 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
   int64_t first = 0;
   LowRankBackwardArgs together{dy.narrow, x.narrow, {}};
   for (size_t i = 0; i < found->second.parts.names.size(); ++i) {
-    const int64_t rows = found->second.parts.rows[i];
+    const WeightParts& parts = found->second.parts;
+    const int64_t rows = parts.rows[i], cols = parts.cols, channels = parts.channels, row = parts.first_of(i);
     const Rows own = dy.columns(first, rows);
-    const std::string& name = found->second.parts.names[i];
-    const int64_t cols = found->second.parts.cols, channels = found->second.parts.channels;
+    const std::string& name = parts.names[i];
     if (const LowRank* low = low_rank(name)) {
-      if (context.ops.low_rank_backward && reduced && channels == 0 && low->mask.empty() &&
+      // Parts of one tensor share its A: together, one would add to what another is adding to.
+      if (context.ops.low_rank_backward && reduced && channels == 0 && parts.first.empty() && low->mask.empty() &&
           LowRankBackwardArgs::fits(dy.narrow, x.narrow, first, rows, low->rank))
         together.parts.push_back(
             {first, rows, low->rank, low->scale, low->a->value.data(), low->b->value.data(), low->a->gradient.data(), low->b->gradient.data()});
-      else low_rank_gradient(context, *low, own, x, channels, reduced);
+      else low_rank_gradient(context, *low, row, own, x, channels, reduced);
     }
     Parameter* parameter = dense(name);
     first += rows;
@@ -336,7 +338,7 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
     if (channels > 0) {
       add_reordered(context, args, channels, nullptr, *parameter);
     } else {
-      args.dw = matrix_of(parameter->gradient, rows, cols);
+      args.dw = matrix_of(parameter->gradient.subspan(size_t(row * cols)), rows, cols);
       context.ops.linear_backward(context, args);
     }
   }
@@ -344,20 +346,22 @@ void Parameters::linear(Context& context, const Weight& weight, const Values& bi
 }
 
 /// With t = x (scale A)^T and u = dy (scale B): dB += dy^T t, dA += u^T x.
-void Parameters::low_rank_gradient(Context& context, const LowRank& low, const Rows& dy, const Rows& x, int64_t channels, bool reduced) {
+void Parameters::low_rank_gradient(Context& context, const LowRank& low, int64_t first, const Rows& dy, const Rows& x, int64_t channels,
+                                   bool reduced) {
   Arena::Scope scope(context.scratch);
   const int64_t rows = dy.cols(), cols = x.cols(), T = x.rows();
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
   const WeightFormat format = reduced ? WeightFormat::bf16 : WeightFormat::f32;
-  const Matrix a = scaled_a(context, low);
+  const Matrix a = scaled_a(context, low), b = scaled(context, view_of(low.b->value.data() + first * low.rank, rows, low.rank), low.scale);
   std::vector<float> reordered;
   if (channels > 0) {
     finish(context);
     reordered = reorder_taps(a.data, low.rank, cols, channels, false);
   }
   multiply(context, x, packed_.pack(context, channels > 0 ? matrix_of(reordered, low.rank, cols) : a, format), t);
-  multiply(context, dy, packed_.transposed(context, packed_.pack(context, scaled(context, *low.b, low.scale), format)), u);
-  context.ops.linear_backward(context, {dy.wide, t, matrix_of(low.b->gradient, rows, low.rank), nullptr, reduced, dy.narrow});
+  multiply(context, dy, packed_.transposed(context, packed_.pack(context, b, format)), u);
+  context.ops.linear_backward(
+      context, {dy.wide, t, matrix_of(low.b->gradient.subspan(size_t(first * low.rank)), rows, low.rank), nullptr, reduced, dy.narrow});
   if (channels > 0 || !low.mask.empty()) add_reordered(context, {u, x.wide, {}, nullptr, reduced, {}, x.narrow}, channels, &low, *low.a);
   else context.ops.linear_backward(context, {u, x.wide, matrix_of(low.a->gradient, low.rank, cols), nullptr, reduced, {}, x.narrow});
 }

@@ -114,7 +114,8 @@ class Parameters : public WeightObserver, public Gradients {
   /// W + scale * B A of a tensor, in f32 and scratch memory.
   Matrix effective(Context& context, const LowRank& low);
   WeightSource source_of(Context& context, const Use& use, std::vector<float>& reordered);
-  void low_rank_gradient(Context& context, const LowRank& low, const Rows& dy, const Rows& x, int64_t channels, bool reduced);
+  /// Of rows [first, first + dy's columns) of the tensor.
+  void low_rank_gradient(Context& context, const LowRank& low, int64_t first, const Rows& dy, const Rows& x, int64_t channels, bool reduced);
   void add_reordered(Context& context, LinearBackwardArgs args, int64_t channels, const LowRank* low, Parameter& parameter);
 
   std::vector<std::unique_ptr<Parameter>> parameters_;

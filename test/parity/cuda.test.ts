@@ -21,6 +21,7 @@ const models: [string, EmbedInput[]][] = [
   ['pico/bert', texts],
   ['pico/mpnet', texts],
   ['pico/modernbert', texts],
+  ['pico/gte', texts],
   ['pico/qwen3', texts],
   ['pico/embeddinggemma', texts],
   ['vision/qwen3_vl', [...texts, { image: picture }]],
@@ -189,11 +190,12 @@ function wide(name: string): string {
   Object.assign(config, { hidden_size: 64, intermediate_size: 128 }, config.head_dim && { head_dim: 32 })
   writeFileSync(path.join(to, 'config.json'), JSON.stringify(config))
   const wider: Record<number, number> = { 16: 32, 32: 64, 48: 128, 64: 128 }
+  const together = (tensor: string) => (tensor.includes('qkv') ? 3 * 64 : 2 * 128) // what a pico model has 96 rows of
   const norm = name.startsWith('gemma') ? 0 : 1 // Gemma adds one itself
   let seed = 1
   const tensors = new Map<string, Tensor>()
   for (const [name, { shape }] of readSafetensors(path.join(from, 'model.safetensors'))) {
-    const own = shape.map((n) => wider[n] ?? n)
+    const own = shape.map((n) => (n === 96 ? together(name) : (wider[n] ?? n)))
     const values = Float32Array.from({ length: own.reduce((a, b) => a * b) }, () => {
       seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0
       return (seed / 2 ** 32 - 0.5) * (own.length === 1 ? 0.5 : 0.4) + (own.length === 1 ? norm : 0)
@@ -208,9 +210,11 @@ for (const [name, pooling] of [
   ['qwen3', 'lasttoken'],
   ['gemma3', 'mean'],
   ['bert', 'mean'],
+  ['gte', 'mean'],
   ['wide qwen3', 'lasttoken'],
   ['wide gemma3', 'mean'],
   ['wide bert', 'mean'],
+  ['wide gte', 'mean'],
 ] as const)
   for (const mode of ['lora', 'full'] as const)
     test(`${name}, ${mode} in bfloat16 on cuda learns as on the CPU, whatever is remembered`, { skip }, async () => {

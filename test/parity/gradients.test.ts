@@ -5,7 +5,7 @@ import { readdirSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { attachAudio } from '../../lib'
-import { binding, type NativeChunk } from '../../lib/binding'
+import { binding, type NativeChunk, type NativeModel } from '../../lib/binding'
 import { contrastiveStep, cuda, fixtures, floats, ints, pico, readSafetensors, type Tensor, temporary, writeSafetensors } from '../support'
 
 const native = binding()
@@ -78,43 +78,62 @@ for (const file of readdirSync(path.join(fixtures, 'gradients')))
 /**
  * Slopes of the loss along the gradient of each tensor, by central differences. What f32 leaves of a difference is noise of about 1e-6 of
  * the loss, so that steps are chosen for a change a thousand times as large, and tensors that cannot make one are compared by that noise.
+ * `begin` changes where the model stands.
  */
+async function checkSlopes(model: NativeModel, chunks: NativeChunk[], names: string[], begin?: (tensors: Map<string, Tensor>) => void): Promise<void> {
+  const lossOf = async () => (await native.trainStep(model, chunks, contrastiveStep())).loss
+  const state = path.join(temporary(), 'state.safetensors')
+  const metadata = { steps: '0' }
+  const goTo = async (tensors: Map<string, Tensor>) => {
+    writeSafetensors(state, tensors, metadata)
+    await native.loadTraining(model, state)
+    return lossOf()
+  }
+  await lossOf()
+  await native.saveTraining(model, state, 'state')
+  const tensors = readSafetensors(state)
+  begin?.(tensors)
+  if (begin) await goTo(tensors)
+  const gradients = native.gradients(model)
+  for (const tensor of names) {
+    const gradient = gradients[tensor]!.slice()
+    const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
+    if (norm < 1e-6) continue
+    const value = tensors.get(`value.${tensor}`)!
+    const base = floats(value)
+    const size = Math.sqrt(base.reduce((sum, x) => sum + x * x, 0)) || 1
+    const h = Math.min(0.004 * size, 1e-3 / norm)
+    const at = (sign: number) =>
+      goTo(new Map(tensors).set(`value.${tensor}`, { ...value, data: Buffer.from(base.map((x, i) => x + (sign * h * gradient[i]!) / norm).buffer) }))
+    const slope = ((await at(1)) - (await at(-1))) / (2 * h)
+    assert.ok(Math.abs(slope - norm) < 5e-3 * norm + 5e-7 / h, `${tensor}: slope ${slope}, gradient ${norm}`)
+  }
+  native.dispose(model)
+}
+
 for (const file of readdirSync(path.join(fixtures, 'gradients')))
   for (const pooling of ['mean', /bert|mpnet/.test(file) ? 'cls' : 'lasttoken']) {
     const name = file.replace('.safetensors', '')
     test(`${name}, ${pooling}: finite differences`, async () => {
       const want = readSafetensors(path.join(fixtures, 'gradients', file))
       const dense = [...want.keys()].filter((key) => key.startsWith('norm ')).map((key) => key.slice(5))
-      const model = await trained(name, { dense }, 2, pooling)
-      const chunks = chunked(batchOf(name), 100)
-      const lossOf = async () => (await native.trainStep(model, chunks, contrastiveStep())).loss
-      await lossOf()
-      const gradients = native.gradients(model)
-      const state = path.join(temporary(), 'state.safetensors')
-      await native.saveTraining(model, state, 'state')
-      const metadata = { steps: '0' }
-      const tensors = readSafetensors(state)
-      for (const tensor of dense) {
-        const gradient = gradients[tensor]!.slice()
-        const norm = Math.sqrt(gradient.reduce((sum, g) => sum + g * g, 0))
-        if (norm < 1e-6) continue
-        const value = tensors.get(`value.${tensor}`)!
-        const base = floats(value)
-        const size = Math.sqrt(base.reduce((sum, x) => sum + x * x, 0)) || 1
-        const h = Math.min(0.004 * size, 1e-3 / norm)
-        const at = async (sign: number) => {
-          const moved = new Map(tensors)
-          moved.set(`value.${tensor}`, { ...value, data: Buffer.from(base.map((x, i) => x + (sign * h * gradient[i]!) / norm).buffer) })
-          writeSafetensors(state, moved, metadata)
-          await native.loadTraining(model, state)
-          return lossOf()
-        }
-        const slope = ((await at(1)) - (await at(-1))) / (2 * h)
-        assert.ok(Math.abs(slope - norm) < 5e-3 * norm + 5e-7 / h, `${tensor}: slope ${slope}, gradient ${norm}`)
-      }
-      native.dispose(model)
+      await checkSlopes(await trained(name, { dense }, 2, pooling), chunked(batchOf(name), 100), dense)
     })
   }
+
+test('of low rank, through one tensor of queries, keys and values and one whose halves change places: finite differences', async () => {
+  const modules = ['encoder.layer.0.attention.qkv_proj', 'encoder.layer.0.mlp.up_gate_proj', 'encoder.layer.1.mlp.up_gate_proj']
+  const lowRank = modules.map((module) => ({ tensor: `${module}.weight`, rank: 4, scale: 2 }))
+  const names = modules.flatMap((module) => [`${module}.lora_A.weight`, `${module}.lora_B.weight`])
+  await checkSlopes(await trained('gte', { lowRank }), chunked(batchOf('gte'), 100), names, (tensors) => {
+    for (const [name, tensor] of tensors) {
+      const values = floats(tensor)
+      if (name.startsWith('value.') && name.includes('lora_B')) values.set(values.map((_, i) => 0.1 * Math.sin(i)))
+      if (name.startsWith('gradient.')) values.fill(0) // a step without update adds to what is there
+      tensors.set(name, { ...tensor, data: Buffer.from(values.buffer, values.byteOffset, values.byteLength) })
+    }
+  })
+})
 
 test('chunks of any size give the gradient of the whole batch; threads change no bit', async () => {
   const dense = ['model.layers.0.self_attn.q_proj.weight', 'model.layers.1.mlp.down_proj.weight', 'model.norm.weight', 'model.embed_tokens.weight']

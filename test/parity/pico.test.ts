@@ -1,6 +1,6 @@
 // Every architecture, on tiny random models, against transformers: hidden states of every layer and the final ones.
 import assert from 'node:assert/strict'
-import { readdirSync } from 'node:fs'
+import { readdirSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { binding } from '../../lib/binding'
@@ -100,6 +100,44 @@ test('old spelling of rope settings: rope_theta and rope_scaling', async () => {
     Object.assign(config, { global_rope_theta: 160000, local_rope_theta: 10000, global_attn_every_n_layers: 3 })
   })
   await checkHidden(modern, 'modernbert', 'float32')
+})
+
+test('config.json as the first publication of a model spells it', async () => {
+  const nomic = copyOf(pico('nomic-bert'))
+  const config = path.join(nomic, 'config.json')
+  const sizes = { vocab_size: 272, type_vocab_size: 2, n_embd: 32, n_layer: 2, n_head: 4, n_inner: 48, n_positions: 80 }
+  const biases = { qkv_proj_bias: false, mlp_fc1_bias: false, mlp_fc2_bias: false }
+  const rotary = { rotary_emb_base: 1000, rotary_emb_fraction: 1.0, rotary_emb_interleaved: false, rotary_emb_scale_base: null, rotary_scaling_factor: null }
+  const first = { model_type: 'nomic_bert', activation_function: 'swiglu', layer_norm_epsilon: 1e-12, prenorm: false, ...sizes, ...biases, ...rotary }
+  writeFileSync(config, JSON.stringify(first))
+  await checkHidden(nomic, 'nomic-bert', 'float32')
+  const wrong = async (change: object, code: string, message: RegExp) => {
+    const copy = copyOf(nomic)
+    editJson(path.join(copy, 'config.json'), (config) => Object.assign(config, change))
+    await assert.rejects(load(copy, 'float32'), { code, message })
+  }
+  await wrong({ prenorm: true }, 'UNSUPPORTED_ARCHITECTURE', /"prenorm": expected false/)
+  await wrong({ moe_every_n_layers: 2 }, 'UNSUPPORTED_ARCHITECTURE', /moe_every_n_layers/)
+  await wrong({ rotary_emb_fraction: 0.5 }, 'UNSUPPORTED_ARCHITECTURE', /rotary_emb_fraction/)
+  await wrong({ activation_function: 'glu' }, 'CONFIG_INVALID', /activation_function/)
+  // Beyond what it was trained on, its own code turns by angles that depend on the batch.
+  editJson(config, (config) => Object.assign(config, { rotary_scaling_factor: 2, max_trained_positions: 61 }))
+  const model = await load(nomic, 'float32')
+  assert.equal(binding().modelInfo(model).maxPositions, 61)
+
+  // GTE in both spellings, its scaling left out.
+  const states = async (change: object) => {
+    const copy = copyOf(pico('gte'))
+    editJson(path.join(copy, 'config.json'), (config) => Object.assign(config, { rope_theta: null, rope_scaling: null }, change))
+    const tensors = golden('gte')
+    return binding().hiddenStates(await load(copy, 'float32'), ints(tensors.get('ids')!), ints(tensors.get('offsets')!))
+  }
+  assert.deepEqual(
+    await states({ model_type: 'gte', rope_parameters: { rope_type: 'default', rope_theta: 500 } }),
+    await states({ model_type: 'new', rope_theta: 500, rope_scaling: null, pack_qkv: true, layer_norm_type: 'layer_norm', position_embedding_type: 'rope' }),
+  )
+  await assert.rejects(states({ position_embedding_type: 'absolute' }), { code: 'UNSUPPORTED_ARCHITECTURE', message: /position_embedding_type/ })
+  await assert.rejects(states({ logn_attention_scale: true }), { code: 'UNSUPPORTED_ARCHITECTURE', message: /logn_attention_scale/ })
 })
 
 test('tensor names with and without the prefix of a head', async () => {

@@ -291,6 +291,16 @@ test('attach-audio: the directory is whole, says what it holds, and is the same 
   assert.deepEqual([dry.projector.hiddenSize, dry.projector.fresh, existsSync(path.join(place, 'dry'))], [32, true, false])
 })
 
+test('attach-audio: any text model becomes one that hears', async () => {
+  for (const name of readdirSync(path.join(fixtures, 'pico'))) {
+    const out = path.join(temporary(), name)
+    await attachAudio(path.join(fixtures, 'pico', name), audio('whisper'), { out })
+    await using model = await loadModel(out)
+    const { vectors } = await model.embed(['bell', { audio: audio('pcm16.wav') }])
+    assert.ok(model.supports('audio') && vectors.every(Number.isFinite), name)
+  }
+})
+
 test('attach-audio: what is wrong is named, and nothing is left behind', async () => {
   const place = temporary()
   const out = path.join(place, 'out')

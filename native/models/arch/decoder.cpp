@@ -1,5 +1,5 @@
 // The Llama family of decoders: Llama and Mistral, Qwen2 and Qwen3 (QK-norm), Gemma 3 text (norms before and after, two
-// rope bases, windows; EmbeddingGemma runs it without the causal mask).
+// rope bases, windows; EmbeddingGemma runs it without the causal mask), EuroBERT (Llama without that mask).
 #include <cmath>
 
 #include "base/error.h"
@@ -55,6 +55,12 @@ TransformerConfig read_llama(const ConfigReader& config) {
   c.ropes = {read_rope(config, c.head_dim, 10000)};
   if (config.string("model_type", "") == "mistral" && config.has("sliding_window"))
     slide(c, std::vector<bool>(size_t(c.layers), true), config.integer("sliding_window"));
+  return c;
+}
+
+TransformerConfig read_eurobert(const ConfigReader& config) {
+  TransformerConfig c = read_llama(config);
+  for (LayerConfig& layer : c.layer) layer.right = -1;
   return c;
 }
 
@@ -117,6 +123,7 @@ TransformerConfig read_qwen(const ConfigReader& config) {
 }
 
 const Architecture arch_llama = {{"llama", "mistral"}, read_llama};
+const Architecture arch_eurobert = {{"eurobert"}, read_eurobert};
 const Architecture arch_qwen = {{"qwen3", "qwen2"}, read_qwen};
 const Architecture arch_gemma3 = {{"gemma3_text"}, read_gemma3};
 
