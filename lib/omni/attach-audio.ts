@@ -139,6 +139,13 @@ function grown(checkpoint: number, tensor: CheckpointTensor, rows: number): unkn
   return { shape: [rows, ...tensor.shape.slice(1)], runs: [[old, [[ref, 0]]], ...Array.from({ length: rows - old }, () => [1, mean])] }
 }
 
+/** @throws ConanError CONFIG_INVALID where config.json has something else than a size there */
+function size({ directory }: Parent, key: string, value: unknown): number {
+  if (!Number.isInteger(value) || (value as number) < 1)
+    throw new ConanError('CONFIG_INVALID', `${directory}: "${key}": expected a positive whole number, got ${shown(value)}`)
+  return value as number
+}
+
 /**
  * Builds the omni checkpoint from a backbone's directory (Qwen3-VL, or a text model such as Qwen3 or BERT) and an encoder's (a
  * Whisper, or the audio tower of Qwen3-Omni, alone or inside its model).
@@ -160,8 +167,8 @@ export async function attachAudio(model: string, encoder: string, options: Attac
       `${tower.directory}: "model_type": expected one of ${Object.keys(encoders).join(', ')}, got ${shown(audioConfig.model_type)}`,
     )
   const text = textConfig(backbone.config)
-  const outputs = positive(audioConfig[kind.outputs], kind.outputs, 0)
-  const hidden = positive(text.hidden_size ?? text.n_embd ?? text.dim, 'hidden_size', 0)
+  const outputs = size(tower, kind.outputs, audioConfig[kind.outputs])
+  const hidden = size(backbone, 'hidden_size', text.hidden_size ?? text.n_embd ?? text.dim)
 
   // The tensors: those of the backbone, of the encoder under another name, and the projector's.
   const prefix = named(tower, kind.probe)
@@ -169,7 +176,7 @@ export async function attachAudio(model: string, encoder: string, options: Attac
   if (!vocabulary) throw new ConanError('TOKENIZER_INVALID', `${backbone.directory}: expected tokenizer.json, found none`)
   const tokenizerFile = [backbone.directory, backbone.root].map((directory) => path.join(directory, 'tokenizer.json')).find(existsSync) as string
   const tokenizer = extendTokenizer(tokenizerFile)
-  const oldRows = Number(text.vocab_size)
+  const oldRows = size(backbone, 'vocab_size', text.vocab_size)
   const rows = Math.max(oldRows, ...Object.values(tokenizer.ids).map((id) => id + 1))
   const copy = (name: string, { shape, dtype }: { shape: number[]; dtype: string }, ref: unknown): Planned => ({
     name,

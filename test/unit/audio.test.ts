@@ -315,6 +315,12 @@ test('attach-audio: what is wrong is named, and nothing is left behind', async (
   await fails(vl, path.join(fixtures, 'pico', 'bert'), {}, 'UNSUPPORTED_ARCHITECTURE', /expected one of whisper, .*got "bert"/)
   await fails(vl, path.join(place, 'none'), {}, 'MODEL_NOT_FOUND', /found nothing/)
   await fails(vl, audio('whisper'), { projector: audio('projector-tower') }, 'TENSOR_SHAPE', /expected linear_1 \[\*, 32\] .* got \[40, 24\]/)
+  const narrow = copyOf(path.join(fixtures, 'pico', 'bert'))
+  for (const key of ['hidden_size', 'vocab_size']) {
+    editJson(path.join(narrow, 'config.json'), (config) => delete config[key])
+    await fails(narrow, audio('whisper'), {}, 'CONFIG_INVALID', new RegExp(`"${key}": expected a positive whole number, got undefined`))
+    editJson(path.join(narrow, 'config.json'), (config) => Object.assign(config, { [key]: 32 }))
+  }
   await fails(vl, audio('whisper'), { hiddenAct: 'swishy' }, 'INVALID_OPTION', /hiddenAct/)
   await fails(vl, audio('whisper'), { hiddenSize: 0 }, 'INVALID_OPTION', /hiddenSize/)
   mkdirSync(out)
