@@ -82,6 +82,12 @@ TransformerConfig read_sizes(const ConfigReader& config) {
   return c;
 }
 
+void divide_heads(const ConfigReader& config, TransformerConfig& c) {
+  if (c.hidden % c.heads) fail("CONFIG_INVALID", config.subject(), ": expected a hidden size that ", c.heads, " heads divide, got ", c.hidden);
+  c.head_dim = c.hidden / c.heads;
+  c.attention_scale = 1 / std::sqrt(float(c.head_dim));
+}
+
 Activation read_activation(const ConfigReader& config, const char* key, const char* fallback) {
   struct Row {
     const char* name;

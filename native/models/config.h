@@ -113,6 +113,8 @@ std::string probe_tensor(const TransformerConfig& config);
 
 /// The sizes that most families spell alike; as many key heads as heads.
 TransformerConfig read_sizes(const ConfigReader& config);
+/// Heads that share the hidden size evenly, and the usual scale of their scores. Error CONFIG_INVALID where they do not.
+void divide_heads(const ConfigReader& config, TransformerConfig& c);
 
 Activation read_activation(const ConfigReader& config, const char* key, const char* fallback);
 

@@ -218,13 +218,12 @@ Matrix Parameters::scaled(Context& context, const TensorView& x, float factor) {
   return out;
 }
 
-Matrix Parameters::scaled(Context& context, const Parameter& parameter, float factor) {
-  const int64_t rows = parameter.shape[0], cols = parameter.shape[1];
-  return factor == 1 ? matrix_of(parameter.value, rows, cols) : scaled(context, view_of(parameter.value.data(), rows, cols), factor);
+Matrix Parameters::scaled(Context& context, std::span<float> values, int64_t rows, int64_t cols, float factor) {
+  return factor == 1 ? matrix_of(values, rows, cols) : scaled(context, view_of(values.data(), rows, cols), factor);
 }
 
 Matrix Parameters::scaled_a(Context& context, const LowRank& low) {
-  if (low.mask.empty()) return scaled(context, *low.a, low.scale);
+  if (low.mask.empty()) return scaled(context, low.a->value, low.rank, low.a->shape[1], low.scale);
   const Matrix a = scaled(context, view_of(low.a->value.data(), low.rank, low.a->shape[1]), low.scale);
   finish(context);
   mask_columns(low, a);
@@ -352,7 +351,7 @@ void Parameters::low_rank_gradient(Context& context, const LowRank& low, int64_t
   const int64_t rows = dy.cols(), cols = x.cols(), T = x.rows();
   const Matrix t = context.scratch.matrix(T, low.rank), u = context.scratch.matrix(T, low.rank);
   const WeightFormat format = reduced ? WeightFormat::bf16 : WeightFormat::f32;
-  const Matrix a = scaled_a(context, low), b = scaled(context, view_of(low.b->value.data() + first * low.rank, rows, low.rank), low.scale);
+  const Matrix a = scaled_a(context, low), b = scaled(context, low.b->value.subspan(size_t(first * low.rank)), rows, low.rank, low.scale);
   std::vector<float> reordered;
   if (channels > 0) {
     finish(context);

@@ -106,7 +106,7 @@ class Parameters : public WeightObserver, public Gradients {
   /// factor * x [rows, cols], in f32 and scratch memory.
   Matrix scaled(Context& context, const TensorView& x, float factor);
   /// The same of a matrix that trains; itself where the factor is 1, so that nobody may change it.
-  Matrix scaled(Context& context, const Parameter& parameter, float factor);
+  Matrix scaled(Context& context, std::span<float> values, int64_t rows, int64_t cols, float factor);
   /// scale * A with the columns of this step.
   Matrix scaled_a(Context& context, const LowRank& low);
   /// A tensor as it is stored. Needed at every step: where the device is not the host, it keeps it.

@@ -1,7 +1,5 @@
 // BERT (Devlin et al. 2018) and the encoders that differ from it in names and details: RoBERTa and XLM-RoBERTa
 // (positions start after the padding id), MPNet (a bias by relative distance, no token types), DistilBERT.
-#include <cmath>
-
 #include "base/error.h"
 #include "models/config.h"
 
@@ -22,9 +20,7 @@ TransformerConfig encoder(const ConfigReader& config) {
 
 /// What follows from the sizes.
 TransformerConfig complete(const ConfigReader& config, TransformerConfig c) {
-  if (c.hidden % c.heads) fail("CONFIG_INVALID", config.subject(), ": expected a hidden size that ", c.heads, " heads divide, got ", c.hidden);
-  c.head_dim = c.hidden / c.heads;
-  c.attention_scale = 1 / std::sqrt(float(c.head_dim));
+  divide_heads(config, c);
   c.layer.resize(size_t(c.layers));
   return c;
 }

@@ -1,6 +1,7 @@
 // BERT with rotary positions instead of a table of them: NomicBERT (Nussbaum et al. 2024), GTE (Zhang et al. 2024) and Jina embeddings 3
 // (Sturua et al. 2024). Tensors have the names of their first publication, which transformers goes on writing.
-#include <cmath>
+#include <algorithm>
+#include <utility>
 
 #include "base/error.h"
 #include "models/config.h"
@@ -11,9 +12,7 @@ namespace {
 
 /// One tensor holds queries, keys and values.
 TransformerConfig encoder(const ConfigReader& config, TransformerConfig c) {
-  if (c.hidden % c.heads) fail("CONFIG_INVALID", config.subject(), ": expected a hidden size that ", c.heads, " heads divide, got ", c.hidden);
-  c.head_dim = c.hidden / c.heads;
-  c.attention_scale = 1 / std::sqrt(float(c.head_dim));
+  divide_heads(config, c);
   c.type_vocab_size = config.integer("type_vocab_size", 1, 0);
   LayerConfig layer;
   layer.rope = 0;
