@@ -431,9 +431,6 @@ export class Model {
 
   private settings(options: EmbedOptions): Settings {
     requireOptions(options)
-    if (options.signal != null && typeof options.signal.addEventListener !== 'function')
-      // not by its class: test runners have their own
-      throw new ConanError('INVALID_OPTION', `signal: expected an AbortSignal, got ${shown(options.signal)}`)
     if (options.dimensions !== undefined && options.truncateDim !== undefined && options.dimensions !== options.truncateDim)
       throw new ConanError('INVALID_OPTION', `dimensions and truncateDim are the same option, got ${options.dimensions} and ${options.truncateDim}`)
     const asked = options.dimensions ?? options.truncateDim

@@ -5,9 +5,9 @@ import type { EmbedInput } from '../embed/inputs'
 import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
 import { jsonLines, readYaml } from '../files/json'
-import { asFileError, replaceFile } from '../files/output'
+import { asFileError, replaceFile, requirePlace } from '../files/output'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
-import { pathOf, requireOptions } from '../options'
+import { pathOf, requireOptions, wholeNumber } from '../options'
 import { located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
 import {
@@ -320,19 +320,21 @@ export async function evaluate(model: Model | string, tasks: string | Task[], op
   requireOptions(options)
   const { list, directory } = tasksOf(tasks)
   for (const task of list) checked(task)
-  if (options.out !== undefined) pathOf(options.out, 'out')
+  const { out } = options
+  const seed = wholeNumber(options.seed, 'seed', 42)
+  if (out !== undefined) requireResults(pathOf(out, 'out'), list)
   const loaded = typeof model === 'string' ? await loadModel(model) : model
   const results: TaskResult[] = []
   try {
     for (const [i, task] of list.entries()) {
       const start = performance.now()
-      const scores = await new Evaluation(loaded, task, directory, options.seed ?? 42, options.signal).run()
+      const scores = await new Evaluation(loaded, task, directory, seed, options.signal).run()
       const main = task.mainScore ?? mainScores[task.type]
       if (scores[main] === undefined)
         throw new ConanError('INVALID_OPTION', `task ${task.name}: mainScore: expected one of ${Object.keys(scores).join(', ')}, got ${shown(main)}`)
       const seconds = (performance.now() - start) / 1000
       results.push({ task: task.name, type: task.type, mainScore: scores[main], scores, seconds })
-      if (options.out !== undefined) writeResult(options.out, task, results.at(-1) as TaskResult)
+      if (out !== undefined) writeResult(out, task, results.at(-1) as TaskResult)
       options.onProgress?.({ task: task.name, done: i + 1, total: list.length })
     }
     return results
@@ -341,17 +343,27 @@ export async function evaluate(model: Model | string, tasks: string | Task[], op
   }
 }
 
-function writeResult(directory: string, { name }: Task, { mainScore, scores, seconds }: TaskResult): void {
+const resultFile = (directory: string, { name }: Task) => path.join(directory, `${name.replace(/[^\w.-]+/g, '_')}.json`)
+
+function requireResults(directory: string, tasks: Task[]): void {
+  try {
+    mkdirSync(directory, { recursive: true })
+  } catch (error) {
+    throw asFileError(error)
+  }
+  for (const task of tasks) requirePlace(resultFile(directory, task))
+}
+
+function writeResult(directory: string, task: Task, { mainScore, scores, seconds }: TaskResult): void {
   const result = {
     dataset_revision: 'local',
-    task_name: name,
+    task_name: task.name,
     mteb_version: '2.0.0',
     scores: { test: [{ ...scores, main_score: mainScore, hf_subset: 'default', languages: ['eng-Latn'] }] },
     evaluation_time: seconds,
   }
   try {
-    mkdirSync(directory, { recursive: true })
-    replaceFile(path.join(directory, `${name.replace(/[^\w.-]+/g, '_')}.json`), `${JSON.stringify(result, null, 2)}\n`)
+    replaceFile(resultFile(directory, task), `${JSON.stringify(result, null, 2)}\n`)
   } catch (error) {
     throw asFileError(error)
   }

@@ -3,7 +3,7 @@
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { type ComputeOptions, computeOptions, loadModel, type Model } from '../model'
-import { requireOptions } from '../options'
+import { requireOptions, threadsOf } from '../options'
 import { runPlan } from './native'
 import { floats, layerOf, openParent, type Parent, sizeOf } from './parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from './probe'
@@ -164,7 +164,7 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
   const pairs = options.probe === undefined ? undefined : readProbe(options.probe)
 
   const plan = {
-    threads: options.threads ?? 0,
+    threads: threadsOf(options.threads),
     checkpoints: parents.map(({ directory, adapters }) => ({ directory, adapters })),
     base: 0,
     tensors: shared.map(({ name, shape }) => ({ name, shape })),

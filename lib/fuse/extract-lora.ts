@@ -1,9 +1,9 @@
 // extractLora(): a LoRA adapter from the difference of two checkpoints.
-import { mkdirSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdirSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
-import { asFileError, requireFree } from '../files/output'
-import { pathOf, positive, requireOptions } from '../options'
+import { asFileError, publish, requireFree } from '../files/output'
+import { pathOf, positive, requireOptions, threadsOf, wholeNumber } from '../options'
 import { runPlan } from './native'
 import { openParent } from './parents'
 
@@ -42,7 +42,9 @@ export interface ExtractLoraReport {
  */
 export async function extractLora(tuned: string, base: string, options: ExtractLoraOptions): Promise<ExtractLoraReport> {
   requireOptions(options)
-  const { energy, signal, threads = 0, seed = 0 } = options
+  const { energy, signal } = options
+  const threads = threadsOf(options.threads)
+  const seed = wholeNumber(options.seed, 'seed', 0)
   if (energy !== undefined && options.rank !== undefined) throw new ConanError('INVALID_OPTION', 'rank and energy: expected one of them, got both')
   if (energy !== undefined && !(energy > 0 && energy <= 1))
     throw new ConanError('INVALID_OPTION', `energy: expected a share above 0 and up to 1, got ${shown(energy)}`)
@@ -50,7 +52,6 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
   const maxRank = positive(options.maxRank, 'maxRank', 256)
   if (options.modules !== undefined && !(options.modules instanceof RegExp))
     throw new ConanError('INVALID_OPTION', `modules: expected a regular expression, got ${shown(options.modules)}`)
-  if (!Number.isSafeInteger(seed)) throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(seed)}`)
   const out = path.resolve(pathOf(options.out, 'out'))
   requireFree(out)
   const [start, end] = [openParent(base, process.cwd()), openParent(tuned, process.cwd())]
@@ -102,7 +103,7 @@ export async function extractLora(tuned: string, base: string, options: ExtractL
       task_type: null,
     }
     writeFileSync(path.join(partial, 'adapter_config.json'), `${JSON.stringify(config, null, 2)}\n`)
-    renameSync(partial, out)
+    publish(partial, out)
     const squares = (read: (module: { norm: number; left: number }) => number) => found.reduce((sum, module) => sum + read(module) ** 2, 0)
     return {
       directory: out,

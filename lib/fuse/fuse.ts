@@ -2,12 +2,12 @@
 // what stands around it: the place it is built in, the other files of the directory, the manifest.
 
 import { createHash } from 'node:crypto'
-import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { packageRoot } from '../binding'
 import { ConanError, shown } from '../errors'
-import { asFileError, requireFree, stampOf } from '../files/output'
-import { pathOf, requireOptions } from '../options'
+import { asFileError, publish, requireFree, stampOf } from '../files/output'
+import { pathOf, requireOptions, threadsOf } from '../options'
 import { runPlan } from './native'
 import { sizeOf, weightsFolder } from './parents'
 import { type Fate, type FusePlan, type PlannedTensor, planFusion } from './plan'
@@ -278,9 +278,9 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
   requireOptions(options)
   const read = typeof recipe === 'string' ? readRecipeFile(recipe) : readRecipe(recipe)
   const recipeDirectory = typeof recipe === 'string' ? path.dirname(path.resolve(recipe)) : path.resolve(pathOf(options.directory ?? '.', 'directory'))
-  const { signal, threads = 0, device = 'cpu' } = options
+  const { signal, device = 'cpu' } = options
+  const threads = threadsOf(options.threads)
   if (!/^(cpu|cuda(:\d+)?)$/.test(device)) throw new ConanError('INVALID_OPTION', `device: expected cpu, cuda or cuda:N, got ${shown(device)}`)
-  if (!Number.isInteger(threads) || threads < 0) throw new ConanError('INVALID_OPTION', `threads: expected a whole number, got ${shown(threads)}`)
   const out = path.resolve(pathOf(options.out, 'out'))
   const plan = planFusion(read, recipeDirectory, bytesOf(options.outShardSize ?? '5GB'))
   requireFree(out)
@@ -305,6 +305,7 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     const progress = (doneBytes: number, totalBytes: number) => options.onProgress?.({ doneBytes, totalBytes })
     const results = await runPlan<{ resumed: number; tensors: NativeTensor[] }>('fuse', work, { signal, onProgress: progress })
 
+    requireFree(out) // while the journal is still there: else the next call would merge all over again
     // Nothing but the weights stays: not the journal, not what an earlier attempt at another recipe left.
     const keep = new Set(plan.files.map(({ name }) => path.join(weightsDirectory, name)))
     for (const directory of new Set([partial, weightsDirectory]))
@@ -324,7 +325,7 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     const manifest = manifestOf(read, plan, results.tensors)
     if (options.sha256) for (const file of manifest.files) file.sha256 = await sha256(path.join(weightsDirectory, file.name))
     writeFileSync(path.join(partial, 'fusion-manifest.json'), `${JSON.stringify(manifest, null, 1)}\n`)
-    renameSync(partial, out)
+    publish(partial, out)
     return { directory: out, manifest, resumedTensors: results.resumed }
   } catch (error) {
     throw asFileError(error)

@@ -6,7 +6,7 @@ import os from 'node:os'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { loadModel } from '../model'
-import { pathOf, requireOptions } from '../options'
+import { oneOf, pathOf, positive, requireOptions } from '../options'
 import { fuse } from './fuse'
 import { readProbe, retrieval } from './probe'
 import { readRecipe, readRecipeValue } from './recipe'
@@ -73,7 +73,14 @@ type RecipeJson = { models: { model: string; parameters?: Record<string, unknown
  */
 export async function searchCoefficients(recipe: string | object, options: SearchOptions): Promise<SearchReport> {
   requireOptions(options)
-  const { strategy = 'grid', rounds = 3, tradeOff = 'mean', signal } = options
+  const { tradeOff = 'mean', signal } = options
+  const strategy = oneOf(options.strategy, 'strategy', ['grid', 'coordinate'] as const, 'grid')
+  const rounds = positive(options.rounds, 'rounds', 3)
+  if (typeof options.grid !== 'object' || options.grid === null)
+    throw new ConanError('INVALID_OPTION', `grid: expected numbers, or numbers by model, got ${shown(options.grid)}`)
+  const weights = typeof tradeOff === 'object' && tradeOff !== null ? Object.values(tradeOff) : []
+  if (tradeOff !== 'mean' && tradeOff !== 'min' && !(weights.length > 0 && weights.every((weight) => weight > 0 && Number.isFinite(weight))))
+    throw new ConanError('INVALID_OPTION', `tradeOff: expected mean, min or positive weights by modality, got ${shown(tradeOff)}`)
   if (typeof recipe !== 'string' && (typeof recipe !== 'object' || recipe === null))
     throw new ConanError('RECIPE_INVALID', `search: expected a recipe or its file, got ${shown(recipe)}`)
   const value = structuredClone(typeof recipe === 'string' ? readRecipeValue(recipe) : recipe) as RecipeJson
@@ -88,7 +95,6 @@ export async function searchCoefficients(recipe: string | object, options: Searc
       throw new ConanError('INVALID_OPTION', `grid: expected numbers for ${model}, got ${shown(gridOf(model))}`)
   if (varied.length === 0) throw new ConanError('INVALID_OPTION', `grid: expected models of the recipe, got ${Object.keys(options.grid).join(', ')}`)
   if ((options.probe === undefined) === (options.score === undefined)) throw new ConanError('INVALID_OPTION', 'expected either a probe or a score')
-  if (!['grid', 'coordinate'].includes(strategy)) throw new ConanError('INVALID_OPTION', `strategy: expected grid or coordinate, got ${shown(strategy)}`)
   const pairs = options.probe === undefined ? undefined : readProbe(options.probe)
   const score =
     options.score ??

@@ -61,6 +61,7 @@ async function open(bytes: Uint8Array, name: string, password: string | undefine
 
 function pagesOf(wanted: PageOptions['pages'], count: number, name: string): number[] {
   const range = (first: number, last: number) => Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => first + i)
+  if (wanted === null) throw new ConanError('INVALID_OPTION', 'pages: expected a number, numbers or {first, last}, got null')
   const pages =
     wanted === undefined
       ? range(1, count)

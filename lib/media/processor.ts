@@ -143,6 +143,7 @@ export function readAudioSettings(directory: string, audioConfig: Json): AudioSe
 /** The caller's wishes on top of the directory's settings. */
 export function withOptions({ image, video, audio }: MediaSettings, options: ProcessorOptions = {}): MediaSettings {
   const known = ['minPixels', 'maxPixels', 'fps', 'minFrames', 'maxFrames', 'minTotalPixels', 'totalPixels', 'padSeconds']
+  if (typeof options !== 'object' || options === null) throw new ConanError('INVALID_OPTION', `processor: expected an object, got ${shown(options)}`)
   for (const key of Object.keys(options))
     if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `processor: expected ${known.join(', ')}, got ${shown(key)}`)
   const count = (key: keyof ProcessorOptions, fallback: number) => positive(options[key], `processor.${key}`, fallback)

@@ -1,17 +1,17 @@
 // attachAudio(): a backbone, an encoder of sound and a projector become one model directory, the omni checkpoint. It stays an ordinary
 // Hugging Face directory whose backbone transformers loads; the encoder's tensors are called audio_tower.*, the projector's
 // audio_projector.*, and four tokens stand for sound.
-import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { ConanError, shown } from '../errors'
 import { type Json, readJson, readJsonIf } from '../files/json'
-import { asFileError, requireFree } from '../files/output'
+import { asFileError, publish, requireFree } from '../files/output'
 import { bytesOf, copyFiles, writeIndex } from '../fuse/fuse'
 import { runPlan } from '../fuse/native'
 import { type CheckpointTensor, checkpointTensors, openParent, type Parent, sizeOf, textConfig, weightsFolder } from '../fuse/parents'
 import { elementBytes, shards } from '../fuse/plan'
 import { isVocabularyTensor, readVocabulary } from '../fuse/vocabulary'
-import { oneOf, pathOf, positive, requireOptions } from '../options'
+import { oneOf, pathOf, positive, requireOptions, wholeNumber } from '../options'
 
 export interface AttachAudioOptions {
   /** Directory to make; it must not exist, or be empty. */
@@ -154,6 +154,7 @@ function size({ directory }: Parent, key: string, value: unknown): number {
  */
 export async function attachAudio(model: string, encoder: string, options: AttachAudioOptions): Promise<AttachAudioReport> {
   requireOptions(options)
+  const seed = wholeNumber(options.seed, 'seed', 0)
   const out = path.resolve(pathOf(options.out, 'out'))
   const backbone = openParent(model, '.')
   const tower = openParent(encoder, '.')
@@ -230,7 +231,7 @@ export async function attachAudio(model: string, encoder: string, options: Attac
       output: place,
       identity: 'attach-audio',
       threads: 0,
-      seed: options.seed ?? 0,
+      seed,
       checkpoints: directories.map((directory) => ({ directory, adapters: [] })),
       files: files.map(({ name, tensors }) => ({ name, tensors })),
       tensors: ordered,
@@ -244,7 +245,7 @@ export async function attachAudio(model: string, encoder: string, options: Attac
     if (template !== undefined) writeFileSync(path.join(place, 'chat_template.jinja'), template)
     writeFileSync(path.join(place, 'config.json'), `${JSON.stringify(omniConfig(backbone, audioConfig, projector.sizes, tokenizer.ids, rows), null, 2)}\n`)
     writeFileSync(path.join(place, 'audio_preprocessor_config.json'), `${JSON.stringify(audioPreprocessor(tower, audioConfig), null, 2)}\n`)
-    renameSync(partial, out)
+    publish(partial, out)
   } catch (error) {
     rmSync(partial, { recursive: true, force: true })
     throw asFileError(error)
@@ -265,8 +266,6 @@ function plannedProjector(
   { outputs, hidden, dtype }: { outputs: number; hidden: number; dtype: string },
 ): { tensors: Planned[]; sizes: ProjectorSizes; directory?: string } {
   const hiddenAct = oneOf(options.hiddenAct, 'hiddenAct', ['gelu', 'gelu_pytorch_tanh', 'relu', 'silu'] as const, 'gelu')
-  if (options.seed !== undefined && !Number.isSafeInteger(options.seed))
-    throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(options.seed)}`)
   if (options.projector === undefined) {
     const hiddenSize = positive(options.hiddenSize, 'hiddenSize', Math.round((outputs + hidden) / 2))
     const bias = options.bias ?? true

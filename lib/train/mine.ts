@@ -3,7 +3,7 @@ import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
-import { replaceFile } from '../files/output'
+import { replaceFile, requirePlace } from '../files/output'
 import { type ComputeOptions, computeOptions, loadModel } from '../model'
 import { pathOf, positive, requireOptions } from '../options'
 import { readData, type TrainingRow } from './data'
@@ -48,12 +48,14 @@ function lineOf(row: object): string {
 export async function mineNegatives(model: string, data: string | object[], options: MineOptions): Promise<MineReport> {
   requireOptions(options)
   const file = path.resolve(pathOf(options.out, 'out'))
+  requirePlace(file)
   const count = positive(options.count, 'count', 4)
   const from = positive(options.from, 'from', 1)
   const to = positive(options.to, 'to', 100)
   const margin = options.relativeMargin ?? 0.95
   if (to < from) throw new ConanError('INVALID_OPTION', `to: expected at least ${from}, got ${to}`)
-  if (!(margin > 0)) throw new ConanError('INVALID_OPTION', `relativeMargin: expected a positive number, got ${shown(options.relativeMargin)}`)
+  if (typeof margin !== 'number' || !(margin > 0))
+    throw new ConanError('INVALID_OPTION', `relativeMargin: expected a positive number, got ${shown(options.relativeMargin)}`)
   const rows = (await readData(data)).flatMap(({ rows }) => rows)
   const { documents, placeOf } = distinctDocuments(rows.flatMap(({ positives }) => positives))
   await using loaded = await loadModel(model, computeOptions(options))

@@ -7,11 +7,11 @@ import { binding, type NativeChunk, type NativeStep } from '../binding'
 import type { SoundCache } from '../embed/media'
 import { asConanError, ConanError, shown } from '../errors'
 import { jsonLines, readJson } from '../files/json'
-import { replaceFile, requireFree, stampOf } from '../files/output'
+import { publish, replaceFile, requireFree, stampOf } from '../files/output'
 import { openParent } from '../fuse/parents'
 import { type ProbePair, type RetrievalScore, readProbe, retrieval } from '../fuse/probe'
 import { type Batch, computeOptions, type EmbedOptions, type LoadOptions, load, type Model } from '../model'
-import { oneOf, pathOf, positive } from '../options'
+import { oneOf, pathOf, positive, wholeNumber } from '../options'
 import { escapeHtml, lineChart, page, table } from '../report/html'
 import { type Dataset, readData, type TrainingRow } from './data'
 import { distinctDocuments, documentKey, type SampledBatch, Sampler, type Sampling } from './sampler'
@@ -170,6 +170,9 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
   const mode = options.trainable?.mode ?? 'lora'
   const temperature = real(options.temperature, 'temperature', 0.02)
   if (temperature === 0) throw new ConanError('INVALID_OPTION', 'temperature: expected a positive number, got 0')
+  const matryoshka = options.matryoshka ?? []
+  if (!Array.isArray(matryoshka)) throw new ConanError('INVALID_OPTION', `matryoshka: expected a list of sizes, got ${shown(matryoshka)}`)
+  for (const size of matryoshka) positive(size ?? null, 'matryoshka', 0)
   const alone = datasets.some((dataset) => dataset.rows.some(({ negatives }) => negatives.length === 0))
   if (loss === 'contrastive' && batchSize < 2 && alone)
     throw new ConanError('INVALID_OPTION', 'batchSize: expected at least 2, since a batch of one row without negatives has nothing to tell apart, got 1')
@@ -179,7 +182,7 @@ function settingsOf(options: TrainOptions, datasets: Dataset[], batchSize: numbe
     temperature,
     bidirectional: options.bidirectional ?? true,
     margin: options.falseNegativeMargin === undefined ? -1 : real(options.falseNegativeMargin, 'falseNegativeMargin', 0),
-    matryoshka: options.matryoshka ?? [],
+    matryoshka,
     accumulate,
     steps,
     peak: real(options.learningRate, 'learningRate', mode === 'full' ? 1e-5 : 1e-4),
@@ -367,8 +370,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   const datasets = await readData(options.data)
   const batchSize = positive(options.batchSize, 'batchSize', 32)
   const settings = settingsOf(options, datasets, batchSize)
-  const seed = options.seed ?? 0
-  if (!Number.isSafeInteger(seed)) throw new ConanError('INVALID_OPTION', `seed: expected a whole number, got ${shown(options.seed)}`)
+  const seed = wholeNumber(options.seed, 'seed', 0)
   const probe: ProbePair[] | undefined = options.probe === undefined ? undefined : readProbe(options.probe)
   const sampling = oneOf(options.sampling, 'sampling', ['shuffled', 'proportional', 'weighted', 'equal'] as const, 'shuffled')
   const sampler = new Sampler(datasets, { batchSize, sampling, oneDatasetPerBatch: options.oneDatasetPerBatch ?? false, seed })
@@ -509,8 +511,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
       `${JSON.stringify({ ...report, settings: { ...settings, batchSize, seed, ...optimizer } }, null, 1)}\n`,
     )
     writeFileSync(path.join(partial, 'training.html'), trainingHtml(report))
-    requireFree(out)
-    renameSync(partial, out)
+    publish(partial, out)
     rmSync(path.join(out, path.basename(work)), { recursive: true })
     return report
   } catch (error) {

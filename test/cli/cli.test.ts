@@ -215,6 +215,7 @@ test('fuse, drift and extract-lora', () => {
   assert.match(readFileSync(page, 'utf8'), /<svg/)
   assert.match(run(['drift', qwen, out]).stdout, /by layer\nmodel\.layers\.0/)
   assert.equal(run(['drift', qwen]).status, 2)
+  assert.match(run(['drift', qwen, out, '--out', path.join(directory, 'none', 'drift.html')]).stderr, /its directory does not exist \[FILE_IO\]/)
 
   const searched = run(['fuse', recipe, '--out', `${out}3`, '--search', probe, '--grid', '0,1', '--json'])
   assert.equal(searched.status, 0, searched.stderr)

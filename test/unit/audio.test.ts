@@ -323,8 +323,7 @@ test('attach-audio: what is wrong is named, and nothing is left behind', async (
   }
   await fails(vl, audio('whisper'), { hiddenAct: 'swishy' }, 'INVALID_OPTION', /hiddenAct/)
   await fails(vl, audio('whisper'), { hiddenSize: 0 }, 'INVALID_OPTION', /hiddenSize/)
-  mkdirSync(out)
-  writeFileSync(path.join(out, 'taken'), '')
+  await fails(vl, audio('whisper'), { onProgress: () => mkdirSync(path.join(out, 'taken'), { recursive: true }) }, 'OUTPUT_EXISTS', /found files in it/)
   await fails(vl, audio('whisper'), {}, 'OUTPUT_EXISTS', /found files in it/)
   assert.deepEqual(readdirSync(place), ['out'])
   assert.throws(() => templateWithAudio('{{ messages }}', 'here'), { code: 'CONFIG_INVALID' })

@@ -1,6 +1,6 @@
 // drift, extractLora, searchCoefficients.
 import assert from 'node:assert/strict'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { drift, driftHtml, extractLora, fuse, loadModel, searchCoefficients } from '../../lib'
@@ -120,6 +120,8 @@ test('an extracted adapter gives the tuned model back', async () => {
   await assert.rejects(extractLora(tuned, pico('bert'), { out }), { code: 'TENSOR_MISSING' })
   await assert.rejects(extractLora(tuned, base, { out: fixtures }), { code: 'OUTPUT_EXISTS' })
   assert.ok(!existsSync(out) && !existsSync(`${out}.partial`))
+  const onProgress = () => void mkdirSync(path.join(out, 'of somebody else'), { recursive: true })
+  await assert.rejects(extractLora(tuned, base, { out, onProgress }), { code: 'OUTPUT_EXISTS', message: /found files in it/ })
 })
 
 test('coefficient search finds the best weights', async () => {

@@ -8,6 +8,7 @@ import {
   attachAudio,
   type ConanError,
   devices,
+  documentPages,
   drift,
   evaluate,
   extractLora,
@@ -163,6 +164,8 @@ test('wrong inputs and options are named', async () => {
   await named(() => inspect(nothing), /model: expected a path, got undefined/)
   await named(() => model.embedQuery('a', null as never), /options: expected an object, got null/)
   await named(() => model.embed('a', { signal: {} as never }), /signal: expected an AbortSignal/)
+  await named(() => model.embed('a', { onProgress: 5 as never }), /onProgress: expected a function, got 5/)
+  await named(() => model.embed('a', { processor: null as never }), /processor: expected an object, got null/)
   await named(() => evaluate(model, 5 as never), /tasks: expected a path, got 5/)
   await named(() => drift(bert, nothing), /model: expected a path, got undefined/)
   await named(() => drift(bert, bert, { others: bert as never }), /others: expected a list of models/)
@@ -173,6 +176,14 @@ test('wrong inputs and options are named', async () => {
   await named(() => trainSpecialist({ model: bert, data: [], out: nothing }), /out: expected a path, got undefined/)
   await named(() => extractLora(bert, bert, { out: 'none', modules: 'x' as never }), /modules: expected a regular expression, got "x"/)
   await named(() => extractLora(bert, bert, { out: 'none', seed: 0.5 }), /seed: expected a whole number, got 0.5/)
+  await named(() => extractLora(bert, bert, { out: 'none', threads: -1 }), /threads: expected 0 to 1024, got -1/)
+  await named(() => attachAudio(bert, bert, { out: 'none', seed: 0.5 }), /seed: expected a whole number, got 0.5/)
+  await named(() => drift(bert, bert, { threads: 'x' as never }), /threads: expected a whole number, got "x"/)
+  await named(() => evaluate(model, [], { seed: 'x' as never }), /seed: expected a whole number, got "x"/)
+  await named(() => searchCoefficients(passthrough, { grid: nothing }), /grid: expected numbers, .*got undefined/)
+  await named(() => searchCoefficients(passthrough, { grid: [1], rounds: 0 }), /rounds: expected a positive whole number, got 0/)
+  await named(() => searchCoefficients(passthrough, { grid: [1], tradeOff: 5 as never }), /tradeOff: expected mean, min or .*got 5/)
+  await named(() => documentPages(path.join(fixtures, 'vision', 'images', 'rgb.png'), { pages: null as never }).next(), /pages: expected .*got null/)
   for (const call of [
     () => evaluate(model, [], null as never),
     () => drift(bert, bert, null as never),

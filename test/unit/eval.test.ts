@@ -1,7 +1,7 @@
 // Metrics against scikit-learn, scipy and mteb's definitions; tasks of every type on a tiny model; result files; bad tasks.
 import assert from 'node:assert/strict'
 import { spawnSync } from 'node:child_process'
-import { readFileSync, writeFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { type ConanError, evaluate, loadModel, type Task } from '../../lib'
@@ -122,6 +122,9 @@ test("tasks of every type, and their results in mteb's form", async () => {
 
 test('bad tasks are named', async () => {
   await using model = await loadModel(pico('bert'))
+  const taken = path.join(temporary(), 'taken')
+  mkdirSync(path.join(taken, 'pairs.json'), { recursive: true })
+  await assert.rejects(evaluate('none', tasks, { out: taken }), { code: 'OUTPUT_EXISTS', message: /pairs\.json: expected a file or none/ })
   const fails = (task: object, code: string, message: RegExp) =>
     assert.rejects(evaluate(model, [task as Task]), (error: ConanError) => {
       assert.equal(error.code, code, error.message)

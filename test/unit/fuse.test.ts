@@ -2,7 +2,7 @@
 // that must hold, accounting, vocabularies, interrupted runs, and every way a recipe can be wrong.
 import assert from 'node:assert/strict'
 import { spawn, spawnSync } from 'node:child_process'
-import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { cpSync, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -418,6 +418,19 @@ test('a killed run leaves nothing that looks like a model, and goes on where it 
   writeFileSync(weights, bytes)
   const resumed = await fuse(file, { out })
   assert.ok(resumed.resumedTensors >= 2 && resumed.resumedTensors < 24, String(resumed.resumedTensors))
+  same(readAll(out), (await fused(recipe, { directory })).tensors, 'resumed')
+  assert.deepEqual(readdirSync(out).sort(), ['config.json', 'fusion-manifest.json', 'model.safetensors'])
+})
+
+test('a run whose place is taken when it is done is named, and merges nothing twice', async () => {
+  const { directory, recipe } = largeModels()
+  const out = fresh()
+  const taken = path.join(out, 'of somebody else')
+  const taking = { out, directory, onProgress: () => void mkdirSync(taken, { recursive: true }) }
+  await assert.rejects(fuse(recipe, taking), { code: 'OUTPUT_EXISTS', message: /found files in it/ })
+  assert.deepEqual(readdirSync(out), ['of somebody else'])
+  rmSync(out, { recursive: true })
+  assert.equal((await fuse(recipe, { out, directory })).resumedTensors, 24)
   same(readAll(out), (await fused(recipe, { directory })).tensors, 'resumed')
   assert.deepEqual(readdirSync(out).sort(), ['config.json', 'fusion-manifest.json', 'model.safetensors'])
 })

@@ -283,6 +283,7 @@ test('wrong settings and data are named, and leave nothing behind', async () => 
   await fails({ steps: 1, epochs: 1 }, 'INVALID_OPTION', /steps or epochs/)
   await fails({ temperature: 0 }, 'INVALID_OPTION', /temperature/)
   await fails({ matryoshka: [64] }, 'INVALID_OPTION', /expected 1 to 32 dimensions, got 64/)
+  await fails({ matryoshka: 16 as never }, 'INVALID_OPTION', /matryoshka: expected a list of sizes, got 16/)
   await fails({ trainable: { mode: 'lora', include: ['nothing'] } }, 'INVALID_OPTION', /found none/)
   await fails({ trainable: { mode: 'lora', include: ['('] } }, 'INVALID_OPTION', /regular expressions/)
   await fails({ trainable: { mode: 'magic' as 'lora' } }, 'INVALID_OPTION', /trainable\.mode/)
@@ -431,6 +432,12 @@ test("hard negatives: similar, and nobody's positives", async () => {
   )
   assert.match(run.stdout, /40 rows, 80 negatives among 40 documents/, run.stderr)
   await assert.rejects(mineNegatives(pico('bert'), rows, { out, from: 5, to: 4 }), { code: 'INVALID_OPTION' })
+  // Not after all has been embedded: the model is not even looked for.
+  await assert.rejects(mineNegatives('none', rows, { out: path.join(place, 'none', 'out.jsonl') }), {
+    code: 'FILE_IO',
+    message: /its directory does not exist/,
+  })
+  await assert.rejects(mineNegatives('none', rows, { out: place }), { code: 'OUTPUT_EXISTS', message: /found a directory/ })
 })
 
 test('a model that was not loaded for training cannot be trained', async () => {

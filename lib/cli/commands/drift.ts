@@ -1,5 +1,5 @@
 // conan-embed drift: how far models have moved from a base, and apart.
-import { renameSync, writeFileSync } from 'node:fs'
+import { replaceFile, requirePlace } from '../../files/output'
 import { type DriftReport, drift as measure } from '../../fuse/drift'
 import { driftHtml } from '../../fuse/drift-report'
 import { type Command, CommandError, integer, interruptible, string } from '../command'
@@ -52,6 +52,7 @@ export const drift: Command = {
       throw new CommandError(`--dtype: expected auto, float32, bfloat16, float16 or int8, got "${dtype}"`)
     const [base, probe, out, device] = ['base', 'probe', 'out', 'device'].map((name) => string(args, name))
     const threads = integer(args, 'threads')
+    if (out !== undefined) requirePlace(out)
     const bar = progress(args.values.json === true, 'items')
     try {
       const report = await interruptible((signal) =>
@@ -68,8 +69,7 @@ export const drift: Command = {
       )
       bar.stop()
       if (out !== undefined) {
-        writeFileSync(`${out}.partial`, driftHtml(report))
-        renameSync(`${out}.partial`, out)
+        replaceFile(out, driftHtml(report))
       }
       if (args.values.json) console.log(JSON.stringify(report))
       else print(report)

@@ -7,6 +7,7 @@ import { createInterface } from 'node:readline'
 import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
+import { requirePlace } from '../../files/output'
 import { VectorFile } from '../../files/vector-file'
 import { documentPages } from '../../media/document'
 import { type LoadOptions, loadModel } from '../../model'
@@ -136,7 +137,7 @@ export const embed: Command = {
     if (directory === undefined) throw new CommandError('expected a model directory')
     const out = string(args, 'out')
     if (out !== undefined && !/\.(npy|jsonl)$/.test(out)) throw new CommandError(`--out: expected a name that ends in .npy or .jsonl, got "${out}"`)
-    if (out !== undefined && !existsSync(path.dirname(path.resolve(out)))) throw new ConanError('FILE_IO', `${out}: its directory does not exist`)
+    if (out !== undefined) requirePlace(out)
     const { device, dtype } = args.values as { device?: string; dtype?: LoadOptions['dtype'] }
     const model = await loadModel(directory, {
       device,
