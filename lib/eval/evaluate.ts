@@ -1,14 +1,14 @@
 // evaluate(): a model on tasks described by rows, with results in mteb's JSON.
 import { existsSync, mkdirSync, statSync } from 'node:fs'
 import path from 'node:path'
-import type { EmbedInput } from '../embed/inputs'
+import { type EmbedInput, modalities } from '../embed/inputs'
 import { best } from '../embed/similarity'
 import { ConanError, shown } from '../errors'
-import { jsonLines, readYaml } from '../files/json'
+import { readYaml } from '../files/json'
 import { asFileError, replaceFile, requirePlace } from '../files/output'
+import { located, rowsOf } from '../files/rows'
 import { type EmbedOptions, type EmbedResult, loadModel, type Model } from '../model'
 import { pathOf, requireOptions, wholeNumber } from '../options'
-import { located } from '../train/data'
 import { distinctDocuments } from '../train/sampler'
 import {
   averagePrecision,
@@ -28,7 +28,8 @@ export const taskTypes = ['retrieval', 'classification', 'multilabel', 'zero-sho
 export type TaskType = (typeof taskTypes)[number]
 
 /**
- * Rows are a .jsonl file or objects. An input is a text, or {text, image, ...}.
+ * Rows are a .jsonl or .parquet file, or objects. An input is a text, or {text, image, ...}. The names that MTEB's and BEIR's files have are
+ * understood too: _id, query-id and corpus-id, sentence1 and sentence2, and text and image in the row itself for `input`.
  * - retrieval: `rows` {query, positive | positives}, all positives being the corpus, or `queries` and `corpus` {id, ...input} with `qrels`
  *   {query, document, score}
  * - classification: `train` and `rows` {input, label}: a linear probe on the vectors
@@ -82,6 +83,12 @@ const mainScores: Record<TaskType, string> = {
 
 type Row = Record<string, unknown>
 
+/** A row whose own members are the input: {text, image, ..., label}. */
+function withInput(row: Row): Row {
+  const parts = Object.entries(row).filter(([name]) => (modalities as readonly string[]).includes(name))
+  return row.input !== undefined || parts.length === 0 ? row : { ...row, input: Object.fromEntries(parts) }
+}
+
 class Evaluation {
   constructor(
     private readonly model: Model,
@@ -102,7 +109,7 @@ class Evaluation {
     return type === 'pair' ? this.pair() : this.reranking()
   }
 
-  private rows(key: 'rows' | 'queries' | 'corpus' | 'qrels' | 'train'): Row[] {
+  private async rows(key: 'rows' | 'queries' | 'corpus' | 'qrels' | 'train'): Promise<Row[]> {
     const given = this.task[key]
     const own = (row: unknown, i: number): Row => {
       if (typeof row !== 'object' || row === null)
@@ -111,16 +118,20 @@ class Evaluation {
     }
     if (Array.isArray(given)) return given.map(own)
     if (typeof given !== 'string')
-      throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "${key}" as a .jsonl file or rows, got ${shown(given)}`)
+      throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "${key}" as a .jsonl or .parquet file or rows, got ${shown(given)}`)
     const file = path.resolve(this.directory, given)
     if (!existsSync(file) || !statSync(file).isFile()) throw new ConanError('FILE_IO', `task ${this.task.name}: ${key}: expected a file ${file}, found none`)
-    const folder = path.dirname(file)
-    return Array.from(jsonLines(file), ({ value }, i) => {
-      const whole = located(own(value, i), folder) as Row
-      return Object.fromEntries(
-        Object.entries(whole).map(([name, value]) => [name, Array.isArray(value) ? value.map((each) => located(each, folder)) : located(value, folder)]),
+    const folder = key === 'qrels' ? undefined : path.dirname(file) // there a document is an id
+    const rows: Row[] = []
+    for await (const { value } of rowsOf(file)) {
+      const whole = located(own(value, rows.length), folder) as Row
+      rows.push(
+        Object.fromEntries(
+          Object.entries(whole).map(([name, value]) => [name, Array.isArray(value) ? value.map((each) => located(each, folder)) : located(value, folder)]),
+        ),
       )
-    })
+    }
+    return rows
   }
 
   private value<T>(row: Row, key: string, i: number, test: (value: unknown) => boolean, expected: string): T {
@@ -164,27 +175,28 @@ class Evaluation {
     let corpus: EmbedInput[]
     let relevance: Map<number, number>[]
     if (this.task.rows !== undefined) {
-      const rows = this.rows('rows')
+      const rows = await this.rows('rows')
       queries = rows.map((row, i) => this.input(row, 'query', i))
       const positives = rows.map((row) => this.list(row, 'positive', 'positives'))
       const { documents, placeOf } = distinctDocuments(positives.flat())
       corpus = documents
       relevance = positives.map((own) => new Map(own.map((document) => [placeOf(document) as number, 1])))
     } else {
-      const [asked, stored, grades] = [this.rows('queries'), this.rows('corpus'), this.rows('qrels')]
-      const inputOf = ({ id: _, title, ...rest }: Row): EmbedInput =>
+      const [asked, stored, grades] = [await this.rows('queries'), await this.rows('corpus'), await this.rows('qrels')]
+      const inputOf = ({ id: _, _id: __, metadata: ___, title, ...rest }: Row): EmbedInput =>
         typeof title === 'string' && typeof rest.text === 'string' ? ({ ...rest, text: `${title} ${rest.text}`.trim() } as EmbedInput) : (rest as EmbedInput)
-      const places = (rows: Row[]) => new Map(rows.map((row, i) => [String(row.id), i]))
+      const places = (rows: Row[]) => new Map(rows.map((row, i) => [String(row.id ?? row._id), i]))
       const [q, d] = [places(asked), places(stored)]
       queries = asked.map(inputOf)
       corpus = stored.map(inputOf)
       relevance = queries.map(() => new Map())
       for (const [i, row] of grades.entries()) {
-        const [query, document] = [q.get(String(row.query)), d.get(String(row.document))]
+        const [asks, answers] = [row.query ?? row['query-id'], row.document ?? row['corpus-id']]
+        const [query, document] = [q.get(String(asks)), d.get(String(answers))]
         if (query === undefined || document === undefined)
           throw new ConanError(
             'INVALID_INPUT',
-            `task ${this.task.name}: qrels: row ${i + 1}: expected ids of a query and a document, got ${shown(row.query)} and ${shown(row.document)}`,
+            `task ${this.task.name}: qrels: row ${i + 1}: expected ids of a query and a document, got ${shown(asks)} and ${shown(answers)}`,
           )
         relevance[query]!.set(document, Number(row.score ?? 1))
       }
@@ -205,25 +217,28 @@ class Evaluation {
     return this.mean(scores)
   }
 
-  private labelled(key: 'rows' | 'train'): { inputs: EmbedInput[]; labels: string[] } {
-    const rows = this.rows(key)
+  private async labelled(key: 'rows' | 'train'): Promise<{ inputs: EmbedInput[]; labels: string[] }> {
+    const rows = await this.rows(key)
     const isLabel = (value: unknown) => typeof value === 'string' || typeof value === 'number'
-    return { inputs: rows.map((row, i) => this.input(row, 'input', i)), labels: rows.map((row, i) => String(this.value(row, 'label', i, isLabel, 'a label'))) }
+    return {
+      inputs: rows.map((row, i) => this.input(withInput(row), 'input', i)),
+      labels: rows.map((row, i) => String(this.value(row, 'label', i, isLabel, 'a label'))),
+    }
   }
 
   private async classification(): Promise<Record<string, number>> {
-    const [train, test] = [this.labelled('train'), this.labelled('rows')]
+    const [train, test] = [await this.labelled('train'), await this.labelled('rows')]
     const [a, b] = [await this.plain(train.inputs), await this.plain(test.inputs)]
     return { ...classificationScores(test.labels, linearProbe(a.vectors as Float32Array, train.labels, b.vectors as Float32Array, a.dimensions)) }
   }
 
   private async multilabel(): Promise<Record<string, number>> {
-    const read = (key: 'rows' | 'train') =>
-      this.rows(key).map((row, i) => ({
-        input: this.input(row, 'input', i),
+    const read = async (key: 'rows' | 'train') =>
+      (await this.rows(key)).map((row, i) => ({
+        input: this.input(withInput(row), 'input', i),
         labels: this.value<unknown[]>(row, 'labels', i, Array.isArray, 'a list of labels').map(String),
       }))
-    const [train, test] = [read('train'), read('rows')]
+    const [train, test] = [await read('train'), await read('rows')]
     const all = [...new Set(test.flatMap(({ labels }) => labels))].sort()
     const marks = (rows: { labels: string[] }[]) => rows.map(({ labels }) => all.map((label) => (labels.includes(label) ? 1 : 0)))
     const vectors = async (rows: { input: EmbedInput }[]) => (await this.plain(rows.map(({ input }) => input))) as EmbedResult & { vectors: Float32Array }
@@ -232,7 +247,7 @@ class Evaluation {
   }
 
   private async zeroShot(): Promise<Record<string, number>> {
-    const { inputs, labels } = this.labelled('rows')
+    const { inputs, labels } = await this.labelled('rows')
     const names = Object.entries(this.task.labels ?? {})
     if (names.length < 2) throw new ConanError('INVALID_INPUT', `task ${this.task.name}: expected "labels" {label: input}, got ${shown(this.task.labels)}`)
     const [a, b] = [await this.plain(inputs), await this.documents(names.map(([, input]) => input))]
@@ -241,14 +256,14 @@ class Evaluation {
   }
 
   private async clustering(): Promise<Record<string, number>> {
-    const { inputs, labels } = this.labelled('rows')
+    const { inputs, labels } = await this.labelled('rows')
     const { vectors, dimensions } = await this.plain(inputs)
     return { v_measure: vMeasure(labels, kMeans(vectors as Float32Array, dimensions, new Set(labels).size, this.seed)) }
   }
 
   /** Cosines of the rows' two sides. */
   private async sides(): Promise<{ rows: Row[]; cosines: number[] }> {
-    const rows = this.rows('rows')
+    const rows = (await this.rows('rows')).map(({ sentence1, sentence2, ...row }): Row => ({ left: sentence1, right: sentence2, ...row }))
     const [a, b] = [await this.plain(rows.map((row, i) => this.input(row, 'left', i))), await this.plain(rows.map((row, i) => this.input(row, 'right', i)))]
     const n = a.dimensions
     const cosines = rows.map((_, i) => {
@@ -273,7 +288,7 @@ class Evaluation {
   }
 
   private async reranking(): Promise<Record<string, number>> {
-    const rows = this.rows('rows')
+    const rows = await this.rows('rows')
     const queries = await this.queries(rows.map((row, i) => this.input(row, 'query', i)))
     const sides = rows.map((row) => [this.list(row, 'positive', 'positives'), this.list(row, 'negative', 'negatives')] as const)
     const documents = await this.documents(sides.flatMap(([positives, negatives]) => [...positives, ...negatives]))

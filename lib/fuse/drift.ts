@@ -14,7 +14,7 @@ export interface DriftOptions extends ComputeOptions {
   base?: string
   /** Further models for the geometry. */
   others?: string[]
-  /** Pairs for the views of hidden states and retrieval: JSON lines {query, positive, modality?}, or such rows. */
+  /** Pairs for the views of hidden states and retrieval: a .jsonl or .parquet file of {query, positive, modality?}, or such rows. */
   probe?: string | object[]
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number; what: 'tensors' | 'probe' }) => void
@@ -161,7 +161,7 @@ export async function drift(a: string, b: string, options: DriftOptions = {}): P
       parents.every((parent) => parent.tensors.get(name)?.shape.join() === shape.join() && floats.includes(parent.tensors.get(name)!.dtype)),
   )
   if (shared.length === 0) throw new ConanError('TENSOR_MISSING', `${base} and ${names.join(', ')}: expected tensors of the same name and shape, found none`)
-  const pairs = options.probe === undefined ? undefined : readProbe(options.probe)
+  const pairs = options.probe === undefined ? undefined : await readProbe(options.probe)
 
   const plan = {
     threads: threadsOf(options.threads),

@@ -1,7 +1,8 @@
 // Probe data, and what a model makes of it: retrieval from queries to their positives.
+import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
-import { jsonLines } from '../files/json'
+import { located, rowsOf } from '../files/rows'
 import type { Model } from '../model'
 
 export interface ProbePair {
@@ -11,19 +12,22 @@ export interface ProbePair {
   modality: string
 }
 
-/** Pairs from JSON lines {query | anchor, positive, modality?}, or from such rows. */
-export function readProbe(probe: string | object[]): ProbePair[] {
+/** Pairs {query | anchor, positive, modality?} from a file of rows, or given as rows. */
+export async function readProbe(probe: string | object[]): Promise<ProbePair[]> {
   if (typeof probe !== 'string' && !Array.isArray(probe)) throw new ConanError('INVALID_OPTION', `probe: expected a file or rows, got ${shown(probe)}`)
-  const rows = typeof probe === 'string' ? jsonLines(probe) : probe.map((value, i) => ({ value: value as unknown, where: `probe: row ${i}` }))
-  const pairs = Array.from(rows, ({ value, where }): ProbePair => {
+  const rows = typeof probe === 'string' ? rowsOf(probe) : probe.map((value, i) => ({ value: value as unknown, where: `probe: row ${i}` }))
+  const directory = typeof probe === 'string' ? path.dirname(probe) : undefined
+  const pairs: ProbePair[] = []
+  for await (const { value, where } of rows) {
     const { query, anchor, positive, modality } = (value ?? {}) as Record<string, unknown>
     const first = query ?? anchor
     if (first === undefined || positive === undefined)
       throw new ConanError('INVALID_INPUT', `${where}: expected an object with "query" (or "anchor") and "positive", got ${shown(value)}`)
     if (modality !== undefined && typeof modality !== 'string')
       throw new ConanError('INVALID_INPUT', `${where}: modality: expected a string, got ${shown(modality)}`)
-    return { query: first as EmbedInput, positive: positive as EmbedInput, modality: modality ?? 'text' }
-  })
+    const at = (input: unknown) => located(input, directory) as EmbedInput
+    pairs.push({ query: at(first), positive: at(positive), modality: modality ?? 'text' })
+  }
   if (pairs.length < 2) throw new ConanError('INVALID_INPUT', `probe: expected at least two pairs, got ${pairs.length}`)
   return pairs
 }

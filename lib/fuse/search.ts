@@ -18,7 +18,7 @@ export interface SearchOptions {
   strategy?: 'grid' | 'coordinate'
   /** At most so many rounds over all models in a coordinate search; default 3. */
   rounds?: number
-  /** Pairs whose recall at 1 is the score of their modality: JSON lines {query, positive, modality?}, or such rows. */
+  /** Pairs whose recall at 1 is the score of their modality: a .jsonl or .parquet file of {query, positive, modality?}, or such rows. */
   probe?: string | object[]
   /** Instead of a probe: a score for each modality of the model in a directory, larger is better. */
   score?: (directory: string) => Promise<Record<string, number>>
@@ -95,7 +95,7 @@ export async function searchCoefficients(recipe: string | object, options: Searc
       throw new ConanError('INVALID_OPTION', `grid: expected numbers for ${model}, got ${shown(gridOf(model))}`)
   if (varied.length === 0) throw new ConanError('INVALID_OPTION', `grid: expected models of the recipe, got ${Object.keys(options.grid).join(', ')}`)
   if ((options.probe === undefined) === (options.score === undefined)) throw new ConanError('INVALID_OPTION', 'expected either a probe or a score')
-  const pairs = options.probe === undefined ? undefined : readProbe(options.probe)
+  const pairs = options.probe === undefined ? undefined : await readProbe(options.probe)
   const score =
     options.score ??
     (async (fused: string) => {

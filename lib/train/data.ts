@@ -1,11 +1,11 @@
-// Training rows: JSON lines and Parquet, one file or a weighted list of them.
+// Training rows: one file or a weighted list of them.
 import { existsSync, statSync } from 'node:fs'
-import { open } from 'node:fs/promises'
 import path from 'node:path'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
-import { jsonLines, readYaml } from '../files/json'
+import { readYaml } from '../files/json'
 import { NpyReader } from '../files/npy'
+import { located, rowsOf } from '../files/rows'
 
 export interface TrainingRow {
   query: EmbedInput
@@ -42,17 +42,6 @@ export interface DatasetSource {
   bidirectional?: boolean
 }
 
-const media = ['image', 'video', 'document', 'audio'] as const
-
-/** Paths are relative to the file that names them. */
-export function located(value: unknown, directory: string | undefined): unknown {
-  if (directory === undefined || typeof value !== 'object' || value === null) return value
-  const place = (name: unknown) => (typeof name === 'string' && !/^(data|file):/.test(name) ? path.resolve(directory, name) : name)
-  const out: Record<string, unknown> = { ...value }
-  for (const kind of media) if (out[kind] !== undefined) out[kind] = Array.isArray(out[kind]) ? (out[kind] as unknown[]).map(place) : place(out[kind])
-  return out
-}
-
 /** A teacher's vector, from the row itself or from a file with one for every row. */
 function teacherOf(row: Record<string, unknown>, i: number, teacher: NpyReader | undefined, where: string): { vector?: () => Float32Array } {
   if (teacher) return { vector: () => teacher.row(i) }
@@ -86,24 +75,6 @@ function rowOf(given: unknown, i: number, name: string, directory: string | unde
   return { query: at(query), positives: list(positives).map(at), negatives: negatives.map(at), ...(score !== undefined && { score }), ...teacher }
 }
 
-async function parquetRows(file: string): Promise<object[]> {
-  const { parquetReadObjects } = await import('hyparquet')
-  const handle = await open(file)
-  try {
-    const { size } = await handle.stat()
-    const slice = async (start: number, end = size) => {
-      const bytes = new Uint8Array(end - start)
-      await handle.read(bytes, 0, bytes.length, start)
-      return bytes.buffer
-    }
-    return (await parquetReadObjects({ file: { byteLength: size, slice } })) as object[]
-  } catch (error) {
-    throw new ConanError('FILE_CORRUPT', `${file}: not a Parquet file that can be read: ${(error as Error).message}`, { cause: error })
-  } finally {
-    await handle.close()
-  }
-}
-
 const sourceKeys = new Map([
   ['path', 'string'],
   ['rows', 'object'],
@@ -131,7 +102,8 @@ async function datasetOf(source: DatasetSource, base: string): Promise<Dataset> 
     const file = path.resolve(base, source.path)
     if (!existsSync(file) || !statSync(file).isFile())
       throw new ConanError('FILE_IO', `data: ${file}: expected a file, found ${existsSync(file) ? 'something else' : 'none'}`)
-    rows = file.endsWith('.parquet') ? await parquetRows(file) : Array.from(jsonLines(file), ({ value }) => value)
+    rows = []
+    for await (const { value } of rowsOf(file)) rows.push(value)
     files.push(file)
     name = source.name ?? source.path
     directory = path.dirname(file)

@@ -32,11 +32,14 @@ export interface MineReport {
   short: number
 }
 
-/** Rows go into a file of text: what is given as bytes or samples has no place there. */
+/** Rows go into a file of text: bytes of a file as a data: URL, pixels and samples not at all. */
 function lineOf(row: object): string {
   return JSON.stringify(row, function (this: Record<string, unknown>, key, value) {
-    if (ArrayBuffer.isView(this[key])) throw new ConanError('INVALID_INPUT', `${key}: expected a path or a URL, got bytes: rows are written as JSON lines`)
-    return value
+    const given = this[key] // what Buffer's own toJSON has not spelled out yet
+    if (!ArrayBuffer.isView(given)) return value
+    if (key === 'data' || !(given instanceof Uint8Array))
+      throw new ConanError('INVALID_INPUT', `${key}: expected a path, a URL or the bytes of a file, got raw numbers: rows are written as JSON lines`)
+    return `data:;base64,${Buffer.from(given.buffer, given.byteOffset, given.byteLength).toString('base64')}`
   })
 }
 
@@ -57,6 +60,7 @@ export async function mineNegatives(model: string, data: string | object[], opti
   if (typeof margin !== 'number' || !(margin > 0))
     throw new ConanError('INVALID_OPTION', `relativeMargin: expected a positive number, got ${shown(options.relativeMargin)}`)
   const rows = (await readData(data)).flatMap(({ rows }) => rows)
+  for (const { query, positives, negatives } of rows) lineOf({ query, positives, negatives }) // now, not when they have all been embedded
   const { documents, placeOf } = distinctDocuments(rows.flatMap(({ positives }) => positives))
   await using loaded = await loadModel(model, computeOptions(options))
   const common = options.signal ? { signal: options.signal } : {}

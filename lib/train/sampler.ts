@@ -1,4 +1,5 @@
 // Which rows make a batch. The same seed gives the same batches, and a run that goes on skips as many as it has used.
+import { createHash } from 'node:crypto'
 import type { EmbedInput } from '../embed/inputs'
 import type { Dataset, TrainingRow } from './data'
 
@@ -33,13 +34,19 @@ export function randomNumbers(seed: number): () => number {
   }
 }
 
-/** What tells one document from another. */
+/** What tells one document from another; of bytes and samples their digest. */
 export const documentKey = (input: unknown): string =>
   typeof input === 'string'
     ? input
-    : JSON.stringify(input, (_, value) =>
-        ArrayBuffer.isView(value) ? Buffer.from(value.buffer, value.byteOffset, value.byteLength).toString('base64') : value,
-      )
+    : JSON.stringify(input, function (this: Record<string, unknown>, key, value) {
+        const given = this[key] // what Buffer's own toJSON has not spelled out yet
+        if (typeof given === 'bigint') return `${given}n`
+        return ArrayBuffer.isView(given)
+          ? createHash('sha1')
+              .update(new Uint8Array(given.buffer, given.byteOffset, given.byteLength))
+              .digest('base64')
+          : value
+      })
 
 /** Every document once, in the order in which they first come, and where an input stands among them. */
 export function distinctDocuments(inputs: EmbedInput[]): { documents: EmbedInput[]; placeOf: (input: EmbedInput) => number | undefined } {

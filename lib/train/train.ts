@@ -198,7 +198,7 @@ function identityOf(options: TrainOptions, stage: string, datasets: Dataset[]): 
   const { signal: _, onProgress: __, threads: ___, out: ____, ...rest } = options
   const data = datasets.map(({ rows: _, files, ...settings }) => ({ ...settings, stamps: files.map(stampOf) }))
   return createHash('sha256')
-    .update(JSON.stringify([stage, rest, data], (_, value) => (ArrayBuffer.isView(value) ? documentKey(value) : value)))
+    .update(documentKey([stage, rest, data]))
     .digest('hex')
 }
 
@@ -328,10 +328,15 @@ function soundCache(directory: string): SoundCache {
   const file = (key: string) => path.join(directory, `${key}.f32`)
   return {
     keyOf(input, part) {
-      if (typeof input !== 'string' || input.startsWith('data:') || !existsSync(input)) return undefined
-      const { size, mtimeMs } = statSync(input)
+      if (input instanceof URL) return undefined
+      let source: unknown = input
+      if (typeof input === 'string' && !input.startsWith('data:')) {
+        if (!existsSync(input)) return undefined
+        const { size, mtimeMs } = statSync(input)
+        source = [path.resolve(input), size, mtimeMs]
+      }
       return createHash('sha256')
-        .update(JSON.stringify([path.resolve(input), size, mtimeMs, part]))
+        .update(documentKey([source, part]))
         .digest('hex')
     },
     get(key) {
@@ -371,7 +376,7 @@ export async function train(options: TrainOptions, stage = 'train'): Promise<Tra
   const batchSize = positive(options.batchSize, 'batchSize', 32)
   const settings = settingsOf(options, datasets, batchSize)
   const seed = wholeNumber(options.seed, 'seed', 0)
-  const probe: ProbePair[] | undefined = options.probe === undefined ? undefined : readProbe(options.probe)
+  const probe: ProbePair[] | undefined = options.probe === undefined ? undefined : await readProbe(options.probe)
   const sampling = oneOf(options.sampling, 'sampling', ['shuffled', 'proportional', 'weighted', 'equal'] as const, 'shuffled')
   const sampler = new Sampler(datasets, { batchSize, sampling, oneDatasetPerBatch: options.oneDatasetPerBatch ?? false, seed })
 

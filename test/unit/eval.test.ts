@@ -133,7 +133,7 @@ test('bad tasks are named', async () => {
     })
   await fails({ type: 'sts' }, 'INVALID_INPUT', /expected a name/)
   await fails({ name: 'x', type: 'magic' }, 'INVALID_INPUT', /task x: type: expected one of retrieval, /)
-  await fails({ name: 'x', type: 'sts' }, 'INVALID_INPUT', /expected "rows" as a \.jsonl file or rows/)
+  await fails({ name: 'x', type: 'sts' }, 'INVALID_INPUT', /expected "rows" as a \.jsonl or \.parquet file or rows/)
   await fails({ name: 'x', type: 'sts', rows: 'none.jsonl' }, 'FILE_IO', /none\.jsonl, found none/)
   await fails({ name: 'x', type: 'sts', rows: [null] }, 'INVALID_INPUT', /rows: row 1: expected an object, got null/)
   await fails({ name: 'x', type: 'sts', rows: [{ left: 'a', right: 'b', score: 'high' }] }, 'INVALID_INPUT', /row 1: "score": expected a number, got "high"/)

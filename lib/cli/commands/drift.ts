@@ -37,7 +37,7 @@ export const drift: Command = {
   positionals: 'A B [MODEL ...] [--base BASE]',
   options: {
     base: { type: 'string', help: 'DIR     what task vectors are taken from (A)' },
-    probe: { type: 'string', help: 'FILE   pairs as JSON lines {query, positive, modality?}: also compare hidden states and retrieval of A and B' },
+    probe: { type: 'string', help: 'FILE   pairs {query, positive, modality?}, .jsonl or .parquet: also compare hidden states and retrieval of A and B' },
     device: { type: 'string', help: 'D     what the probe computes on: auto, cpu, cuda or cuda:N (auto)' },
     dtype: { type: 'string', help: 'TYPE   how the probe computes: auto, float32, bfloat16, float16 or int8 (auto)' },
     out: { type: 'string', short: 'o', help: 'FILE     write the report as an HTML page' },

@@ -8,9 +8,11 @@ import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
 import { ConanError, shown } from '../../errors'
 import { requirePlace } from '../../files/output'
+import { located, rowsOf } from '../../files/rows'
 import { VectorFile } from '../../files/vector-file'
 import { documentPages } from '../../media/document'
 import { type LoadOptions, loadModel } from '../../model'
+import { documentKey } from '../../train/sampler'
 import { type Arguments, type Command, CommandError, integer, interruptible, number, string } from '../command'
 import { progress } from '../progress'
 
@@ -25,12 +27,38 @@ interface Item {
   input: EmbedInput
 }
 
-/** Lines of a file or of stdin ("-"): JSON lines where the name ends so or --jsonl is given, else plain text. */
+/** What a row asks to be embedded. Paths in it are relative to `directory`, if it was read from a file. */
+function itemOf(value: unknown, of: string, place: { where: string; number: number; field: string; directory: string | undefined }): Item {
+  const { where, number, field, directory } = place
+  const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
+  const { [field]: text, id, ...rest } = row
+  const given = Object.fromEntries(mediaKinds.filter((kind) => rest[kind] !== undefined).map((kind) => [kind, rest[kind]]))
+  const input = located(given, directory) as Record<string, unknown>
+  for (const file of Object.values(input).flat())
+    if (typeof file !== 'string' && !(file instanceof Uint8Array))
+      throw new ConanError('INVALID_INPUT', `${where}: expected the name of a file, got ${shown(file)}`)
+  const hasMedia = Object.keys(input).length > 0
+  if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
+    throw new ConanError(
+      'INVALID_INPUT',
+      `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
+    )
+  for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
+  if (text !== undefined) input.text = text
+  return { id: String(id ?? number), of, input: hasMedia ? (input as EmbedInput) : (text as string) }
+}
+
+/** Rows of a .parquet file; lines of any other or of stdin ("-"): JSON lines where the name ends so or --jsonl is given, else plain text. */
 async function* readItems(source: string, jsonl: boolean, field: string): AsyncGenerator<Item> {
   if (source !== '-' && !existsSync(source)) throw new ConanError('FILE_IO', `${source}: expected a file, found none`)
+  const directory = source === '-' ? undefined : path.dirname(source)
+  let number = 0
+  if (source.endsWith('.parquet')) {
+    for await (const { value, where } of rowsOf(source)) yield itemOf(value, documentKey(value), { where, number: number++, field, directory })
+    return
+  }
   const stream = source === '-' ? process.stdin : createReadStream(source)
   const asJson = jsonl || /\.(jsonl|ndjson)$/.test(source)
-  let number = 0
   for await (const line of createInterface({ input: stream, crlfDelay: Number.POSITIVE_INFINITY })) {
     number++
     if (asJson && line.trim() === '') continue
@@ -45,25 +73,7 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
     } catch {
       throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
     }
-    const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
-    const { [field]: text, id, ...rest } = row
-    // Paths are relative to the file that names them.
-    const place = (name: unknown) => {
-      if (typeof name !== 'string') throw new ConanError('INVALID_INPUT', `${where}: expected the name of a file, got ${shown(name)}`)
-      return /^(data|file):/.test(name) || source === '-' ? name : path.resolve(path.dirname(source), name)
-    }
-    const input: Record<string, unknown> = {}
-    for (const kind of mediaKinds)
-      if (rest[kind] !== undefined) input[kind] = Array.isArray(rest[kind]) ? (rest[kind] as unknown[]).map(place) : place(rest[kind])
-    const hasMedia = Object.keys(input).length > 0
-    if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
-      throw new ConanError(
-        'INVALID_INPUT',
-        `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
-      )
-    for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
-    if (text !== undefined) input.text = text
-    yield { id: String(id ?? number - 1), of: line, input: hasMedia ? (input as EmbedInput) : (text as string) }
+    yield itemOf(value, line, { where, number: number - 1, field, directory })
   }
 }
 
@@ -100,7 +110,7 @@ export const embed: Command = {
       type: 'string',
       short: 'i',
       multiple: true,
-      help: 'FILE    lines of text, or .jsonl with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
+      help: 'FILE    lines of text, or .jsonl or .parquet with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
     },
     video: { type: 'string', multiple: true, help: 'FILE    a video; may be repeated' },
     image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },

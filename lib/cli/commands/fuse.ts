@@ -50,7 +50,7 @@ export const fuse: Command = {
     device: { type: 'string', help: 'NAME        cpu, cuda or cuda:N: where bfloat16 is added up (cpu)' },
     sha256: { type: 'boolean', help: '           add the SHA-256 of every weight file to the manifest' },
     'dry-run': { type: 'boolean', help: '           check everything and say what would be done; write nothing' },
-    search: { type: 'string', help: 'PROBE      first find the best weights on these pairs (JSON lines {query, positive, modality?})' },
+    search: { type: 'string', help: 'PROBE      first find the best weights on these pairs ({query, positive, modality?}, .jsonl or .parquet)' },
     grid: { type: 'string', help: 'A,B,...     weights to try for every model (0,0.25,0.5,0.75,1)' },
     strategy: { type: 'string', help: 'HOW      coordinate (one model after the other) or grid (every combination)' },
     'trade-off': { type: 'string', help: 'HOW     how scores of modalities become one: mean, min or NAME=WEIGHT,... (mean)' },
