@@ -226,6 +226,12 @@ test('recovery: texts are computed once, and sounds in chunks or whole learn the
   const stop = new AbortController()
   await assert.rejects(run('stopped', { signal: stop.signal, onProgress: ({ step }) => step === 3 && stop.abort() }), { code: 'ABORTED' })
   assert.deepEqual(await run('stopped', {}), whole)
+  // Sounds that are given as bytes are kept as well.
+  let kept = 0
+  const inside = path.join(place, 'bytes.partial', '.training', 'sounds')
+  const data = sounds.map(({ query, positive }) => ({ query: { ...query, audio: readFileSync(query.audio) }, positive }))
+  assert.deepEqual(await run('bytes', { data, onProgress: () => (kept = readdirSync(inside).length) }), whole)
+  assert.equal(kept, sounds.length)
 })
 
 test('rehearsal: every modality equally often, not the encoder and its projector', async () => {
