@@ -215,6 +215,8 @@ export function packageRoot(): string {
   }
 }
 
+export const packageVersion = (): string => JSON.parse(readFileSync(path.join(packageRoot(), 'package.json'), 'utf8')).version
+
 let loaded: NativeBinding | undefined
 
 export function binding(): NativeBinding {

@@ -29,6 +29,7 @@ export {
   type Usage,
 } from './model'
 export { type AttachAudioOptions, type AttachAudioReport, attachAudio } from './omni/attach-audio'
+export { type ServeOptions, type Serving, serve } from './server/server'
 export type { Dataset, DatasetSource, TrainingRow } from './train/data'
 export { type MineOptions, type MineReport, mineNegatives } from './train/mine'
 export type { Sampling } from './train/sampler'

@@ -99,6 +99,8 @@ export interface StreamedVector {
   /** Of length 0 for an input that `onError: 'skip'` left out. */
   vector: Vectors
   truncated: boolean
+  /** That the input had, those that stand for media among them; 0 where it was left out. */
+  tokens: number
   error?: ConanError
 }
 
@@ -359,8 +361,13 @@ export class Model {
       done += n + batch.failed.length
       tokens += batch.ids.length
       options.onProgress?.({ done, total: undefined, tokens })
-      const good = batch.indices.map((index, i) => ({ index, vector: stored.slice(i * length, (i + 1) * length), truncated: batch.truncated[i] as boolean }))
-      const bad = batch.failed.map(({ index, error }) => ({ index, vector: stored.slice(0, 0), truncated: false, error }))
+      const good = batch.indices.map((index, i) => ({
+        index,
+        vector: stored.slice(i * length, (i + 1) * length),
+        truncated: batch.truncated[i] as boolean,
+        tokens: batch.offsets[i + 1]! - batch.offsets[i]!,
+      }))
+      const bad = batch.failed.map(({ index, error }) => ({ index, vector: stored.slice(0, 0), truncated: false, tokens: 0, error }))
       yield* [...good, ...bad].sort((a, b) => a.index - b.index)
     }
   }

@@ -12,6 +12,7 @@ import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 import { mine } from './commands/mine'
+import { serve } from './commands/serve'
 import { recover, rehearse, train } from './commands/train'
 
 const commands: Record<string, Command> = {
@@ -26,6 +27,7 @@ const commands: Record<string, Command> = {
   'extract-lora': extractLora,
   'attach-audio': attachAudio,
   inspect,
+  serve,
 }
 
 const usage = `conan-embed <verb> [arguments]

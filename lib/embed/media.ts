@@ -70,7 +70,7 @@ export class MediaReader {
       const media: Medium[] = []
       if (video) for (const each of videos) media.push(this.video(await videoPatches(each, video), video))
       if (image) {
-        const page = document && (await documentImage(document.file, document.page, document.dpi))
+        const page = document && (await documentImage(document.file, document.page, document.dpi, image.maxInputPixels))
         const all = [...images, ...(page === undefined ? [] : [page])]
         media.push(...(await Promise.all(all.map(async (each) => this.image(await imagePatches(each, image), image)))))
       }

@@ -4,7 +4,7 @@
 import { createHash } from 'node:crypto'
 import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
-import { packageRoot } from '../binding'
+import { packageVersion } from '../binding'
 import { ConanError, shown } from '../errors'
 import { asFileError, publish, requireFree, stampOf } from '../files/output'
 import { pathOf, requireOptions, threadsOf } from '../options'
@@ -221,10 +221,9 @@ function manifestOf(recipe: Recipe, plan: FusePlan, results: NativeTensor[] | un
       ...(result && { checksum: result.checksum }),
     }
   })
-  const { version } = JSON.parse(readFileSync(path.join(packageRoot(), 'package.json'), 'utf8'))
   return {
     format: 1,
-    generator: `conan-embedding ${version}`,
+    generator: `conan-embedding ${packageVersion()}`,
     recipe: recipe.given,
     method: recipe.mergeMethod,
     formula: recipe.method.formula,

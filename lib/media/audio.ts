@@ -52,8 +52,11 @@ export async function decodeAudio(input: AudioInput, { start = 0, duration }: Au
 
 /** Log-mel frames [frames, bins] of one sound. */
 export async function audioFeatures(input: AudioInput, part: AudioPart, settings: AudioSettings, limitSeconds?: number): Promise<Float32Array> {
-  const { samples, samplingRate } = await decodeAudio(input, part, limitSeconds)
-  const { rate, window, hop, bins, paddedSamples } = settings
+  const { rate, window, hop, bins, paddedSamples, maxSeconds = Number.POSITIVE_INFINITY } = settings
+  const tooLong = (seconds: number) => new ConanError('INPUT_TOO_LONG', `audio: expected at most ${maxSeconds} seconds of sound, got ${Math.ceil(seconds)}`)
+  if (part.duration !== undefined && part.duration > maxSeconds) throw tooLong(part.duration)
+  const { samples, samplingRate } = await decodeAudio(input, part, Math.min(limitSeconds ?? maxSeconds, maxSeconds))
+  if (samples.length > maxSeconds * samplingRate) throw tooLong(samples.length / samplingRate) // it came as samples
   try {
     const heard = await binding().resample(samples, samplingRate, rate)
     return await binding().logMel(padded(heard, Math.max(paddedSamples ?? 0, window)), { rate, window, hop, bins })

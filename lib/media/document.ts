@@ -109,9 +109,14 @@ export async function* documentPages(input: string | URL | Uint8Array, options: 
 }
 
 /** The one page an input means: the one it names, or the only one there is. */
-export async function documentImage(input: ImageInput, page: number | undefined, dpi: number | undefined): Promise<ImageInput> {
+export async function documentImage(input: ImageInput, page: number | undefined, dpi: number | undefined, maxPixels?: number): Promise<ImageInput> {
   if (isRaw(input)) return input
-  for await (const { pageCount, image } of documentPages(input, { ...(page !== undefined && { pages: page }), ...(dpi !== undefined && { dpi }) })) {
+  const options = {
+    ...(page !== undefined && { pages: page }),
+    ...(dpi !== undefined && { dpi }),
+    maxPixels: Math.min(maxPagePixels, maxPixels ?? maxPagePixels),
+  }
+  for await (const { pageCount, image } of documentPages(input, options)) {
     if (page === undefined && pageCount > 1)
       throw new ConanError(
         'INVALID_INPUT',

@@ -18,7 +18,7 @@ export interface RawImage {
 export type ImageInput = string | URL | Uint8Array | RawImage
 
 /** More pixels than any picture that is meant to be looked at: a guard against files made to exhaust memory. */
-const maxInputPixels = 268_402_689 // sharp's own: 16383 x 16383
+const mostInputPixels = 268_402_689 // sharp's own: 16383 x 16383
 
 interface Decoded {
   rgb: Uint8Array
@@ -74,7 +74,7 @@ export const undecodable = (name: string, error: unknown): ConanError =>
   new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
 
 /** 8-bit RGB, upright by its EXIF orientation; alpha is dropped and colour profiles are ignored, as the models' own processors do. */
-export async function decodeImage(input: ImageInput): Promise<Decoded> {
+export async function decodeImage(input: ImageInput, maxInputPixels?: number): Promise<Decoded> {
   if (isRaw(input)) {
     const { data, width, height, channels } = input
     if (
@@ -86,6 +86,8 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
       data?.length !== width * height * channels
     )
       throw new ConanError('INVALID_INPUT', `image: expected width * height * channels bytes, got ${data?.length} for ${width} x ${height} x ${channels}`)
+    if (maxInputPixels !== undefined && width * height > maxInputPixels)
+      throw new ConanError('INVALID_INPUT', `expected at most ${maxInputPixels} pixels, got ${width} x ${height}`)
     if (channels === 3) return { rgb: data, width, height }
     const rgb = new Uint8Array(width * height * 3)
     for (let i = 0; i < width * height; i++) for (let c = 0; c < 3; c++) rgb[i * 3 + c] = data[i * channels + (channels < 3 ? 0 : c)] as number
@@ -95,7 +97,7 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
   if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected an image, got no bytes`)
   try {
     const { default: sharp } = await import('sharp') // when the first image comes: text alone does not wait for it
-    const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxInputPixels, ignoreIcc: true })
+    const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxInputPixels ?? mostInputPixels, ignoreIcc: true })
       .rotate() // by EXIF
       .removeAlpha()
       .toColourspace('srgb')
@@ -111,7 +113,7 @@ export async function decodeImage(input: ImageInput): Promise<Decoded> {
 
 /** One picture for the vision tower. */
 export async function imagePatches(input: ImageInput, settings: ImageSettings): Promise<NativePictures> {
-  const { rgb, width, height } = await decodeImage(input)
+  const { rgb, width, height } = await decodeImage(input, settings.maxInputPixels)
   const { patch, temporalPatch, merge, mean, deviation } = settings
   try {
     const to = smartResize(width, height, settings)

@@ -26,7 +26,8 @@ serve<PdfRequest>(async (request) => {
   const { document, page, dpi, maxPixels } = request.render
   const opened = documents.get(document)!.getPage(page - 1)
   const { originalWidth, originalHeight } = opened.getOriginalSize()
-  const scale = Math.min(dpi / 72, Math.sqrt(maxPixels / Math.max(1, originalWidth * originalHeight)))
+  let scale = Math.min(dpi / 72, Math.sqrt(maxPixels / Math.max(1, originalWidth * originalHeight)))
+  while (Math.ceil(originalWidth * scale) * Math.ceil(originalHeight * scale) > Math.max(1, maxPixels)) scale *= 0.999
   const { data, width, height } = await opened.render({ scale, render: 'bitmap' })
   return { value: { data, width, height } }
 })

@@ -13,6 +13,8 @@ export interface ImageSettings {
   /** Pixels of a picture after resizing, at least and at most; of all frames of a video together. */
   minPixels: number
   maxPixels: number
+  /** Pixels of a picture, or of a video's frame, as it is stored; more is an error. */
+  maxInputPixels?: number | undefined
 }
 
 export interface VideoSettings extends ImageSettings {
@@ -22,6 +24,8 @@ export interface VideoSettings extends ImageSettings {
   maxFrames: number
   /** Merged patches of a frame at most; undefined: only all frames together are limited. */
   maxFrameTokens: number | undefined
+  /** A longer video is an error. */
+  maxSeconds?: number | undefined
 }
 
 export interface AudioSettings {
@@ -32,6 +36,8 @@ export interface AudioSettings {
   bins: number
   /** Samples to which shorter clips are padded with silence; undefined: a clip stays as long as it is. */
   paddedSamples: number | undefined
+  /** A longer sound is an error, whatever the model would take. */
+  maxSeconds?: number | undefined
 }
 
 /** What a caller may want otherwise than the model's directory says. */
@@ -48,6 +54,10 @@ export interface ProcessorOptions {
   totalPixels?: number
   /** Sounds shorter than this are followed by silence up to it, as Whisper's own preprocessing does up to 30 seconds. Default: none. */
   padSeconds?: number
+  /** Pixels of an image, or of a video's frame, as it is stored: more is an error. Default 268 million (16383 x 16383). */
+  maxInputPixels?: number
+  /** A longer video or sound is an error, before its frames or samples are decoded. Default: what the model takes. */
+  maxSeconds?: number
 }
 
 const mostPixels = 2 ** 31
@@ -142,12 +152,12 @@ export function readAudioSettings(directory: string, audioConfig: Json): AudioSe
 
 /** The caller's wishes on top of the directory's settings. */
 export function withOptions({ image, video, audio }: MediaSettings, options: ProcessorOptions = {}): MediaSettings {
-  const known = ['minPixels', 'maxPixels', 'fps', 'minFrames', 'maxFrames', 'minTotalPixels', 'totalPixels', 'padSeconds']
+  const known = ['minPixels', 'maxPixels', 'fps', 'minFrames', 'maxFrames', 'minTotalPixels', 'totalPixels', 'padSeconds', 'maxInputPixels', 'maxSeconds']
   if (typeof options !== 'object' || options === null) throw new ConanError('INVALID_OPTION', `processor: expected an object, got ${shown(options)}`)
   for (const key of Object.keys(options))
     if (!known.includes(key)) throw new ConanError('INVALID_OPTION', `processor: expected ${known.join(', ')}, got ${shown(key)}`)
   const count = (key: keyof ProcessorOptions, fallback: number) => positive(options[key], `processor.${key}`, fallback)
-  const real = (key: 'fps' | 'padSeconds') => {
+  const real = (key: 'fps' | 'padSeconds' | 'maxSeconds') => {
     const value = options[key]
     if (value !== undefined && !(value > 0 && Number.isFinite(value)))
       throw new ConanError('INVALID_OPTION', `processor.${key}: expected a positive number, got ${shown(value)}`)
@@ -157,9 +167,14 @@ export function withOptions({ image, video, audio }: MediaSettings, options: Pro
     if (low > high) throw new ConanError('INVALID_OPTION', `processor: expected at most as many ${what} at least as at most, got ${low} and ${high}`)
   }
   const [fps, padSeconds] = [real('fps'), real('padSeconds')]
-  const own = image && { ...image, minPixels: count('minPixels', image.minPixels), maxPixels: count('maxPixels', image.maxPixels) }
+  const maxSeconds = real('maxSeconds')
+  const stored = options.maxInputPixels === undefined ? {} : { maxInputPixels: count('maxInputPixels', 0) }
+  const length = maxSeconds === undefined ? {} : { maxSeconds }
+  const own = image && { ...image, ...stored, minPixels: count('minPixels', image.minPixels), maxPixels: count('maxPixels', image.maxPixels) }
   const clip = video && {
     ...video,
+    ...stored,
+    ...length,
     fps: fps ?? video.fps,
     minFrames: count('minFrames', Math.min(video.minFrames, options.maxFrames ?? video.minFrames)),
     maxFrames: count('maxFrames', Math.max(video.maxFrames, options.minFrames ?? 0)),
@@ -171,7 +186,11 @@ export function withOptions({ image, video, audio }: MediaSettings, options: Pro
     ordered(clip.minFrames, clip.maxFrames, 'frames')
     ordered(clip.minPixels, clip.maxPixels, 'pixels of a video')
   }
-  return { image: own, video: clip, audio: audio && { ...audio, ...(padSeconds !== undefined && { paddedSamples: Math.round(padSeconds * audio.rate) }) } }
+  return {
+    image: own,
+    video: clip,
+    audio: audio && { ...audio, ...length, ...(padSeconds !== undefined && { paddedSamples: Math.round(padSeconds * audio.rate) }) },
+  }
 }
 
 /** Python's round: halves go to the even number. */

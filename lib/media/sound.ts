@@ -284,7 +284,7 @@ async function decoded(stream: AsyncGenerator<Uint8Array> | undefined, { source,
     if (length > limitSeconds * samplingRate)
       throw new ConanError(
         'INPUT_TOO_LONG',
-        `${name}: expected at most ${Math.floor(limitSeconds)} seconds of sound, which is what the model takes, got more (start and duration choose a part)`,
+        `${name}: expected at most ${Math.floor(limitSeconds)} seconds of sound, got more (start and duration choose a part)`,
       )
   }
   if (length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected samples${start > 0 ? ` after ${start} seconds` : ''}, found none`)

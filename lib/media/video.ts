@@ -162,6 +162,9 @@ async function containerFootage(file: string, head: Buffer, name: string): Promi
 export async function videoPatches(input: VideoInput, settings: VideoSettings): Promise<VideoPatches> {
   const { times, fps, frames, close, name } = await openVideo(input)
   try {
+    const length = times.at(-1)!
+    if (settings.maxSeconds !== undefined && length > settings.maxSeconds)
+      throw new ConanError('INPUT_TOO_LONG', `expected at most ${settings.maxSeconds} seconds, got ${Math.ceil(length)}`)
     const indices = sampleFrames(times.length, fps, settings)
     const { patch, temporalPatch, merge, mean, deviation } = settings
     const groups = Math.ceil(indices.length / temporalPatch)
@@ -177,7 +180,7 @@ export async function videoPatches(input: VideoInput, settings: VideoSettings): 
       group = []
     }
     for await (const frame of frames(indices)) {
-      const { rgb, width, height } = await decodeImage(frame)
+      const { rgb, width, height } = await decodeImage(frame, settings.maxInputPixels)
       size ??= { from: { width, height }, to: smartResizeVideo(Math.max(indices.length, temporalPatch), width, height, settings) }
       if (width !== size.from.width || height !== size.from.height)
         throw new ConanError('INVALID_INPUT', `expected frames of one size, got ${size.from.width} x ${size.from.height} and ${width} x ${height}`)
