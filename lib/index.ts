@@ -2,6 +2,7 @@
 export type { CpuReport, GpuReport } from './binding'
 export type { EmbedInput, MediaInput, Modality } from './embed/inputs'
 export type { Precision, Vectors } from './embed/precision'
+export { type Hit, type SearchVectorsOptions, searchVectors } from './embed/search'
 export { ConanError, type ErrorCode } from './errors'
 export { type EvaluateOptions, evaluate, type Task, type TaskResult, type TaskType } from './eval/evaluate'
 export type { Similarity } from './files/model-directory'

@@ -5,6 +5,7 @@ import os from 'node:os'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
 import { attachAudio } from './commands/attach-audio'
+import { bench } from './commands/bench'
 import { drift } from './commands/drift'
 import { embed } from './commands/embed'
 import { evaluation } from './commands/eval'
@@ -12,11 +13,14 @@ import { extractLora } from './commands/extract-lora'
 import { fuse } from './commands/fuse'
 import { inspect } from './commands/inspect'
 import { mine } from './commands/mine'
+import { search } from './commands/search'
 import { serve } from './commands/serve'
 import { recover, rehearse, train } from './commands/train'
 
 const commands: Record<string, Command> = {
   embed,
+  search,
+  serve,
   fuse,
   drift,
   train,
@@ -27,7 +31,7 @@ const commands: Record<string, Command> = {
   'extract-lora': extractLora,
   'attach-audio': attachAudio,
   inspect,
-  serve,
+  bench,
 }
 
 const usage = `conan-embed <verb> [arguments]

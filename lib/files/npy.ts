@@ -96,10 +96,19 @@ export class NpyReader {
   }
 
   row(i: number): Float32Array {
-    const out = new Float32Array(this.columns)
+    return this.block(i, 1)
+  }
+
+  /** Rows `first` to `first + count`, row-major. */
+  block(first: number, count: number): Float32Array {
+    const out = new Float32Array(count * this.columns)
     const bytes = Buffer.from(out.buffer)
-    if (readSync(this.fd, bytes, 0, bytes.length, this.start + i * bytes.length) !== bytes.length)
-      throw new ConanError('FILE_IO', `${this.file}: row ${i} cannot be read`)
+    const start = this.start + 4 * this.columns * first
+    for (let at = 0; at < bytes.length; ) {
+      const read = readSync(this.fd, bytes, at, Math.min(bytes.length - at, 1 << 30), start + at)
+      if (read === 0) throw new ConanError('FILE_IO', `${this.file}: row ${first} cannot be read`)
+      at += read
+    }
     return out
   }
 

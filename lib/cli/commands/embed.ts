@@ -1,98 +1,13 @@
-// conan-embed embed: inputs from arguments, files or stdin; vectors as JSON lines or .npy.
+// conan-embed embed: vectors as JSON lines or .npy.
 
 import { once } from 'node:events'
-import { createReadStream, existsSync } from 'node:fs'
-import path from 'node:path'
-import { createInterface } from 'node:readline'
-import type { EmbedInput } from '../../embed/inputs'
 import type { Precision } from '../../embed/precision'
-import { ConanError, shown } from '../../errors'
 import { requirePlace } from '../../files/output'
-import { located, rowsOf } from '../../files/rows'
 import { VectorFile } from '../../files/vector-file'
-import { documentPages } from '../../media/document'
 import { type LoadOptions, loadModel } from '../../model'
-import { documentKey } from '../../train/sampler'
-import { type Arguments, type Command, CommandError, integer, interruptible, number, string } from '../command'
+import { type Command, CommandError, integer, interruptible, number, string } from '../command'
+import { type Item, inputOptions, items } from '../items'
 import { progress } from '../progress'
-
-/** Members of a JSON line that name files, and those that say what of a file is meant. */
-const mediaKinds = ['video', 'image', 'document', 'audio'] as const
-const mediaSettings = ['page', 'dpi', 'start', 'duration'] as const
-
-interface Item {
-  id: string
-  /** What it was read from. */
-  of: string
-  input: EmbedInput
-}
-
-/** What a row asks to be embedded. Paths in it are relative to `directory`, if it was read from a file. */
-function itemOf(value: unknown, of: string, place: { where: string; number: number; field: string; directory: string | undefined }): Item {
-  const { where, number, field, directory } = place
-  const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
-  const { [field]: text, id, ...rest } = row
-  const given = Object.fromEntries(mediaKinds.filter((kind) => rest[kind] !== undefined).map((kind) => [kind, rest[kind]]))
-  const input = located(given, directory) as Record<string, unknown>
-  for (const file of Object.values(input).flat())
-    if (typeof file !== 'string' && !(file instanceof Uint8Array))
-      throw new ConanError('INVALID_INPUT', `${where}: expected the name of a file, got ${shown(file)}`)
-  const hasMedia = Object.keys(input).length > 0
-  if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
-    throw new ConanError(
-      'INVALID_INPUT',
-      `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
-    )
-  for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
-  if (text !== undefined) input.text = text
-  return { id: String(id ?? number), of, input: hasMedia ? (input as EmbedInput) : (text as string) }
-}
-
-/** Rows of a .parquet file; lines of any other or of stdin ("-"): JSON lines where the name ends so or --jsonl is given, else plain text. */
-async function* readItems(source: string, jsonl: boolean, field: string): AsyncGenerator<Item> {
-  if (source !== '-' && !existsSync(source)) throw new ConanError('FILE_IO', `${source}: expected a file, found none`)
-  const directory = source === '-' ? undefined : path.dirname(source)
-  let number = 0
-  if (source.endsWith('.parquet')) {
-    for await (const { value, where } of rowsOf(source)) yield itemOf(value, documentKey(value), { where, number: number++, field, directory })
-    return
-  }
-  const stream = source === '-' ? process.stdin : createReadStream(source)
-  const asJson = jsonl || /\.(jsonl|ndjson)$/.test(source)
-  for await (const line of createInterface({ input: stream, crlfDelay: Number.POSITIVE_INFINITY })) {
-    number++
-    if (asJson && line.trim() === '') continue
-    if (!asJson) {
-      yield { id: String(number - 1), of: line, input: line }
-      continue
-    }
-    const where = `${source === '-' ? 'stdin' : source}: line ${number}`
-    let value: unknown
-    try {
-      value = JSON.parse(line)
-    } catch {
-      throw new ConanError('INVALID_INPUT', `${where}: expected JSON, got ${shown(line)}`)
-    }
-    yield itemOf(value, line, { where, number: number - 1, field, directory })
-  }
-}
-
-async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
-  for (const [i, input] of texts.entries()) yield { id: String(i), of: input, input }
-  let named = texts.length
-  for (const kind of mediaKinds)
-    for (const file of (args.values[kind] as string[] | undefined) ?? []) {
-      named++
-      if (kind !== 'document') yield { id: file, of: file, input: { [kind]: file } as EmbedInput }
-      else
-        for await (const { page, pageCount, image } of documentPages(file)) {
-          const id = pageCount > 1 ? `${file}#page=${page}` : file
-          yield { id, of: id, input: { image } }
-        }
-    }
-  const sources = (args.values.input as string[] | undefined) ?? (named ? [] : ['-'])
-  for (const source of sources) yield* readItems(source, args.values.jsonl === true, string(args, 'field') ?? 'text')
-}
 
 async function print(id: string, vector: ArrayLike<number>): Promise<void> {
   if (!process.stdout.write(`${JSON.stringify({ id, embedding: Array.from(vector) })}\n`))
@@ -106,16 +21,7 @@ export const embed: Command = {
   summary: 'embeds texts, images, videos, pages and sounds with a model',
   positionals: 'MODEL [TEXT ...]',
   options: {
-    input: {
-      type: 'string',
-      short: 'i',
-      multiple: true,
-      help: 'FILE    lines of text, or .jsonl or .parquet with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
-    },
-    video: { type: 'string', multiple: true, help: 'FILE    a video; may be repeated' },
-    image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
-    document: { type: 'string', multiple: true, help: 'FILE a document: each of its pages is an input; may be repeated' },
-    audio: { type: 'string', multiple: true, help: 'FILE    a sound; may be repeated' },
+    ...inputOptions,
     'min-pixels': { type: 'string', help: 'N  pixels of an image after resizing at least' },
     'max-pixels': { type: 'string', help: 'N  ... at most' },
     'total-pixels': { type: 'string', help: 'N  pixels of all frames of a video at most' },
@@ -123,8 +29,6 @@ export const embed: Command = {
     'max-frames': { type: 'string', help: 'N  frames taken of a video at most' },
     'pad-seconds': { type: 'string', help: 'N  silence after shorter sounds up to this length' },
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
-    jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
-    field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
     out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; a run that was ended goes on; default: JSON lines on stdout' },
     'prompt-name': { type: 'string', help: "NAME  one of the model's prompts" },
     prompt: { type: 'string', help: 'TEXT   put before every text' },
