@@ -1,8 +1,9 @@
 // The nearest of a file's vectors: by comparison with all of them, a block at a time, so that the file may be larger than memory.
 import { existsSync } from 'node:fs'
 import { ConanError, shown } from '../errors'
-import { jsonLines, readJson } from '../files/json'
+import { readJson } from '../files/json'
 import { NpyReader } from '../files/npy'
+import { rowsOf } from '../files/rows'
 import type { EmbedOptions, EmbedResult, Model } from '../model'
 import { pathOf, positive, requireOptions } from '../options'
 import type { EmbedInput } from './inputs'
@@ -48,10 +49,11 @@ export function npySource(file: string): VectorSource {
   }
 }
 
-function jsonSource(file: string): VectorSource {
+/** In memory. */
+async function rowSource(file: string): Promise<VectorSource> {
   const ids: string[] = []
   const vectors: Float32Array[] = []
-  for (const { value, where } of jsonLines(file)) {
+  for await (const { value, where } of rowsOf(file)) {
     const { id, embedding } = (value ?? {}) as { id?: unknown; embedding?: unknown }
     const columns = vectors[0]?.length
     if (!Array.isArray(embedding) || embedding.length === 0 || embedding.length !== (columns ?? embedding.length) || !embedding.every(Number.isFinite))
@@ -99,7 +101,7 @@ export function nearest(
 
 /**
  * For every query the nearest vectors of a file that `conan-embed embed --out` made: .npy of float32 (with `<name>.ids.json` beside it), or
- * .jsonl of {id, embedding}. Queries get the model's prompt "query", where it has one, and as many dimensions as the file has.
+ * .jsonl or .parquet of {id, embedding}. Queries get the model's prompt "query", where it has one, and as many dimensions as the file has.
  *
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, FILE_IO, FILE_CORRUPT, and what embed throws
  */
@@ -107,7 +109,7 @@ export async function searchVectors(model: Model, file: string, queries: EmbedIn
   requireOptions(options)
   const { top: asked, ...rest } = options
   const top = positive(asked, 'top', 10)
-  const source = pathOf(file, 'file').endsWith('.jsonl') ? jsonSource(file) : npySource(file)
+  const source = /\.(jsonl|parquet)$/.test(pathOf(file, 'file')) ? await rowSource(file) : npySource(file)
   try {
     if (source.rows === 0) throw new ConanError('INVALID_INPUT', `${file}: expected vectors, found none`)
     const { dimensions } = model.info

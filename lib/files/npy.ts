@@ -3,7 +3,7 @@ import { closeSync, fstatSync, openSync, readSync, renameSync, rmSync, writeSync
 import type { Vectors } from '../embed/precision'
 import { ConanError } from '../errors'
 
-const headerBytes = 128 // fixed, so that the number of rows can be filled in at the end
+export const headerBytes = 128 // fixed, so that the number of rows can be filled in at the end
 
 export const npyType = (row: Vectors): string => (row instanceof Float32Array ? '<f4' : row instanceof Int8Array ? '|i1' : '|u1')
 
@@ -17,12 +17,18 @@ export function npyHeader(type: string, rows: number, columns: number): Buffer {
   return buffer
 }
 
-/** The number of rows, in the header of a file that npyHeader began. */
-export function completeNpyHeader(fd: number, rows: number, file: string): void {
+/** What a header says that npyHeader wrote. */
+export function readNpyHeader(fd: number): { type: string; columns: number } {
   const buffer = Buffer.alloc(headerBytes)
   readSync(fd, buffer, 0, headerBytes, 0)
   const [, type, columns] = /'descr': '(.*?)'.*\(\d+, (\d+)\)/.exec(buffer.toString('latin1')) as unknown as [string, string, string]
-  writeAll(fd, npyHeader(type, rows, Number(columns)), file, 0)
+  return { type, columns: Number(columns) }
+}
+
+/** The number of rows, in the header of a file that npyHeader began. */
+export function completeNpyHeader(fd: number, rows: number, file: string): void {
+  const { type, columns } = readNpyHeader(fd)
+  writeAll(fd, npyHeader(type, rows, columns), file, 0)
 }
 
 export class NpyWriter {
@@ -102,18 +108,21 @@ export class NpyReader {
   /** Rows `first` to `first + count`, row-major. */
   block(first: number, count: number): Float32Array {
     const out = new Float32Array(count * this.columns)
-    const bytes = Buffer.from(out.buffer)
-    const start = this.start + 4 * this.columns * first
-    for (let at = 0; at < bytes.length; ) {
-      const read = readSync(this.fd, bytes, at, Math.min(bytes.length - at, 1 << 30), start + at)
-      if (read === 0) throw new ConanError('FILE_IO', `${this.file}: row ${first} cannot be read`)
-      at += read
-    }
+    readAll(this.fd, Buffer.from(out.buffer), this.file, this.start + 4 * this.columns * first)
     return out
   }
 
   close(): void {
     closeSync(this.fd)
+  }
+}
+
+/** Fills the whole buffer from `position` on. */
+export function readAll(fd: number, buffer: Buffer, file: string, position: number): void {
+  for (let at = 0; at < buffer.length; ) {
+    const read = readSync(fd, buffer, at, Math.min(buffer.length - at, 1 << 30), position + at)
+    if (read === 0) throw new ConanError('FILE_IO', `${file}: expected ${buffer.length} bytes from ${position} on, found ${at}`)
+    at += read
   }
 }
 

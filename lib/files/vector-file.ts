@@ -18,8 +18,9 @@ import {
 import path from 'node:path'
 import type { Vectors } from '../embed/precision'
 import { ConanError } from '../errors'
-import { completeNpyHeader, npyHeader, npyType, writeAll } from './npy'
+import { completeNpyHeader, headerBytes, npyHeader, npyType, readAll, readNpyHeader, writeAll } from './npy'
 import { asFileError, replaceFile } from './output'
+import { writeParquet } from './parquet-vectors'
 
 /** A line of the journal: an input's name, what it was, and where the vectors end after it. One that was left out has none. */
 interface Done {
@@ -39,12 +40,12 @@ interface Source {
 const heldBytes = 1 << 22
 const heldTime = 1000
 
-/** A file of vectors, .npy (with `<name>.ids.json` beside it) or .jsonl, in the order of its inputs. Errors of the file system are FILE_IO. */
+/** A file of vectors, .npy (with `<name>.ids.json` beside it), .parquet or .jsonl, in the order of its inputs. Errors of the file system are FILE_IO. */
 export class VectorFile {
   /** Inputs that were done when it was opened. */
   readonly before: number
   private readonly partial: string
-  private readonly npy: boolean
+  private readonly format: 'npy' | 'parquet' | 'jsonl'
   private readonly vectors: number
   private readonly journal: number
   private inputs = 0
@@ -66,7 +67,7 @@ export class VectorFile {
     identity: string,
   ) {
     this.partial = `${file}.partial`
-    this.npy = file.endsWith('.npy')
+    this.format = file.endsWith('.npy') ? 'npy' : file.endsWith('.parquet') ? 'parquet' : 'jsonl'
     const run = this.inside('run.json')
     try {
       if (!existsSync(run)) {
@@ -110,7 +111,7 @@ export class VectorFile {
   write(source: Source, vector: Vectors | undefined): void {
     if (this.failure) throw this.failure
     if (vector) {
-      if (!this.npy) this.add(Buffer.from(`${JSON.stringify({ id: source.id, embedding: Array.from(vector) })}\n`))
+      if (this.format === 'jsonl') this.add(Buffer.from(`${JSON.stringify({ id: source.id, embedding: Array.from(vector) })}\n`))
       else {
         if (this.rows === 0) this.add(npyHeader(npyType(vector), 0, vector.length))
         this.add(Buffer.from(vector.buffer, vector.byteOffset, vector.byteLength))
@@ -127,13 +128,14 @@ export class VectorFile {
   /** The file takes its name. */
   finish(): void {
     try {
-      if (this.npy && this.rows === 0) this.add(npyHeader('<f4', 0, 0))
+      if (this.format !== 'jsonl' && this.rows === 0) this.add(npyHeader('<f4', 0, 0))
       this.flush()
-      if (this.npy) {
+      if (this.format === 'npy') {
         completeNpyHeader(this.vectors, this.rows, this.file)
         this.writeIds(this.file.replace(/\.npy$/, '.ids.json'))
       }
-      renameSync(this.inside('vectors'), this.file)
+      if (this.format === 'parquet') this.writeTable(this.inside('table'))
+      renameSync(this.inside(this.format === 'parquet' ? 'table' : 'vectors'), this.file)
       rmSync(this.partial, { recursive: true })
     } catch (error) {
       throw asFileError(error)
@@ -228,6 +230,22 @@ export class VectorFile {
     }
   }
 
+  private writeTable(file: string): void {
+    const { type, columns } = readNpyHeader(this.vectors)
+    const bytes = columns * (type === '<f4' ? 4 : 1)
+    const rowsAt = (first: number, count: number) => {
+      const buffer = Buffer.alloc(count * bytes)
+      readAll(this.vectors, buffer, this.file, headerBytes + first * bytes)
+      return buffer
+    }
+    writeParquet(file, { rows: this.rows, columns, type, ids: this.ids(), rowsAt })
+  }
+
+  /** Of the inputs that have a vector. */
+  private *ids(): Generator<string> {
+    for (const { id, skipped } of this.lines()) if (!skipped) yield id
+  }
+
   private writeIds(file: string): void {
     const fd = openSync(`${file}.tmp`, 'w')
     let ids: string[] = []
@@ -237,8 +255,8 @@ export class VectorFile {
       first = false
       ids = []
     }
-    for (const { id, skipped } of this.lines()) {
-      if (!skipped) ids.push(JSON.stringify(id))
+    for (const id of this.ids()) {
+      ids.push(JSON.stringify(id))
       if (ids.length === 65536) put('')
     }
     put(']')

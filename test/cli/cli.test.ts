@@ -82,7 +82,7 @@ test('embed: a failure leaves no output behind', () => {
   const directory = temporary()
   const bad = path.join(directory, 'bad.jsonl')
   writeFileSync(bad, '{"text": "fine"}\n{"no": "text"}\n')
-  for (const out of ['out.npy', 'out.jsonl']) {
+  for (const out of ['out.npy', 'out.jsonl', 'out.parquet']) {
     const result = run(['embed', bert, '-i', bad, '-o', path.join(directory, out)])
     assert.equal(result.status, 2)
     assert.match(result.stderr, /line 2/)
@@ -96,7 +96,7 @@ test('embed: a run that was killed goes on, to the same bytes; not over other in
   const lines = Array.from({ length: 700 }, (_, i) => JSON.stringify(i % 50 === 7 ? { id: `n${i}`, image: 'none.png' } : { id: `n${i}`, text: `text ${i}` }))
   const model = path.join(fixtures, 'vision', 'qwen3_vl')
   const command = (out: string, ...more: string[]) => ['embed', model, '--jsonl', '-i', '-', '--skip-errors', '--batch-size', '4', '-o', out, ...more]
-  for (const type of ['npy', 'jsonl']) {
+  for (const type of ['npy', 'jsonl', 'parquet']) {
     const [whole, out] = [path.join(directory, `whole.${type}`), path.join(directory, `out.${type}`)]
     assert.equal(run(command(whole), lines.join('\n')).status, 0)
     const journal = path.join(`${out}.partial`, 'journal.jsonl')
@@ -125,7 +125,7 @@ test('embed: a run that was killed goes on, to the same bytes; not over other in
     assert.ok(readFileSync(out).equals(readFileSync(whole)))
     if (type === 'npy') assert.equal(readFileSync(path.join(directory, 'out.ids.json'), 'utf8'), readFileSync(path.join(directory, 'whole.ids.json'), 'utf8'))
   }
-  assert.deepEqual(readdirSync(directory).sort(), ['out.ids.json', 'out.jsonl', 'out.npy', 'whole.ids.json', 'whole.jsonl', 'whole.npy'])
+  assert.deepEqual(readdirSync(directory).sort(), ['npy', 'jsonl', 'parquet', 'ids.json'].flatMap((type) => [`out.${type}`, `whole.${type}`]).sort())
 })
 
 test('exit codes and messages', () => {

@@ -5,6 +5,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { evaluate, loadModel, mineNegatives } from '../../lib'
+import { writeParquet } from '../../lib/files/parquet-vectors'
 import { rowsOf } from '../../lib/files/rows'
 import { readProbe } from '../../lib/fuse/probe'
 import { readData } from '../../lib/train/data'
@@ -138,6 +139,33 @@ test('a corpus in files: what stands there as "document" is an id', async () => 
   assert.equal((await evaluate(pico('bert'), [task]))[0]!.scores.ndcg_at_10, 1)
   const pairs = ['a', 'b', 'c'].map((text, i) => ({ sentence1: text, sentence2: 'a', score: 3 - i }))
   assert.ok((await evaluate(pico('bert'), [{ name: 'pairs', type: 'sts', rows: pairs }]))[0]!.scores.cosine_spearman! > 0)
+})
+
+test('vectors are written as Parquet in pages and row groups', async () => {
+  for (const [type, columns, rows] of [
+    ['<f4', 8, 70_000], // three pages, two row groups
+    ['<f4', 1, 3],
+    ['|i1', 5, 2],
+    ['|u1', 300_000, 3], // a page for each row
+    ['<f4', 3, 0],
+  ] as const) {
+    const file = path.join(temporary(), 'vectors.parquet')
+    const values = type === '<f4' ? new Float32Array(rows * columns) : type === '|i1' ? new Int8Array(rows * columns) : new Uint8Array(rows * columns)
+    for (let i = 0; i < values.length; i++) values[i] = type === '<f4' ? i / 7 : i
+    const width = values.BYTES_PER_ELEMENT * columns
+    const ids = (function* () {
+      for (let i = 0; i < rows; i++) yield `ü${i}`
+    })()
+    writeParquet(file, { rows, columns, type, ids, rowsAt: (first, count) => Buffer.from(values.buffer, first * width, count * width) })
+    let row = 0
+    for await (const { value } of rowsOf(file)) {
+      const { id, embedding } = value as { id: string; embedding: number[] }
+      assert.equal(id, `ü${row}`)
+      if (row % 997 === 0 || rows < 10) assert.deepEqual(Array.from(embedding), Array.from(values.subarray(row * columns, (row + 1) * columns)))
+      row++
+    }
+    assert.equal(row, rows)
+  }
 })
 
 test('a probe names its files from where it lies', async () => {

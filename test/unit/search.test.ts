@@ -15,7 +15,7 @@ test('the nearest, whatever the file and its blocks', async () => {
   const place = temporary()
   const input = path.join(place, 'texts.jsonl')
   writeFileSync(input, texts.map((text, i) => JSON.stringify({ id: `id${i}`, text })).join('\n'))
-  const files = ['vectors.npy', 'vectors.jsonl'].map((name) => path.join(place, name))
+  const files = ['vectors.npy', 'vectors.jsonl', 'vectors.parquet'].map((name) => path.join(place, name))
   for (const out of files) assert.equal(run('embed', pico('bert'), '--input', input, '--out', out).status, 0)
   await using model = await loadModel(pico('bert'))
   const queries = ['a text', texts[7]!, 'something else']

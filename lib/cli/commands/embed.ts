@@ -1,4 +1,4 @@
-// conan-embed embed: vectors as JSON lines or .npy.
+// conan-embed embed: vectors as JSON lines, .npy or Parquet.
 
 import { once } from 'node:events'
 import type { Precision } from '../../embed/precision'
@@ -29,7 +29,11 @@ export const embed: Command = {
     'max-frames': { type: 'string', help: 'N  frames taken of a video at most' },
     'pad-seconds': { type: 'string', help: 'N  silence after shorter sounds up to this length' },
     'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
-    out: { type: 'string', short: 'o', help: 'FILE      .npy (with ids beside it) or .jsonl; a run that was ended goes on; default: JSON lines on stdout' },
+    out: {
+      type: 'string',
+      short: 'o',
+      help: 'FILE      .npy (with ids beside it), .parquet or .jsonl; a run that was ended goes on; default: JSON lines on stdout',
+    },
     'prompt-name': { type: 'string', help: "NAME  one of the model's prompts" },
     prompt: { type: 'string', help: 'TEXT   put before every text' },
     instruction: { type: 'string', help: 'TEXT  a task in words, for models that take instructions' },
@@ -50,7 +54,8 @@ export const embed: Command = {
     const [directory, ...texts] = args.positionals
     if (directory === undefined) throw new CommandError('expected a model directory')
     const out = string(args, 'out')
-    if (out !== undefined && !/\.(npy|jsonl)$/.test(out)) throw new CommandError(`--out: expected a name that ends in .npy or .jsonl, got "${out}"`)
+    if (out !== undefined && !/\.(npy|parquet|jsonl)$/.test(out))
+      throw new CommandError(`--out: expected a name that ends in .npy, .parquet or .jsonl, got "${out}"`)
     if (out !== undefined) requirePlace(out)
     const { device, dtype } = args.values as { device?: string; dtype?: LoadOptions['dtype'] }
     const model = await loadModel(directory, {
