@@ -29,16 +29,14 @@ export class Queue {
   waiting = 0
   private running = 0
   private requests: Ticket[][] = []
-  private readonly model: Model
-  private readonly maxWaiting: number
-  private idle: (() => void)[] = []
+  private readonly idle: (() => void)[] = []
   /** Inputs a second, lately. */
   private rate = 0
 
-  constructor(model: Model, maxWaiting: number) {
-    this.model = model
-    this.maxWaiting = maxWaiting
-  }
+  constructor(
+    private readonly model: Model,
+    private readonly maxWaiting: number,
+  ) {}
 
   get full(): boolean {
     return this.waiting >= this.maxWaiting

@@ -4,6 +4,7 @@ import dns from 'node:dns'
 import http from 'node:http'
 import https from 'node:https'
 import net from 'node:net'
+import { shown } from '../errors'
 import { RequestError } from './error'
 
 export interface RemoteOptions {
@@ -72,6 +73,7 @@ export async function fetchRemote(address: string, options: RemoteOptions, signa
   for (let hop = 0; hop <= redirects; hop++) {
     const found = await get(new URL(url), options, signal)
     if (typeof found !== 'string') return found
+    if (!URL.canParse(found, url)) throw new RequestError(422, `${address}: expected an address to go on to, got ${shown(found)}`)
     url = new URL(found, url).href
   }
   throw new RequestError(422, `${address}: expected at most ${redirects} redirects, got more`)
@@ -79,6 +81,7 @@ export async function fetchRemote(address: string, options: RemoteOptions, signa
 
 /** The bytes, or where they are said to be. */
 function get(url: URL, { hosts, allowPrivate, maxBytes, timeoutMs }: RemoteOptions, signal: AbortSignal): Promise<Uint8Array | string> {
+  if (!/^https?:$/.test(url.protocol)) throw new RequestError(400, `${url.href}: expected an address of http or https`)
   if (!isAllowed(url, hosts)) throw new RequestError(400, `${url.host}: expected one of the hosts that this server fetches from, which it is not`)
   const literal = url.hostname.replace(/^\[|\]$/g, '')
   const refused = () => new RequestError(400, `${url.host}: expected a public address, got one of a private network`)

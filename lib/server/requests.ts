@@ -1,6 +1,6 @@
 // A request for embeddings, OpenAI's `input` or a chat's `messages`, as inputs of the model. Nothing in it can name a file of this machine:
 // media are data: URLs, or addresses that the server was told to fetch from.
-import type { EmbedInput, MediaInput } from '../embed/inputs'
+import { contentOf, type EmbedInput, type MediaInput, type Modality } from '../embed/inputs'
 import { asConanError, shown } from '../errors'
 import { documentPages } from '../media/document'
 import type { ImageInput } from '../media/image'
@@ -10,6 +10,8 @@ import type { Asked } from './queue'
 import { fetchRemote, type RemoteOptions } from './remote'
 
 export interface RequestLimits {
+  /** What the model embeds. */
+  modalities: Modality[]
   maxInputs: number
   /** Of one image, video, document or sound. */
   maxFileBytes: number
@@ -25,7 +27,7 @@ export interface RequestLimits {
 export interface Reading {
   /** Aborted when the client has gone. */
   signal: AbortSignal
-  /** Counts bytes that the request makes the server hold, beside its body. Throws RequestError where they are too many. */
+  /** Counts bytes that the server holds for it. Throws RequestError where they are too many. */
   hold(bytes: number): void
 }
 
@@ -207,6 +209,13 @@ export async function readEmbeddings(
     for (let first = 0; first < list.length; first += atOnce) {
       const group = list.slice(first, first + atOnce)
       asked.push(...(await Promise.all(group.map((one, i) => askedOf(one, params[first + i]!, options, limits, reading)))))
+    }
+  // Here, since in a pass it would be an error of everybody's.
+  for (const [i, { input }] of asked.entries())
+    try {
+      contentOf(input, i, limits.modalities)
+    } catch (error) {
+      throw requestError(asConanError(error), params[i]!)
     }
   return { asked, params, base64: format === 'base64' }
 }

@@ -1,5 +1,6 @@
 // serve(): a loaded model over HTTP, as OpenAI's clients ask for embeddings, with what an operator needs around it.
 import { createHash, timingSafeEqual } from 'node:crypto'
+import { once } from 'node:events'
 import http, { type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import path from 'node:path'
@@ -82,6 +83,7 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
   const maxFileBytes = positive(options.maxFileBytes, 'maxFileBytes', 32 * mebibyte)
   const timeoutMs = positive(options.remoteTimeoutMs, 'remoteTimeoutMs', 10_000)
   const limits: RequestLimits = {
+    modalities: modalities.filter((modality) => model.supports(modality)),
     maxInputs: positive(options.maxInputs, 'maxInputs', 2048),
     maxFileBytes,
     maxPages: positive(options.maxPages, 'maxPages', 16),
@@ -167,10 +169,10 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
     'GET /metrics': () => ({ status: 200, type: 'text/plain; version=0.0.4', body: metrics.text(queue.waiting) }),
     'GET /info': () => {
       const { modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName } = model.info
-      const { remote, ...caps } = limits
+      const { remote, modalities, ...caps } = limits
       return json({
         ...{ name, version: packageVersion(), modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName },
-        modalities: modalities.filter((modality) => model.supports(modality)),
+        modalities,
         limits: { ...caps, maxBodyBytes, remoteHosts: remote?.hosts ?? [] },
       })
     },
@@ -205,11 +207,7 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
       if (typeof found.body === 'string') response.end(found.body)
       else {
         for (const piece of found.body)
-          if (!response.write(piece) && !gone.signal.aborted)
-            await new Promise<void>((resolve) => {
-              response.once('drain', resolve)
-              response.once('close', resolve)
-            })
+          if (!response.write(piece) && !gone.signal.aborted) await once(response, 'drain', { signal: gone.signal }).catch(() => {}) // it has gone
         response.end()
       }
     } catch (error) {

@@ -199,14 +199,15 @@ test('requests that come together share passes and change nothing for one anothe
   const texts = Array.from({ length: 40 }, (_, i) => `text number ${i} ${'and more '.repeat(i)}`)
   const alone = rows(await model.embed(texts))
   const gone = new AbortController()
-  const [many, bad, left, ...all] = await Promise.all([
+  const [many, bad, deaf, left, ...all] = await Promise.all([
     at.embed({ input: [...texts, ...texts, ...texts, ...texts] }),
     at.post({ input: ['fine', 'long '.repeat(50_000)], truncate: 'error' }),
+    at.post({ messages: [{ role: 'user', content: [{ type: 'audio_url', audio_url: { url: 'data:;base64,AAAA' } }] }] }),
     at.post({ input: texts }, { signal: gone.signal }).catch((error) => (error as Error).name),
     ...texts.map((text) => at.embed({ input: text })),
     new Promise<void>((resolve) => setTimeout(() => resolve(gone.abort()), 2)),
   ])
-  assert.equal(bad.status, 413)
+  assert.deepEqual([bad.status, deaf.status], [413, 422])
   assert.ok(left === 'AbortError' || (left as Response).status === 200)
   assert.deepEqual(
     (all.slice(0, 40) as Awaited<ReturnType<typeof at.embed>>[]).map(({ data }) => data[0]!.embedding),
@@ -286,6 +287,8 @@ test('the network: only hosts that are allowed, no private addresses, no more by
     else if (url === '/large') response.end(Buffer.alloc(1 << 20))
     else if (url === '/moved') response.writeHead(302, { location: '/picture.png' }).end()
     else if (url === '/away') response.writeHead(302, { location: 'http://example.com/' }).end()
+    else if (url === '/file') response.writeHead(302, { location: 'file:///etc/passwd' }).end()
+    else if (url === '/nowhere') response.writeHead(302, { location: 'http://' }).end()
     else if (url === '/round') response.writeHead(302, { location: '/round' }).end()
     else if (url === '/slow') response.write('x')
     else response.writeHead(404).end()
@@ -307,6 +310,8 @@ test('the network: only hosts that are allowed, no private addresses, no more by
     await fails(open, `http://127.0.0.1:${port}/large`, 413, /at most 100000 bytes/)
     await fails(open, `http://127.0.0.1:${port}/none`, 422, /answers 404/)
     await fails(open, `http://127.0.0.1:${port}/away`, 400, /example\.com: expected one of the hosts/)
+    await fails(open, `http://127.0.0.1:${port}/file`, 400, /expected an address of http or https/)
+    await fails(open, `http://127.0.0.1:${port}/nowhere`, 422, /expected an address to go on to/)
     await fails(open, `http://127.0.0.1:${port}/round`, 422, /at most 3 redirects/)
     await fails(open, `http://127.0.0.1:${port}/slow`, 422, /cannot be fetched/)
     await fails(open, 'http://example.com/', 400, /expected one of the hosts/)
