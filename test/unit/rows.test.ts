@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
-import { evaluate, loadModel, mineNegatives } from '../../lib'
+import { type EmbedInput, evaluate, loadModel, mineNegatives } from '../../lib'
 import { writeParquet } from '../../lib/files/parquet-vectors'
 import { rowsOf } from '../../lib/files/rows'
 import { readProbe } from '../../lib/fuse/probe'
@@ -111,6 +111,14 @@ test('embed, eval and probes take them as well', async () => {
   writeFileSync(rows, [0, 1].map((label) => JSON.stringify({ text: 'ab'[label], label })).join('\n'))
   const [same] = await evaluate(vl, [{ name: 'same', type: 'zero-shot', rows, labels: { 0: 'a', 1: 'b' } }])
   assert.equal(same!.scores.accuracy, 1)
+  const labelled = path.join(place, 'labelled.parquet')
+  const labels: Record<string, EmbedInput> = {}
+  for await (const { value } of rowsOf(labelled)) {
+    const { image, label } = value as { image: Uint8Array; label: number }
+    labels[label] = { image }
+  }
+  const [seen] = await evaluate(vl, [{ name: 'pictures', type: 'zero-shot', rows: labelled, labels }])
+  assert.equal(seen!.scores.accuracy, 1)
   const task = { name: 'x', type: 'zero-shot' as const, rows: path.join(place, 'zstd.parquet'), labels: { a: 'a', b: 'b' } }
   await assert.rejects(evaluate(vl, [task]), { code: 'INVALID_INPUT', message: /row 1: "label": expected a label, got undefined/ })
   assert.equal((await readProbe(media)).length, 3)
