@@ -79,8 +79,8 @@ export async function searchCoefficients(recipe: string | object, options: Searc
   if (typeof options.grid !== 'object' || options.grid === null)
     throw new ConanError('INVALID_OPTION', `grid: expected numbers, or numbers by model, got ${shown(options.grid)}`)
   const weights = typeof tradeOff === 'object' && tradeOff !== null ? Object.values(tradeOff) : []
-  if (tradeOff !== 'mean' && tradeOff !== 'min' && !(weights.length > 0 && weights.every((weight) => weight > 0 && Number.isFinite(weight))))
-    throw new ConanError('INVALID_OPTION', `tradeOff: expected mean, min or positive weights by modality, got ${shown(tradeOff)}`)
+  if (tradeOff !== 'mean' && tradeOff !== 'min' && !(weights.some((weight) => weight > 0) && weights.every((weight) => weight >= 0 && Number.isFinite(weight))))
+    throw new ConanError('INVALID_OPTION', `tradeOff: expected mean, min or weights from 0 by modality, got ${shown(tradeOff)}`)
   if (typeof recipe !== 'string' && (typeof recipe !== 'object' || recipe === null))
     throw new ConanError('RECIPE_INVALID', `search: expected a recipe or its file, got ${shown(recipe)}`)
   const value = structuredClone(typeof recipe === 'string' ? readRecipeValue(recipe) : recipe) as RecipeJson

@@ -140,7 +140,7 @@ test('coefficient search finds the best weights', async () => {
   const steps = await searchCoefficients(recipe, { grid, score, directory, strategy: 'coordinate', tradeOff: 'min' })
   assert.ok(steps.candidates.length < 15, String(steps.candidates.length))
   assert.deepEqual(steps.best.weights, { a: 0.5, b: 0.75 })
-  const one = await searchCoefficients(recipe, { grid: { b: [0.75, 1] }, score, directory, tradeOff: { image: 1 } })
+  const one = await searchCoefficients(recipe, { grid: { b: [0.75, 1] }, score, directory, tradeOff: { image: 1, text: 0 } })
   assert.deepEqual(one.best.weights, { b: 0.75 })
   assert.deepEqual((one.recipe as typeof recipe).models[0], recipe.models[0])
 
