@@ -2,6 +2,7 @@
 // value, which would take longer than embedding does on a GPU; here a page is the vectors' own bytes behind levels that repeat.
 // Format: github.com/apache/parquet-format (Thrift's compact protocol, data pages of version 1, PLAIN, RLE levels).
 import { closeSync, fsyncSync, openSync } from 'node:fs'
+import { arrowSchema } from './arrow-schema'
 import { writeAll } from './npy'
 
 /** A value of Thrift's compact protocol. */
@@ -157,12 +158,14 @@ export function writeParquet(
       struct({ 3: repetition.repeated, 4: text('list'), 5: i32(1) }),
       struct({ 1: element, 3: repetition.required, 4: text('element'), ...number }),
     ]
+    const arrow: Record<number, Thrift> = columns > 0 ? { 5: list([struct({ 1: text('ARROW:schema'), 2: text(arrowSchema(type, columns)) })]) } : {}
     const footer = bytesOf(
       struct({
         1: i32(1),
         2: list(schema),
         3: i64(rows),
         4: groups.length ? list(groups) : { type: 9, put: (out) => out.push(12) },
+        ...arrow,
         6: text('conan-embedding'),
       }),
     )

@@ -5,6 +5,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { type EmbedInput, evaluate, loadModel, mineNegatives } from '../../lib'
+import { arrowSchema } from '../../lib/files/arrow-schema'
 import { writeParquet } from '../../lib/files/parquet-vectors'
 import { rowsOf } from '../../lib/files/rows'
 import { readProbe } from '../../lib/fuse/probe'
@@ -174,6 +175,20 @@ test('vectors are written as Parquet in pages and row groups', async () => {
     }
     assert.equal(row, rows)
   }
+})
+
+test("Arrow's schema of such a file", () => {
+  // pyarrow.ipc.read_schema(pyarrow.py_buffer(base64.b64decode(...))) of pyarrow 26:
+  // id: string not null, embedding: fixed_size_list<element: float not null>[3] not null; and of int8, [1024]
+  const head = '/////xABAAAU'
+  assert.equal(
+    arrowSchema('<f4', 3),
+    `${head}AAAAAAAAAAwAGAAWABUAEAAEAAwAAAAAAAAAAAAAAAAAAAAQAAAAAAEEAAgACAAAAAQACAAAAAQAAAACAAAAGAAAAEwAAAAQABQAEAAPAA4ACAAAAAQAEAAAABAAAAAcAAAAAAAFAAgAAAAAAAAAAgAAAGlkAAAEAAQABAAAABAAFAAQAA8ADgAIAAAABAAQAAAAEAAAACwAAAAAABAADAAAAAEAAAA0AAAACQAAAGVtYmVkZGluZwAAAAAABgAIAAQABgAAAAMAAAAQABQAEAAPAA4ACAAAAAQAEAAAABAAAAAkAAAAAAADAAgAAAAAAAAABwAAAGVsZW1lbnQAAAAGAAgABgAGAAAAAAABAA==`,
+  )
+  assert.equal(
+    arrowSchema('|i1', 1024),
+    `${head}AAAAAAAAAAwAFAASABEADAAEAAwAAAAAAAAAAAAAABAAAAAAAQQACAAIAAAABAAIAAAABAAAAAIAAAAYAAAATAAAABAAFAAQAA8ADgAIAAAABAAQAAAAEAAAABwAAAAAAAUACAAAAAAAAAACAAAAaWQAAAQABAAEAAAAEAAUABAADwAOAAgAAAAEABAAAAAQAAAALAAAAAAAEAAMAAAAAQAAADQAAAAJAAAAZW1iZWRkaW5nAAAAAAAGAAgABAAGAAAAAAQAABAAFAAQAA8ADgAIAAAABAAQAAAAEAAAACQAAAAAAAIACAAAAAAAAAAHAAAAZWxlbWVudAAIAAwACAAHAAgAAAAAAAABCAAAAA==`,
+  )
 })
 
 test('a probe names its files from where it lies', async () => {
