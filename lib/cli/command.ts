@@ -1,5 +1,6 @@
 // What a command is, and how its arguments are read.
 import { type ParseArgsConfig, parseArgs } from 'node:util'
+import { type ComputeOptions, computeOptions } from '../model'
 
 interface Option {
   type: 'string' | 'boolean'
@@ -72,4 +73,9 @@ export async function interruptible<T>(work: (signal: AbortSignal) => Promise<T>
 
 export function string(args: Arguments, name: string): string | undefined {
   return args.values[name] as string | undefined
+}
+
+/** --device, --dtype and --threads. */
+export function computeArguments(args: Arguments): ComputeOptions {
+  return computeOptions({ device: string(args, 'device'), dtype: string(args, 'dtype') as ComputeOptions['dtype'], threads: integer(args, 'threads') })
 }

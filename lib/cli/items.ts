@@ -4,7 +4,7 @@ import path from 'node:path'
 import { createInterface } from 'node:readline'
 import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
-import { located, rowsOf } from '../files/rows'
+import { located, mediaNames, rowsOf } from '../files/rows'
 import { documentPages } from '../media/document'
 import { documentKey } from '../train/sampler'
 import { type Arguments, type Command, string } from './command'
@@ -25,8 +25,7 @@ export const inputOptions: Command['options'] = {
   field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
 }
 
-/** Members of a JSON line that name files, and those that say what of a file is meant. */
-const mediaKinds = ['video', 'image', 'document', 'audio'] as const
+/** Members of a row that say what of a file is meant. */
 const mediaSettings = ['page', 'dpi', 'start', 'duration'] as const
 
 export interface Item {
@@ -41,7 +40,7 @@ function itemOf(value: unknown, of: string, place: { where: string; number: numb
   const { where, number, field, directory } = place
   const row = (typeof value === 'object' && value !== null ? value : { [field]: value }) as Record<string, unknown>
   const { [field]: text, id, ...rest } = row
-  const given = Object.fromEntries(mediaKinds.filter((kind) => rest[kind] !== undefined).map((kind) => [kind, rest[kind]]))
+  const given = Object.fromEntries(mediaNames.filter((kind) => rest[kind] !== undefined).map((kind) => [kind, rest[kind]]))
   const input = located(given, directory) as Record<string, unknown>
   for (const file of Object.values(input).flat())
     if (typeof file !== 'string' && !(file instanceof Uint8Array))
@@ -50,7 +49,7 @@ function itemOf(value: unknown, of: string, place: { where: string; number: numb
   if ((typeof text !== 'string' && text !== undefined) || (text === undefined && !hasMedia))
     throw new ConanError(
       'INVALID_INPUT',
-      `${where}: expected a string or an object with "${field}", ${mediaKinds.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
+      `${where}: expected a string or an object with "${field}", ${mediaNames.map((kind) => `"${kind}"`).join(', ')}, got ${shown(value)}`,
     )
   for (const key of hasMedia ? mediaSettings : []) if (rest[key] !== undefined) input[key] = rest[key]
   if (text !== undefined) input.text = text
@@ -90,7 +89,7 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
 export async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
   for (const [i, input] of texts.entries()) yield { id: String(i), of: input, input }
   let named = texts.length
-  for (const kind of mediaKinds)
+  for (const kind of mediaNames)
     for (const file of (args.values[kind] as string[] | undefined) ?? []) {
       named++
       if (kind !== 'document') yield { id: file, of: file, input: { [kind]: file } as EmbedInput }

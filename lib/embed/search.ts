@@ -22,6 +22,8 @@ export interface Hit {
 }
 
 export interface VectorSource {
+  /** What errors call it. */
+  file: string
   columns: number
   rows: number
   block(first: number, count: number): Float32Array
@@ -35,6 +37,7 @@ export function npySource(file: string): VectorSource {
   const named = file.replace(/\.npy$/, '.ids.json')
   let ids: unknown
   return {
+    file,
     columns: reader.columns,
     rows: reader.rows,
     block: (first, count) => reader.block(first, count),
@@ -63,6 +66,7 @@ async function rowSource(file: string): Promise<VectorSource> {
   }
   const columns = vectors[0]?.length ?? 0
   return {
+    file,
     columns,
     rows: vectors.length,
     block(first, count) {
@@ -99,6 +103,27 @@ export function nearest(
   return found
 }
 
+/** @internal A file of vectors, for any number of searches. Close it. */
+export async function openVectors(file: string): Promise<VectorSource> {
+  return /\.(jsonl|parquet)$/.test(pathOf(file, 'file')) ? rowSource(file) : npySource(file)
+}
+
+/** @internal searchVectors in a file that is open. */
+export async function searchSource(model: Model, source: VectorSource, queries: EmbedInput | EmbedInput[], options: SearchVectorsOptions): Promise<Hit[][]> {
+  requireOptions(options)
+  const { top: asked, ...rest } = options
+  const top = positive(asked, 'top', 10)
+  const { file, rows, columns } = source
+  if (rows === 0) throw new ConanError('INVALID_INPUT', `${file}: expected vectors, found none`)
+  const { dimensions } = model.info
+  if (columns > dimensions) throw new ConanError('INVALID_INPUT', `${file}: expected vectors of at most the model's ${dimensions} dimensions, found ${columns}`)
+  const vectors = await model.embedQuery(queries, { ...rest, dimensions: columns })
+  return nearest(model, source, vectors, top).map((hits) => {
+    const ids = source.ids(hits.map(({ row }) => row))
+    return hits.map(({ score }, i) => ({ id: ids[i]!, score }))
+  })
+}
+
 /**
  * For every query the nearest vectors of a file that `conan-embed embed --out` made: .npy of float32 (with `<name>.ids.json` beside it), or
  * .jsonl or .parquet of {id, embedding}. Queries get the model's prompt "query", where it has one, and as many dimensions as the file has.
@@ -106,20 +131,9 @@ export function nearest(
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, FILE_IO, FILE_CORRUPT, and what embed throws
  */
 export async function searchVectors(model: Model, file: string, queries: EmbedInput | EmbedInput[], options: SearchVectorsOptions = {}): Promise<Hit[][]> {
-  requireOptions(options)
-  const { top: asked, ...rest } = options
-  const top = positive(asked, 'top', 10)
-  const source = /\.(jsonl|parquet)$/.test(pathOf(file, 'file')) ? await rowSource(file) : npySource(file)
+  const source = await openVectors(file)
   try {
-    if (source.rows === 0) throw new ConanError('INVALID_INPUT', `${file}: expected vectors, found none`)
-    const { dimensions } = model.info
-    if (source.columns > dimensions)
-      throw new ConanError('INVALID_INPUT', `${file}: expected vectors of at most the model's ${dimensions} dimensions, found ${source.columns}`)
-    const vectors = await model.embedQuery(queries, { ...rest, dimensions: source.columns })
-    return nearest(model, source, vectors, top).map((hits) => {
-      const ids = source.ids(hits.map(({ row }) => row))
-      return hits.map(({ score }, i) => ({ id: ids[i]!, score }))
-    })
+    return await searchSource(model, source, queries, options)
   } finally {
     source.close()
   }

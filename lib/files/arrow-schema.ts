@@ -1,6 +1,13 @@
 // What Arrow's libraries look for in a Parquet file to know that every list is equally long (FixedSizeList): the schema as a message of
 // Arrow's, in base64, under the key ARROW:schema. Formats: arrow.apache.org/docs/format (Schema.fbs, Message.fbs), flatbuffers.dev/internals.
 
+/** Bytes behind their number, as both formats have them. */
+export function counted(bytes: Buffer): Buffer {
+  const length = Buffer.alloc(4)
+  length.writeUInt32LE(bytes.length)
+  return Buffer.concat([length, bytes])
+}
+
 /** A FlatBuffer, from its end to its beginning; places are counted from the end. */
 class FlatBuffer {
   private bytes = Buffer.alloc(0)
@@ -25,10 +32,8 @@ class FlatBuffer {
   }
 
   text(value: string): number {
-    const bytes = Buffer.from(value)
-    const length = Buffer.alloc(4)
-    length.writeUInt32LE(bytes.length)
-    return this.push(Buffer.concat([length, bytes, Buffer.alloc(4 - (bytes.length % 4))]), 4) // with at least one zero after it
+    const bytes = counted(Buffer.from(value))
+    return this.push(Buffer.concat([bytes, Buffer.alloc(4 - (bytes.length % 4))]), 4) // with at least one zero after it
   }
 
   list(places: number[]): number {

@@ -2,7 +2,7 @@
 // value, which would take longer than embedding does on a GPU; here a page is the vectors' own bytes behind levels that repeat.
 // Format: github.com/apache/parquet-format (Thrift's compact protocol, data pages of version 1, PLAIN, RLE levels).
 import { closeSync, fsyncSync, openSync } from 'node:fs'
-import { arrowSchema } from './arrow-schema'
+import { arrowSchema, counted } from './arrow-schema'
 import { writeAll } from './npy'
 
 /** A value of Thrift's compact protocol. */
@@ -29,10 +29,9 @@ const text = (value: string): Thrift => ({
     out.push(...bytes)
   },
 })
-const list = (values: Thrift[]): Thrift => ({
+const list = (values: Thrift[], type = values[0]!.type): Thrift => ({
   type: 9,
   put(out) {
-    const type = values[0]!.type
     if (values.length < 15) out.push((values.length << 4) | type)
     else {
       out.push(0xf0 | type)
@@ -41,9 +40,10 @@ const list = (values: Thrift[]): Thrift => ({
     for (const value of values) value.put(out)
   },
 })
+const thriftStruct = 12
 /** By numbers of fields, rising. */
 const struct = (fields: Record<number, Thrift>): Thrift => ({
-  type: 12,
+  type: thriftStruct,
   put(out) {
     let before = 0
     for (const [id, value] of Object.entries(fields)) {
@@ -74,23 +74,13 @@ function levels(runs: (readonly [count: number, level: 0 | 1])[]): Buffer {
     varint(2 * count, out)
     out.push(level)
   }
-  const length = Buffer.alloc(4)
-  length.writeUInt32LE(out.length)
-  return Buffer.concat([length, Buffer.from(out)])
+  return counted(Buffer.from(out))
 }
 
 /** Rows of a row group and numbers of a page at most. */
 const groupRows = 1 << 16
 const groupNumbers = 1 << 24
 const pageNumbers = 1 << 18
-
-interface Chunk {
-  path: string[]
-  type: Thrift
-  values: number
-  start: number
-  bytes: number
-}
 
 /**
  * Writes ids with their vectors, which `rowsAt` gives row-major in the type that NumPy calls `type`.
@@ -118,6 +108,23 @@ export function writeParquet(
       put(bytesOf(struct({ 1: i32(0), 2: i32(data.length), 3: i32(data.length), 5: header })))
       put(data)
     }
+    /** What `write` writes, as a row group lists it. */
+    const column = (path: string[], type: Thrift, values: number, write: () => void): Thrift => {
+      const start = at
+      write()
+      const bytes = i64(at - start)
+      const meta = struct({
+        1: type,
+        2: list([encodings.plain, encodings.rle]),
+        3: list(path.map(text)),
+        4: i32(0), // not compressed: vectors gain nothing by it
+        5: i64(values),
+        6: bytes,
+        7: bytes,
+        9: i64(start),
+      })
+      return struct({ 2: i64(start), 3: meta })
+    }
     const element = type === '<f4' ? types.float : types.int32
     const widened = (bytes: Buffer) => {
       if (type === '<f4') return bytes
@@ -131,24 +138,17 @@ export function writeParquet(
     for (let first = 0; first < rows; first += most) {
       const count = Math.min(most, rows - first)
       const begun = at
-      const names: Buffer[] = []
-      for (let i = 0; i < count; i++) {
-        const name = Buffer.from(ids.next().value as string)
-        const length = Buffer.alloc(4)
-        length.writeUInt32LE(name.length)
-        names.push(length, name)
-      }
-      const chunks: Chunk[] = [{ path: ['id'], type: types.byteArray, values: count, start: at, bytes: 0 }]
-      page(count, Buffer.concat(names))
-      chunks[0]!.bytes = at - begun
-      chunks.push({ path: ['embedding', 'list', 'element'], type: element, values: count * columns, start: at, bytes: 0 })
-      for (let row = first; row < first + count; row += perPage) {
-        const own = Math.min(perPage, first + count - row)
-        const starts = Array.from({ length: own }, () => [[1, 0] as const, [columns - 1, 1] as const]).flat() // a 0 begins a list
-        page(own * columns, Buffer.concat([levels(starts), levels([[own * columns, 1]]), widened(rowsAt(row, own))]))
-      }
-      chunks[1]!.bytes = at - chunks[1]!.start
-      groups.push(struct({ 1: list(chunks.map(columnChunk)), 2: i64(at - begun), 3: i64(count) }))
+      const names = column(['id'], types.byteArray, count, () => {
+        page(count, Buffer.concat(Array.from({ length: count }, () => counted(Buffer.from(ids.next().value as string)))))
+      })
+      const vectors = column(['embedding', 'list', 'element'], element, count * columns, () => {
+        for (let row = first; row < first + count; row += perPage) {
+          const own = Math.min(perPage, first + count - row)
+          const starts = Array.from({ length: own }, () => [[1, 0] as const, [columns - 1, 1] as const]).flat() // a 0 begins a list
+          page(own * columns, Buffer.concat([levels(starts), levels([[own * columns, 1]]), widened(rowsAt(row, own))]))
+        }
+      })
+      groups.push(struct({ 1: list([names, vectors]), 2: i64(at - begun), 3: i64(count) }))
     }
     const number: Record<number, Thrift> = type === '<f4' ? {} : { 6: type === '|i1' ? converted.int8 : converted.uint8 }
     const schema = [
@@ -164,7 +164,7 @@ export function writeParquet(
         1: i32(1),
         2: list(schema),
         3: i64(rows),
-        4: groups.length ? list(groups) : { type: 9, put: (out) => out.push(12) },
+        4: list(groups, thriftStruct),
         ...arrow,
         6: text('conan-embedding'),
       }),
@@ -177,18 +177,4 @@ export function writeParquet(
   } finally {
     closeSync(fd)
   }
-}
-
-function columnChunk({ path, type, values, start, bytes }: Chunk): Thrift {
-  const meta = struct({
-    1: type,
-    2: list([encodings.plain, encodings.rle]),
-    3: list(path.map(text)),
-    4: i32(0), // not compressed: vectors gain nothing by it
-    5: i64(values),
-    6: i64(bytes),
-    7: i64(bytes),
-    9: i64(start),
-  })
-  return struct({ 2: i64(start), 3: meta })
 }

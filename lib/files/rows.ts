@@ -4,10 +4,13 @@ import path from 'node:path'
 import { ConanError } from '../errors'
 import { jsonLines } from './json'
 
-/** Members whose value is a file, and what `datasets` calls a column of such. */
-const media: Record<string, string> = { Image: 'image', Video: 'video', Pdf: 'document', Audio: 'audio' }
+/** Members whose value is a file. */
+export const mediaNames: readonly string[] = ['video', 'image', 'document', 'audio']
 
-const mediaNames = Object.values(media)
+/** What `datasets` calls a column of such. */
+const media: Record<string, string> = { Video: 'video', Image: 'image', Pdf: 'document', Audio: 'audio' }
+
+const decoder = new TextDecoder()
 
 interface Feature {
   _type?: unknown
@@ -25,7 +28,7 @@ function plain(value: unknown, name: string, feature: Feature | undefined): unkn
   if (typeof value === 'bigint') return Number.isSafeInteger(Number(value)) ? Number(value) : String(value)
   if (typeof value !== 'object' || value instanceof Date) return value
   const isMedia = mediaNames.includes(name)
-  if (value instanceof Uint8Array) return isMedia ? value : new TextDecoder().decode(value) // strings that nobody marked as such
+  if (value instanceof Uint8Array) return isMedia ? value : decoder.decode(value) // strings that nobody marked as such
   if (ArrayBuffer.isView(value)) return value
   if (Array.isArray(value)) {
     if (typeof value[0] === 'number') return value
@@ -57,8 +60,6 @@ async function* parquetRows(file: string): AsyncGenerator<Record<string, unknown
     // A page of nothing but nulls holds no bytes, for which that of LZ4 finds an offset out of range.
     LZ4_RAW: (input: Uint8Array, size: number) => (size === 0 ? new Uint8Array() : codecs.decompressLz4Raw(input, size)),
   }
-  const failed = (error: unknown) =>
-    new ConanError('FILE_CORRUPT', `${file}: not a Parquet file that can be read: ${(error as Error).message}`, { cause: error })
   let handle: FileHandle
   try {
     handle = await open(file)
@@ -79,7 +80,7 @@ async function* parquetRows(file: string): AsyncGenerator<Record<string, unknown
       rowStart = rowEnd
     }
   } catch (error) {
-    throw failed(error)
+    throw new ConanError('FILE_CORRUPT', `${file}: not a Parquet file that can be read: ${(error as Error).message}`, { cause: error })
   } finally {
     await handle.close()
   }

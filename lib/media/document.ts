@@ -109,12 +109,12 @@ export async function* documentPages(input: string | URL | Uint8Array, options: 
 }
 
 /** The one page an input means: the one it names, or the only one there is. */
-export async function documentImage(input: ImageInput, page: number | undefined, dpi: number | undefined, maxPixels?: number): Promise<ImageInput> {
+export async function documentImage(input: ImageInput, page: number | undefined, dpi: number | undefined, maxPixels = maxPagePixels): Promise<ImageInput> {
   if (isRaw(input)) return input
   const options = {
     ...(page !== undefined && { pages: page }),
     ...(dpi !== undefined && { dpi }),
-    maxPixels: Math.min(maxPagePixels, maxPixels ?? maxPagePixels),
+    maxPixels: Math.min(maxPagePixels, maxPixels),
   }
   for await (const { pageCount, image } of documentPages(input, options)) {
     if (page === undefined && pageCount > 1)

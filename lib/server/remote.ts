@@ -71,7 +71,7 @@ export function isAllowed({ hostname, port }: URL, hosts: string[]): boolean {
 export async function fetchRemote(address: string, options: RemoteOptions, signal: AbortSignal): Promise<Uint8Array> {
   let url = address
   for (let hop = 0; hop <= redirects; hop++) {
-    const found = await get(new URL(url), options, signal)
+    const found = await fetchOnce(new URL(url), options, signal)
     if (typeof found !== 'string') return found
     if (!URL.canParse(found, url)) throw new RequestError(422, `${address}: expected an address to go on to, got ${shown(found)}`)
     url = new URL(found, url).href
@@ -80,7 +80,7 @@ export async function fetchRemote(address: string, options: RemoteOptions, signa
 }
 
 /** The bytes, or where they are said to be. */
-function get(url: URL, { hosts, allowPrivate, maxBytes, timeoutMs }: RemoteOptions, signal: AbortSignal): Promise<Uint8Array | string> {
+function fetchOnce(url: URL, { hosts, allowPrivate, maxBytes, timeoutMs }: RemoteOptions, signal: AbortSignal): Promise<Uint8Array | string> {
   if (!/^https?:$/.test(url.protocol)) throw new RequestError(400, `${url.href}: expected an address of http or https`)
   if (!isAllowed(url, hosts)) throw new RequestError(400, `${url.host}: expected one of the hosts that this server fetches from, which it is not`)
   const literal = url.hostname.replace(/^\[|\]$/g, '')

@@ -33,12 +33,11 @@ export interface Reading {
 
 type Fields = Record<string, unknown>
 
-const known = [
-  ...['model', 'input', 'messages', 'dimensions', 'encoding_format', 'prompt_name', 'prompt', 'instruction', 'input_type', 'normalize', 'truncate'],
-  'truncate_prompt_tokens',
-  // What clients of OpenAI and vLLM send along and what has no meaning, or only one, here.
-  ...['user', 'add_special_tokens', 'add_generation_prompt', 'continue_final_message'],
-]
+const prompting = ['prompt_name', 'prompt', 'instruction', 'input_type']
+const shaping = ['dimensions', 'encoding_format', 'normalize', 'truncate', 'truncate_prompt_tokens']
+/** What clients of OpenAI and vLLM send along and what has no meaning, or only one, here. */
+const ignored = ['user', 'add_special_tokens', 'add_generation_prompt', 'continue_final_message']
+const known = ['model', 'input', 'messages', ...prompting, ...shaping, ...ignored]
 
 function wrong(param: string, expected: string, got: unknown, status = 400): RequestError {
   return new RequestError(status, `${param}: expected ${expected}, got ${shown(got)}`, param)
@@ -84,13 +83,13 @@ const naming = /^\ufeff?\s*(<|#EXTM3U|ffconcat|v=0)/
 
 /** The bytes of a data: URL or of what was given as base64 alone, or of an address that may be fetched. */
 async function bytesOf(value: unknown, param: string, limits: RequestLimits, reading: Reading): Promise<Uint8Array> {
-  const bytes = await given(value, param, limits, reading)
+  const bytes = await received(value, param, limits, reading)
   const begins = Buffer.from(bytes.subarray(0, 256)).toString()
   if (naming.test(begins)) throw wrong(param, 'an image, a video, a sound or a document', begins, 422)
   return bytes
 }
 
-async function given(value: unknown, param: string, limits: RequestLimits, { signal, hold }: Reading): Promise<Uint8Array> {
+async function received(value: unknown, param: string, limits: RequestLimits, { signal, hold }: Reading): Promise<Uint8Array> {
   if (typeof value !== 'string') throw wrong(param, 'a data: URL', value)
   if (/^https?:\/\//i.test(value)) {
     if (!limits.remote) throw new RequestError(400, `${param}: expected a data: URL (this server fetches nothing from the network), got ${shown(value)}`, param)

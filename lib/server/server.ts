@@ -161,29 +161,30 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
   }
 
   const card = { id: name, object: 'model', created: started, owned_by: 'conan-embedding', max_model_len: model.info.maxTokens }
-  const routes: Record<string, Handler> = {
-    'POST /v1/embeddings': embeddings,
-    'POST /tokenize': tokenize,
-    'GET /v1/models': () => json({ object: 'list', data: [card] }),
-    'GET /health': () => (closing ? { ...json({ status: 'closing' }), status: 503 } : json({ status: 'ok' })),
-    'GET /metrics': () => ({ status: 200, type: 'text/plain; version=0.0.4', body: metrics.text(queue.waiting) }),
-    'GET /info': () => {
-      const { modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName } = model.info
-      const { remote, modalities, ...caps } = limits
-      return json({
-        ...{ name, version: packageVersion(), modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName },
-        modalities,
-        limits: { ...caps, maxBodyBytes, remoteHosts: remote?.hosts ?? [] },
-      })
-    },
+  const info: Handler = () => {
+    const { modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName } = model.info
+    const { remote, modalities, ...caps } = limits
+    return json({
+      ...{ name, version: packageVersion(), modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName },
+      modalities,
+      limits: { ...caps, maxBodyBytes, remoteHosts: remote?.hosts ?? [] },
+    })
   }
-  const paths = [...new Set(Object.keys(routes).map((route) => route.split(' ')[1]!))]
+  const routes: Record<string, [allow: 'GET' | 'POST', Handler]> = {
+    '/v1/embeddings': ['POST', embeddings],
+    '/tokenize': ['POST', tokenize],
+    '/v1/models': ['GET', () => json({ object: 'list', data: [card] })],
+    '/health': ['GET', () => (closing ? { ...json({ status: 'closing' }), status: 503 } : json({ status: 'ok' }))],
+    '/metrics': ['GET', () => ({ status: 200, type: 'text/plain; version=0.0.4', body: metrics.text(queue.waiting) })],
+    '/info': ['GET', info],
+  }
 
   async function answer(request: IncomingMessage, response: ServerResponse): Promise<void> {
     const begun = performance.now()
     const gone = new AbortController()
     response.once('close', () => gone.abort())
     const where = request.url?.split('?')[0] ?? ''
+    const route = Object.hasOwn(routes, where) ? routes[where] : undefined
     let status = 500
     let own = 0
     const hold = (bytes: number) => {
@@ -194,13 +195,10 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
     try {
       if (where !== '/health') requireKey(request)
       if (closing && where === '/v1/embeddings') throw new RequestError(503, 'the server is closing')
-      if (!paths.includes(where)) throw new RequestError(404, `expected one of ${paths.join(', ')}, got ${shown(where)}`)
-      const method = request.method === 'HEAD' ? 'GET' : request.method
-      const handler = routes[`${method} ${where}`]
-      const allow = Object.keys(routes)
-        .find((route) => route.endsWith(` ${where}`))!
-        .split(' ')[0]!
-      if (!handler) throw new RequestError(405, `${where}: expected ${allow}, got ${request.method}`, null, null, { allow })
+      if (!route) throw new RequestError(404, `expected one of ${Object.keys(routes).join(', ')}, got ${shown(where)}`)
+      const [allow, handler] = route
+      if (allow !== (request.method === 'HEAD' ? 'GET' : request.method))
+        throw new RequestError(405, `${where}: expected ${allow}, got ${request.method}`, null, null, { allow })
       const found = await handler(request, { signal: gone.signal, hold })
       status = found.status
       response.writeHead(status, { 'content-type': found.type })
@@ -219,7 +217,7 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
       response.end(JSON.stringify(bodyOf(known)))
     } finally {
       heldBytes -= own
-      metrics.request(paths.includes(where) ? where : 'other', status, (performance.now() - begun) / 1000)
+      metrics.request(route ? where : 'other', status, (performance.now() - begun) / 1000)
     }
   }
 

@@ -1,6 +1,6 @@
 // conan-embed bench: what a model does on this machine, from text to vectors.
-import { computeOptions, type LoadOptions, loadModel, type Model } from '../../model'
-import { type Command, CommandError, integer, string } from '../command'
+import { loadModel, type Model } from '../../model'
+import { type Command, CommandError, computeArguments, integer, string } from '../command'
 
 interface Measured {
   /** Tokens of a text, and texts of a call. */
@@ -12,8 +12,8 @@ interface Measured {
 
 const middle = (values: number[]): number => values.sort((a, b) => a - b)[values.length >> 1]!
 
-/** Texts of about so many tokens, no two alike. */
-async function textsOf(model: Model, tokens: number, count: number): Promise<string[]> {
+/** What makes texts of about so many tokens for a model, no two alike. */
+async function textsFor(model: Model): Promise<(tokens: number, count: number) => string[]> {
   const words = ['river', 'stone', 'bread', 'winter', 'ferry', 'patience', 'light', 'mountain', 'garden', 'paper', 'music', 'window']
   const text = (length: number, seed: number) => Array.from({ length }, (_, i) => words[(seed * 7 + i * (1 + (seed % 11))) % words.length]).join(' ')
   const usageOf = async (length: number) => (await model.embed(text(length, 1))).usage
@@ -24,12 +24,11 @@ async function textsOf(model: Model, tokens: number, count: number): Promise<str
     perWord = Math.max(0.1, (many - one) / words)
     if (truncated.length === 0) break
   }
-  return Array.from({ length: count }, (_, i) => text(Math.max(1, Math.round((tokens - one) / perWord) + 1), i))
+  return (tokens, count) => Array.from({ length: count }, (_, i) => text(Math.max(1, Math.round((tokens - one) / perWord) + 1), i))
 }
 
 /** The median of calls that go on for so many milliseconds, at least three. */
-async function measure(model: Model, tokens: number, texts: number, ms: number): Promise<Measured> {
-  const inputs = await textsOf(model, tokens, texts)
+async function measure(model: Model, inputs: string[], ms: number): Promise<Measured> {
   const { usage } = await model.embed(inputs)
   const times: number[] = []
   for (const end = performance.now() + ms; times.length < 3 || performance.now() < end; ) {
@@ -38,6 +37,7 @@ async function measure(model: Model, tokens: number, texts: number, ms: number):
     times.push(performance.now() - begun)
   }
   const milliseconds = middle(times)
+  const texts = inputs.length
   return { tokens: Math.round(usage.text / texts), texts, milliseconds, tokensPerSecond: (1000 * usage.text) / milliseconds }
 }
 
@@ -62,9 +62,8 @@ export const bench: Command = {
       return given?.map(Number) ?? fallback
     }
     const [lengths, counts, ms] = [listOf('lengths', [32, 128, 512]), listOf('texts', [1, 32]), integer(args, 'ms') ?? 1000]
-    const [device, dtype, threads] = [string(args, 'device'), string(args, 'dtype') as LoadOptions['dtype'], integer(args, 'threads')]
     const begun = performance.now()
-    await using model = await loadModel(directory, computeOptions({ device, dtype, threads }))
+    await using model = await loadModel(directory, computeArguments(args))
     await model.embed('a')
     const firstVectorMs = performance.now() - begun
     const { info } = model
@@ -76,11 +75,13 @@ export const bench: Command = {
       console.log(`${directory}: ${Object.values(machine).join(', ')} threads; ${firstVectorMs.toFixed(0)} ms from loading to the first vector`)
       console.log(`${'tokens'.padStart(8)}${'texts'.padStart(8)}${'ms'.padStart(12)}${'texts/s'.padStart(12)}${'tokens/s'.padStart(12)}`)
     }
+    const textsOf = await textsFor(model)
     const results: Measured[] = []
     for (const length of asked)
       for (const count of counts) {
-        const { tokens, texts, milliseconds, tokensPerSecond } = await measure(model, length, count, ms)
-        results.push({ tokens, texts, milliseconds, tokensPerSecond })
+        const measured = await measure(model, textsOf(length, count), ms)
+        results.push(measured)
+        const { tokens, texts, milliseconds, tokensPerSecond } = measured
         const numbers = [tokens, texts].map((value) => String(value).padStart(8))
         const rates = [milliseconds.toFixed(2), ((1000 * texts) / milliseconds).toFixed(1), tokensPerSecond.toFixed(0)]
         if (show) console.log([...numbers, ...rates.map((value) => value.padStart(12))].join(''))

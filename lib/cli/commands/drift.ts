@@ -68,9 +68,7 @@ export const drift: Command = {
         }),
       )
       bar.stop()
-      if (out !== undefined) {
-        replaceFile(out, driftHtml(report))
-      }
+      if (out !== undefined) replaceFile(out, driftHtml(report))
       if (args.values.json) console.log(JSON.stringify(report))
       else print(report)
       return undefined

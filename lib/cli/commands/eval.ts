@@ -1,7 +1,7 @@
 // conan-embed eval: a model's scores on tasks.
 import { evaluate } from '../../eval/evaluate'
-import { computeOptions, type LoadOptions, loadModel } from '../../model'
-import { type Command, CommandError, integer, interruptible, string } from '../command'
+import { loadModel } from '../../model'
+import { type Command, CommandError, computeArguments, integer, interruptible, string } from '../command'
 
 export const evaluation: Command = {
   summary: "scores on retrieval, classification, clustering, similarity and other tasks, in mteb's JSON",
@@ -17,8 +17,7 @@ export const evaluation: Command = {
   async run(args) {
     const [directory, tasks, ...rest] = args.positionals
     if (directory === undefined || tasks === undefined || rest.length) throw new CommandError('expected a model and a file of tasks (.yaml or .json)')
-    const [device, dtype, threads] = [string(args, 'device'), string(args, 'dtype') as LoadOptions['dtype'], integer(args, 'threads')]
-    await using model = await loadModel(directory, computeOptions({ device, dtype, threads }))
+    await using model = await loadModel(directory, computeArguments(args))
     const [out, seed] = [string(args, 'out'), integer(args, 'seed')]
     const results = await interruptible((signal) => evaluate(model, tasks, { signal, ...(out !== undefined && { out }), ...(seed !== undefined && { seed }) }))
     if (args.values.json) console.log(JSON.stringify(results))

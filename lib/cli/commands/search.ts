@@ -1,7 +1,7 @@
 // conan-embed search: the nearest of a file's vectors.
-import { searchVectors } from '../../embed/search'
-import { computeOptions, type LoadOptions, loadModel } from '../../model'
-import { type Command, CommandError, integer, interruptible, string } from '../command'
+import { openVectors, searchSource } from '../../embed/search'
+import { loadModel } from '../../model'
+import { type Command, CommandError, computeArguments, integer, interruptible, string } from '../command'
 import { inputOptions, items } from '../items'
 
 /** Queries that are looked up together. */
@@ -25,33 +25,33 @@ export const search: Command = {
   async run(args) {
     const [directory, vectors, ...texts] = args.positionals
     if (directory === undefined || vectors === undefined) throw new CommandError('expected a model directory and a file of vectors')
-    const [device, dtype, threads] = [string(args, 'device'), string(args, 'dtype') as LoadOptions['dtype'], integer(args, 'threads')]
     const [promptName, prompt, instruction] = ['prompt-name', 'prompt', 'instruction'].map((name) => string(args, name))
     const top = integer(args, 'top')
-    await using model = await loadModel(directory, computeOptions({ device, dtype, threads }))
-    await interruptible(async (signal) => {
-      const options = {
-        ...(promptName !== undefined && { promptName }),
-        ...(prompt !== undefined && { prompt }),
-        ...(instruction !== undefined && { instruction }),
-        ...(top !== undefined && { top }),
-        force: args.values.force === true,
-        signal,
-      }
-      for await (const queries of groups(items(args, texts))) {
-        const found = await searchVectors(
-          model,
-          vectors,
-          queries.map(({ input }) => input),
-          options,
-        )
-        for (const [i, hits] of found.entries()) {
-          const { id, of } = queries[i]!
-          if (args.values.json) console.log(JSON.stringify({ query: id, hits }))
-          else console.log([...(texts.length === 1 && queries.length === 1 ? [] : [of]), ...hits.map((hit) => `${hit.score.toFixed(4)}  ${hit.id}`)].join('\n'))
+    await using model = await loadModel(directory, computeArguments(args))
+    const options = {
+      ...(promptName !== undefined && { promptName }),
+      ...(prompt !== undefined && { prompt }),
+      ...(instruction !== undefined && { instruction }),
+      ...(top !== undefined && { top }),
+      force: args.values.force === true,
+    }
+    const source = await openVectors(vectors)
+    try {
+      await interruptible(async (signal) => {
+        for await (const queries of groups(items(args, texts))) {
+          const inputs = queries.map(({ input }) => input)
+          const found = await searchSource(model, source, inputs, { ...options, signal })
+          for (const [i, hits] of found.entries()) {
+            const { id, of } = queries[i]!
+            if (args.values.json) console.log(JSON.stringify({ query: id, hits }))
+            else
+              console.log([...(texts.length === 1 && queries.length === 1 ? [] : [of]), ...hits.map((hit) => `${hit.score.toFixed(4)}  ${hit.id}`)].join('\n'))
+          }
         }
-      }
-    })
+      })
+    } finally {
+      source.close()
+    }
     return undefined
   },
 }

@@ -1,7 +1,7 @@
 // conan-embed serve: a model over HTTP.
-import { computeOptions, type LoadOptions, loadModel } from '../../model'
+import { loadModel } from '../../model'
 import { serve as listen } from '../../server/server'
-import { type Command, CommandError, integer, string } from '../command'
+import { type Command, CommandError, computeArguments, integer, string } from '../command'
 
 export const serve: Command = {
   summary: "answers requests for embeddings over HTTP, as OpenAI's clients send them",
@@ -35,7 +35,6 @@ export const serve: Command = {
     const [directory, ...rest] = args.positionals
     if (directory === undefined || rest.length) throw new CommandError('expected a model directory')
     const { values } = args
-    const [device, dtype, threads] = [string(args, 'device'), string(args, 'dtype') as LoadOptions['dtype'], integer(args, 'threads')]
     /** Those that were given, by their names in the API. */
     const numbers = (...names: string[]): Record<string, number> =>
       Object.fromEntries(
@@ -47,7 +46,7 @@ export const serve: Command = {
     const [host, name] = [string(args, 'host'), string(args, 'name')]
     const keys = (values['api-key'] as string[] | undefined) ?? process.env.CONAN_API_KEY?.split(',')
     await using model = await loadModel(directory, {
-      ...computeOptions({ device, dtype, threads }),
+      ...computeArguments(args),
       ...numbers('max-tokens'),
       adapters: (values.adapter as string[] | undefined) ?? [],
       processor: numbers('max-frames', 'max-pixels', 'total-pixels'),
