@@ -17,6 +17,7 @@ export type { AudioInput, AudioSamples } from './media/audio'
 export { type DocumentPage, documentPages, type PageOptions } from './media/document'
 export type { ImageInput, RawImage } from './media/image'
 export type { ProcessorOptions } from './media/processor'
+export { type RemoteFetch, type RemoteFetchOptions, remoteFetch } from './media/remote'
 export type { VideoFrames, VideoInput } from './media/video'
 export {
   type EmbedOptions,

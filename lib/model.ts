@@ -10,6 +10,7 @@ import { Tokenizer, type TruncateSide } from './embed/tokenizer'
 import { asConanError, ConanError, shown } from './errors'
 import { type ModelDirectory, modelPath, ownModel, readModelDirectory } from './files/model-directory'
 import { type MediaSettings, type ProcessorOptions, withOptions } from './media/processor'
+import { localBy, type RemoteFetch } from './media/remote'
 import { oneOf, pathOf, positive, requireOptions } from './options'
 
 export interface LoadOptions {
@@ -60,12 +61,17 @@ export interface EmbedOptions extends PromptOptions {
   /** What happens to inputs that are too long. Default: the tokenizer's side, usually 'end'. */
   truncate?: 'error' | TruncateSide
   /**
-   * What an input does that cannot be read or is too long: end the call ('throw', the default), or be left out ('skip'):
+   * What an input does that the model does not take, that cannot be read or that is too long: end the call ('throw', the default), or be left out ('skip'):
    * its vector is zeros, and `errors` names it.
    */
   onError?: 'throw' | 'skip'
   /** How images and videos are prepared, where that is not to be as the model was loaded. */
   processor?: ProcessorOptions
+  /**
+   * How media are fetched whose address is one of http or https: the platform's `fetch`, or `remoteFetch({ hosts: [...] })`, which takes
+   * from some hosts alone. Without it such addresses are errors.
+   */
+  fetch?: RemoteFetch
   signal?: AbortSignal
   onProgress?: (progress: { done: number; total: number | undefined; tokens: number }) => void
 }
@@ -133,6 +139,7 @@ interface Settings extends MediaSettings {
   maxBatchTokens: number
   truncate: 'error' | TruncateSide
   skip: boolean
+  fetch: RemoteFetch | undefined
   signal: AbortSignal | undefined
 }
 
@@ -294,7 +301,7 @@ export class Model {
   async embed(inputs: EmbedInput | EmbedInput[], options: EmbedOptions = {}): Promise<EmbedResult> {
     const settings = this.settings(options)
     const list = Array.isArray(inputs) ? inputs : [inputs]
-    const contents = list.map((input, i) => contentOf(input, i, this.modalities))
+    const contents = list.map((input, i) => contentOf(input, i, this.modalities, settings.skip))
     const vectors = allocate(settings.precision, contents.length, settings.dimensions)
     const usage: Usage = { text: 0, image: 0, video: 0, audio: 0, truncated: [] }
     const errors: InputError[] = []
@@ -325,7 +332,7 @@ export class Model {
    */
   async *hiddenStates(inputs: EmbedInput[], options: EmbedOptions = {}): AsyncGenerator<{ first: number; offsets: Int32Array; layers: Float32Array[] }> {
     const settings = { ...this.settings(options), skip: false }
-    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
+    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities, false))
     const states = ({ ids, offsets, media }: Batch) => this.forward(settings.signal, (handle) => binding().hiddenStates(handle, ids, offsets, media))
     for await (const { batch, values } of this.pipeline(contents, settings, states))
       yield { first: batch.indices[0] as number, offsets: batch.offsets, layers: values }
@@ -349,7 +356,7 @@ export class Model {
       throw new ConanError('INVALID_INPUT', `inputs: expected something to iterate over, got ${shown(inputs)}`)
     async function* contents() {
       let index = 0
-      for await (const input of inputs) yield contentOf(input, index++, modalities)
+      for await (const input of inputs) yield contentOf(input, index++, modalities, settings.skip)
     }
     let done = 0
     let tokens = 0
@@ -395,7 +402,7 @@ export class Model {
   async prepare(inputs: EmbedInput[], options: EmbedOptions, kind?: 'query' | 'document'): Promise<Batch[]> {
     const names = kind === 'query' ? ['query'] : ['document', 'passage', 'corpus']
     const settings = this.settings(kind === undefined ? options : this.withPrompt(options, names))
-    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities))
+    const contents = inputs.map((input, i) => contentOf(input, i, this.modalities, settings.skip))
     const batches: Batch[] = []
     for await (const batch of this.batches(contents, settings)) batches.push(batch)
     return batches
@@ -451,6 +458,8 @@ export class Model {
     const prompt = choosePrompt(this.directory, options)
     if (prompt && !this.directory.includePrompt)
       throw new ConanError('INVALID_OPTION', 'prompt: this model leaves prompts out of its pooling ("include_prompt": false), which is not supported')
+    if (options.fetch !== undefined && typeof options.fetch !== 'function')
+      throw new ConanError('INVALID_OPTION', `fetch: expected a function, got ${shown(options.fetch)}`)
     const side = this.directory.tokenizerConfig.truncation_side === 'left' ? 'start' : 'end'
     return {
       prompt,
@@ -462,6 +471,7 @@ export class Model {
       skip: oneOf(options.onError, 'onError', ['throw', 'skip'] as const, 'throw') === 'skip',
       truncate: oneOf(options.truncate, 'truncate', ['error', 'start', 'end'] as const, side),
       ...withOptions(this.directory, options.processor),
+      fetch: options.fetch,
       signal: options.signal,
     }
   }
@@ -526,6 +536,7 @@ export class Model {
       tokens = 0
       return batch
     }
+    const local = localBy(settings.fetch, settings.signal)
     let next = 0
     for await (const chunk of chunks(contents)) {
       this.checkAlive(settings.signal)
@@ -534,7 +545,8 @@ export class Model {
       const read = await Promise.all(
         chunk.map(async (content, i) => {
           try {
-            const media = await this.media.read(content, settings, first + i)
+            if (content.fault) throw content.fault
+            const media = await this.media.read(content, settings, local, first + i)
             const of = (kind: Medium['kind']) => media.filter((medium) => medium.kind === kind).length
             const parts = { text: content.text, videos: of('video'), images: of('image'), audios: of('audio') }
             return { media, rendered: this.media.expand(this.render(parts, settings.prompt), media, first + i) }
@@ -544,6 +556,7 @@ export class Model {
           }
         }),
       )
+      this.checkAlive(settings.signal) // what was aborted is not an input that cannot be read
       const texts = read.map(({ rendered }) => rendered)
       const encoded = await this.tokenizer.encode(texts, settings.truncate === 'start' ? 'start' : 'end', this.special)
       for (const [i, { ids, truncated }] of encoded.entries()) {

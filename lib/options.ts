@@ -32,6 +32,12 @@ export function pathOf(value: unknown, name: string): string {
   return value
 }
 
+export function textsOf(value: unknown, name: string): string[] {
+  if (!Array.isArray(value) || !value.every((each) => typeof each === 'string' && each !== ''))
+    throw new ConanError('INVALID_OPTION', `${name}: expected a list of texts, got ${shown(value)}`)
+  return value
+}
+
 /** An object; and what every call takes by these names, before hours of work lead to the first use of it. */
 export function requireOptions(options: unknown): void {
   if (typeof options !== 'object' || options === null) throw new ConanError('INVALID_OPTION', `options: expected an object, got ${shown(options)}`)

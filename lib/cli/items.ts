@@ -6,6 +6,7 @@ import type { EmbedInput } from '../embed/inputs'
 import { ConanError, shown } from '../errors'
 import { located, mediaNames, rowsOf } from '../files/rows'
 import { documentPages } from '../media/document'
+import { type RemoteFetch, remoteFetch } from '../media/remote'
 import { documentKey } from '../train/sampler'
 import { type Arguments, type Command, string } from './command'
 
@@ -23,6 +24,18 @@ export const inputOptions: Command['options'] = {
   audio: { type: 'string', multiple: true, help: 'FILE    a sound; may be repeated' },
   jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
   field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
+  'remote-host': {
+    type: 'string',
+    multiple: true,
+    help: 'HOST that files named by an address are fetched from: example.com, *.example.com, *; may be repeated (none)',
+  },
+  'remote-private': { type: 'boolean', help: '  also from private networks and this machine' },
+}
+
+/** What fetches files that are named by an address, where --remote-host allows any. */
+export function fetchOf(args: Arguments): RemoteFetch | undefined {
+  const hosts = args.values['remote-host'] as string[] | undefined
+  return hosts && remoteFetch({ hosts, allowPrivate: args.values['remote-private'] === true })
 }
 
 /** Members of a row that say what of a file is meant. */
@@ -88,13 +101,14 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
 /** The inputs that a command was given: as arguments, as files by kind, and in files of rows; of stdin where there is nothing else. */
 export async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
   for (const [i, input] of texts.entries()) yield { id: String(i), of: input, input }
+  const fetch = fetchOf(args)
   let named = texts.length
   for (const kind of mediaNames)
     for (const file of (args.values[kind] as string[] | undefined) ?? []) {
       named++
       if (kind !== 'document') yield { id: file, of: file, input: { [kind]: file } as EmbedInput }
       else
-        for await (const { page, pageCount, image } of documentPages(file)) {
+        for await (const { page, pageCount, image } of documentPages(file, { ...(fetch && { fetch }) })) {
           const id = pageCount > 1 ? `${file}#page=${page}` : file
           yield { id, of: id, input: { image } }
         }

@@ -1,5 +1,5 @@
 // What embed takes, brought to one form.
-import { ConanError, shown } from '../errors'
+import { asConanError, ConanError, shown } from '../errors'
 import type { AudioInput, AudioPart } from '../media/audio'
 import type { ImageInput } from '../media/image'
 import type { VideoInput } from '../media/video'
@@ -36,10 +36,24 @@ export interface Content {
   document?: { file: ImageInput; page: number | undefined; dpi: number | undefined }
   audios: AudioInput[]
   part: AudioPart
+  /** What is wrong with the input, which is left out. */
+  fault?: ConanError
 }
 
-/** `supported`: what the model takes. */
-export function contentOf(input: unknown, index: number, supported: readonly Modality[]): Content {
+/**
+ * @param supported what the model takes
+ * @param skip an input that is not that has a `fault` and nothing else, instead of being an error
+ */
+export function contentOf(input: unknown, index: number, supported: readonly Modality[], skip: boolean): Content {
+  try {
+    return checkedContent(input, index, supported)
+  } catch (error) {
+    if (!skip) throw error
+    return { text: undefined, videos: [], images: [], audios: [], part: {}, fault: asConanError(error) }
+  }
+}
+
+function checkedContent(input: unknown, index: number, supported: readonly Modality[]): Content {
   if (typeof input === 'string') return { text: input, videos: [], images: [], audios: [], part: {} }
   if (typeof input === 'object' && input !== null && !Array.isArray(input)) {
     const keys = Object.keys(input)

@@ -6,6 +6,7 @@ import { type AudioInput, type AudioPart, audioFeatures } from '../media/audio'
 import { documentImage } from '../media/document'
 import { imagePatches } from '../media/image'
 import type { AudioSettings, ImageSettings, MediaSettings, VideoSettings } from '../media/processor'
+import type { Local } from '../media/remote'
 import { secondsText, videoPatches } from '../media/video'
 import type { Content } from './inputs'
 import type { Placeholders } from './prompts'
@@ -64,17 +65,17 @@ export class MediaReader {
    * Videos, images and the page, sounds: in the order in which they stand in a prompt. Images are decoded together, videos and
    * sounds one at a time, since one alone may fill much memory.
    */
-  async read({ videos, images, document, audios, part }: Content, settings: MediaSettings, index: number): Promise<Medium[]> {
+  async read({ videos, images, document, audios, part }: Content, settings: MediaSettings, local: Local, index: number): Promise<Medium[]> {
     const { image, video, audio } = settings
     try {
       const media: Medium[] = []
-      if (video) for (const each of videos) media.push(this.video(await videoPatches(each, video), video))
+      if (video) for (const each of videos) media.push(this.video(await videoPatches(await local(each, 'video'), video, local), video))
       if (image) {
-        const page = document && (await documentImage(document.file, document.page, document.dpi, image.maxInputPixels))
+        const page = document && (await documentImage(await local(document.file, 'document'), document.page, document.dpi, image.maxInputPixels))
         const all = [...images, ...(page === undefined ? [] : [page])]
-        media.push(...(await Promise.all(all.map(async (each) => this.image(await imagePatches(each, image), image)))))
+        media.push(...(await Promise.all(all.map(async (each) => this.image(await imagePatches(await local(each, 'image'), image), image)))))
       }
-      if (audio) for (const each of audios) media.push(await this.sound(each, part, audio))
+      if (audio) for (const each of audios) media.push(await this.sound(await local(each, 'audio'), part, audio))
       return media
     } catch (error) {
       const known = asConanError(error)

@@ -100,10 +100,10 @@ export async function* rowsOf(file: string): AsyncGenerator<{ value: unknown; wh
   for await (const value of parquetRows(file)) yield { value, where: `${file}: row ${++number}` }
 }
 
-/** Paths are relative to the file that names them. */
+/** Paths are relative to the file that names them; addresses stay. */
 export function located(value: unknown, directory: string | undefined): unknown {
   if (directory === undefined || typeof value !== 'object' || value === null || ArrayBuffer.isView(value)) return value
-  const place = (name: unknown) => (typeof name === 'string' && !/^(data|file):/.test(name) ? path.resolve(directory, name) : name)
+  const place = (name: unknown) => (typeof name === 'string' && !/^(data:|file:|https?:\/\/)/i.test(name) ? path.resolve(directory, name) : name)
   const out: Record<string, unknown> = { ...value }
   for (const kind of mediaNames) if (out[kind] !== undefined) out[kind] = Array.isArray(out[kind]) ? (out[kind] as unknown[]).map(place) : place(out[kind])
   return out

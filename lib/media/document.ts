@@ -5,6 +5,7 @@ import { ConanError, shown } from '../errors'
 import { positive, requireOptions } from '../options'
 import { decodeImage, type ImageInput, isRaw, type RawImage, source } from './image'
 import type { PdfRequest } from './pdf-worker'
+import { localBy, type RemoteFetch } from './remote'
 import { Threads } from './thread'
 
 export interface PageOptions {
@@ -15,6 +16,8 @@ export interface PageOptions {
   /** Pages, counted from 1: one, a list, or a range [first, last]; default all. */
   pages?: number | number[] | { first?: number; last?: number }
   password?: string
+  /** How a document is fetched whose address is one of http or https, as in `embed`; without it such an address is an error. */
+  fetch?: RemoteFetch
 }
 
 export interface DocumentPage {
@@ -87,7 +90,8 @@ function checkedDpi(dpi: number | undefined): number {
  */
 export async function* documentPages(input: string | URL | Uint8Array, options: PageOptions = {}): AsyncGenerator<DocumentPage> {
   requireOptions(options)
-  const { bytes: given, name } = source(input, 'document')
+  const local = await localBy(options.fetch)(input, 'document')
+  const { bytes: given, name } = source(local, 'document')
   const bytes = typeof given === 'string' ? await readFile(given) : given
   const dpi = checkedDpi(options.dpi)
   const maxPixels = positive(options.maxPixels, 'maxPixels', maxPagePixels)
@@ -95,7 +99,7 @@ export async function* documentPages(input: string | URL | Uint8Array, options: 
   if (!isPdf(bytes)) {
     if (typeof given === 'string' && path.extname(given).toLowerCase() === '.pdf')
       throw new ConanError('INVALID_INPUT', `${name}: expected a PDF file, found no %PDF- at its start`)
-    const { rgb, width, height } = await decodeImage(input)
+    const { rgb, width, height } = await decodeImage(local)
     for (const page of pagesOf(options.pages, 1, name)) yield { page, pageCount: 1, image: { data: rgb, width, height, channels: 3 } }
     return
   }

@@ -63,7 +63,8 @@ export function source(input: unknown, what = 'image'): { bytes: string | Uint8A
     }
   }
   if (text.startsWith('file:')) text = asGiven(text, what, () => fileURLToPath(text))
-  else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text)) throw new ConanError('INVALID_INPUT', `${what}: expected a local file, got the remote address ${shown(text)}`)
+  else if (/^[a-z][a-z0-9+.-]+:\/\//i.test(text))
+    throw new ConanError('INVALID_INPUT', `${what}: expected a local file, got the remote address ${shown(text)} (the option fetch of embed allows such)`)
   if (!existsSync(text)) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found none`)
   if (!statSync(text).isFile()) throw new ConanError('FILE_IO', `${what} ${text}: expected a file, found something else`)
   return { bytes: text, name: `${what} ${text}` }

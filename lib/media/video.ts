@@ -6,6 +6,7 @@ import { asConanError, ConanError, shown } from '../errors'
 import { fileOf, type PacketTimes, videoFrames, videoTimes } from './ffmpeg'
 import { decodeImage, type ImageInput, type RawImage, source, undecodable } from './image'
 import { roundHalfEven, smartResizeVideo, type VideoSettings } from './processor'
+import { type Local, localBy } from './remote'
 import { webcodecsFrames, webcodecsReads, webcodecsTimes } from './webcodecs'
 
 /** A path, the bytes of a file, a file: or data: URL, or frames in order. */
@@ -159,7 +160,7 @@ async function containerFootage(file: string, head: Buffer, name: string): Promi
 }
 
 /** One video as pictures of two frames each; an odd last frame stands twice. */
-export async function videoPatches(input: VideoInput, settings: VideoSettings): Promise<VideoPatches> {
+export async function videoPatches(input: VideoInput, settings: VideoSettings, local: Local = localBy(undefined)): Promise<VideoPatches> {
   const { times, fps, frames, close, name } = await openVideo(input)
   try {
     const length = times.at(-1)!
@@ -180,7 +181,7 @@ export async function videoPatches(input: VideoInput, settings: VideoSettings): 
       group = []
     }
     for await (const frame of frames(indices)) {
-      const { rgb, width, height } = await decodeImage(frame, settings.maxInputPixels)
+      const { rgb, width, height } = await decodeImage(await local(frame, 'frame'), settings.maxInputPixels)
       size ??= { from: { width, height }, to: smartResizeVideo(Math.max(indices.length, temporalPatch), width, height, settings) }
       if (width !== size.from.width || height !== size.from.height)
         throw new ConanError('INVALID_INPUT', `expected frames of one size, got ${size.from.width} x ${size.from.height} and ${width} x ${height}`)

@@ -1,17 +1,15 @@
 // A request for embeddings, OpenAI's `input` or a chat's `messages`, as inputs of the model. Nothing in it can name a file of this machine:
 // media are data: URLs, or addresses that the server was told to fetch from.
-import { contentOf, type EmbedInput, type MediaInput, type Modality } from '../embed/inputs'
-import { asConanError, shown } from '../errors'
+import type { EmbedInput, MediaInput } from '../embed/inputs'
+import { asConanError, type ErrorCode, shown } from '../errors'
 import { documentPages } from '../media/document'
 import type { ImageInput } from '../media/image'
+import { type remoteFetch, requireMedium } from '../media/remote'
 import type { EmbedOptions, ModelInfo } from '../model'
 import { RequestError, requestError } from './error'
 import type { Asked } from './queue'
-import { fetchRemote, type RemoteOptions } from './remote'
 
 export interface RequestLimits {
-  /** What the model embeds. */
-  modalities: Modality[]
   maxInputs: number
   /** Of one image, video, document or sound. */
   maxFileBytes: number
@@ -20,7 +18,7 @@ export interface RequestLimits {
   maxInputPixels: number
   maxSeconds: number
   /** Without it, nothing is fetched. */
-  remote: RemoteOptions | undefined
+  remote: ReturnType<typeof remoteFetch> | undefined
 }
 
 /** A request that is being read. */
@@ -78,16 +76,19 @@ function optionsOf(body: Fields, info: ModelInfo, { maxInputPixels, maxSeconds }
   }
 }
 
-/** Playlists and drawings can name other files, which a decoder would then open on this machine. */
-const naming = /^\ufeff?\s*(<|#EXTM3U|ffconcat|v=0)/
-
 /** The bytes of a data: URL or of what was given as base64 alone, or of an address that may be fetched. */
 async function bytesOf(value: unknown, param: string, limits: RequestLimits, reading: Reading): Promise<Uint8Array> {
   const bytes = await received(value, param, limits, reading)
-  const begins = Buffer.from(bytes.subarray(0, 256)).toString()
-  if (naming.test(begins)) throw wrong(param, 'an image, a video, a sound or a document', begins, 422)
+  try {
+    requireMedium(bytes, param)
+  } catch (error) {
+    throw requestError(asConanError(error), param)
+  }
   return bytes
 }
+
+/** What is not allowed is the request's fault, what cannot be had (422) may be the other server's. */
+const fetchStatus: Partial<Record<ErrorCode, number>> = { INVALID_INPUT: 400, INPUT_TOO_LONG: 413 }
 
 async function received(value: unknown, param: string, limits: RequestLimits, { signal, hold }: Reading): Promise<Uint8Array> {
   if (typeof value !== 'string') throw wrong(param, 'a data: URL', value)
@@ -95,12 +96,13 @@ async function received(value: unknown, param: string, limits: RequestLimits, { 
     if (!limits.remote) throw new RequestError(400, `${param}: expected a data: URL (this server fetches nothing from the network), got ${shown(value)}`, param)
     if (!URL.canParse(value)) throw wrong(param, 'an address', value)
     try {
-      const bytes = await fetchRemote(value, limits.remote, signal)
+      const bytes = await limits.remote(value, { signal })
       hold(bytes.length)
       return bytes
     } catch (error) {
-      if (!(error instanceof RequestError)) throw error
-      throw new RequestError(error.status, `${param}: ${error.message}`, param)
+      if (error instanceof RequestError) throw error
+      const { code, message } = asConanError(error)
+      throw new RequestError(fetchStatus[code] ?? 422, `${param}: ${message}`, param)
     }
   }
   const [head = ''] = /^data:[^,]*;base64,/.exec(value.slice(0, 256)) ?? []
@@ -208,13 +210,6 @@ export async function readEmbeddings(
     for (let first = 0; first < list.length; first += atOnce) {
       const group = list.slice(first, first + atOnce)
       asked.push(...(await Promise.all(group.map((one, i) => askedOf(one, params[first + i]!, options, limits, reading)))))
-    }
-  // Here, since in a pass it would be an error of everybody's.
-  for (const [i, { input }] of asked.entries())
-    try {
-      contentOf(input, i, limits.modalities)
-    } catch (error) {
-      throw requestError(asConanError(error), params[i]!)
     }
   return { asked, params, base64: format === 'base64' }
 }

@@ -7,8 +7,9 @@ import path from 'node:path'
 import { packageVersion } from '../binding'
 import { modalities } from '../embed/inputs'
 import { asConanError, ConanError, shown } from '../errors'
+import { remoteFetch } from '../media/remote'
 import type { Model } from '../model'
-import { positive, requireOptions } from '../options'
+import { positive, requireOptions, textsOf } from '../options'
 import { bodyOf, RequestError, requestError } from './error'
 import { Metrics } from './metrics'
 import { Queue } from './queue'
@@ -59,13 +60,6 @@ type Handler = (request: IncomingMessage, reading: Reading) => Promise<Answer> |
 const json = (value: unknown): Answer => ({ status: 200, type: 'application/json', body: JSON.stringify(value) })
 const mebibyte = 1 << 20
 
-function listOf(value: unknown, name: string): string[] {
-  if (value === undefined) return []
-  if (!Array.isArray(value) || !value.every((each) => typeof each === 'string' && each !== ''))
-    throw new ConanError('INVALID_OPTION', `${name}: expected a list of texts, got ${shown(value)}`)
-  return value
-}
-
 /**
  * Answers POST /v1/embeddings (OpenAI's `input`, or a chat's `messages` with text, image_url, video_url, audio_url, input_audio and file),
  * POST /tokenize (vLLM's), GET /v1/models, /info, /health and /metrics (Prometheus). Inputs of requests that come together share passes.
@@ -77,19 +71,18 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
   const { host = '127.0.0.1', port = 8080, name = path.basename(model.info.directory) } = options
   if (!Number.isInteger(port) || port < 0 || port > 65535) throw new ConanError('INVALID_OPTION', `port: expected 0 to 65535, got ${shown(port)}`)
   const digest = (key: string) => createHash('sha256').update(key).digest()
-  const keys = listOf(options.apiKeys, 'apiKeys').map(digest)
-  const hosts = listOf(options.remoteHosts, 'remoteHosts')
+  const keys = textsOf(options.apiKeys ?? [], 'apiKeys').map(digest)
+  const hosts = textsOf(options.remoteHosts ?? [], 'remoteHosts')
   const maxBodyBytes = positive(options.maxBodyBytes, 'maxBodyBytes', 64 * mebibyte)
   const maxFileBytes = positive(options.maxFileBytes, 'maxFileBytes', 32 * mebibyte)
   const timeoutMs = positive(options.remoteTimeoutMs, 'remoteTimeoutMs', 10_000)
   const limits: RequestLimits = {
-    modalities: modalities.filter((modality) => model.supports(modality)),
     maxInputs: positive(options.maxInputs, 'maxInputs', 2048),
     maxFileBytes,
     maxPages: positive(options.maxPages, 'maxPages', 16),
     maxInputPixels: positive(options.maxInputPixels, 'maxInputPixels', 64_000_000),
     maxSeconds: positive(options.maxSeconds, 'maxSeconds', 600),
-    remote: hosts.length ? { hosts, allowPrivate: options.remotePrivate ?? false, maxBytes: maxFileBytes, timeoutMs } : undefined,
+    remote: hosts.length ? remoteFetch({ hosts, allowPrivate: options.remotePrivate ?? false, maxBytes: maxFileBytes, timeoutMs }) : undefined,
   }
   const queue = new Queue(model, positive(options.maxWaiting, 'maxWaiting', 8192))
   const metrics = new Metrics()
@@ -163,11 +156,11 @@ export async function serve(model: Model, options: ServeOptions = {}): Promise<S
   const card = { id: name, object: 'model', created: started, owned_by: 'conan-embedding', max_model_len: model.info.maxTokens }
   const info: Handler = () => {
     const { modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName } = model.info
-    const { remote, modalities, ...caps } = limits
+    const { remote: _, ...caps } = limits
     return json({
       ...{ name, version: packageVersion(), modelType, device, backend, dtype, dimensions, matryoshka, maxTokens, prompts, defaultPromptName },
-      modalities,
-      limits: { ...caps, maxBodyBytes, remoteHosts: remote?.hosts ?? [] },
+      modalities: modalities.filter((modality) => model.supports(modality)),
+      limits: { ...caps, maxBodyBytes, remoteHosts: hosts },
     })
   }
   const routes: Record<string, [allow: 'GET' | 'POST', Handler]> = {

@@ -7,7 +7,7 @@ import type { AddressInfo } from 'node:net'
 import path from 'node:path'
 import { test } from 'node:test'
 import { documentPages, loadModel, type Model, type ServeOptions, serve } from '../../lib'
-import { isAllowed, isPublic } from '../../lib/server/remote'
+import { isAllowed, isPublic } from '../../lib/media/remote'
 import { fixtures, pico, root } from '../support'
 
 const vision = (...names: string[]) => path.join(fixtures, 'vision', ...names)

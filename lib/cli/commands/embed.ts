@@ -6,7 +6,7 @@ import { requirePlace } from '../../files/output'
 import { VectorFile } from '../../files/vector-file'
 import { type LoadOptions, loadModel } from '../../model'
 import { type Command, CommandError, integer, interruptible, number, string } from '../command'
-import { type Item, inputOptions, items } from '../items'
+import { fetchOf, type Item, inputOptions, items } from '../items'
 import { progress } from '../progress'
 
 async function print(id: string, vector: ArrayLike<number>): Promise<void> {
@@ -15,7 +15,7 @@ async function print(id: string, vector: ArrayLike<number>): Promise<void> {
 }
 
 /** What changes no vector, and may be another when a run goes on. */
-const changeable = ['out', 'device', 'threads', 'batch-size', 'max-batch-tokens', 'skip-errors', 'json']
+const changeable = ['out', 'device', 'threads', 'batch-size', 'max-batch-tokens', 'skip-errors', 'remote-host', 'remote-private', 'json']
 
 export const embed: Command = {
   summary: 'embeds texts, images, videos, pages and sounds with a model',
@@ -101,6 +101,7 @@ export const embed: Command = {
           truncate: args.values.truncate as 'error' | undefined,
           batchSize: integer(args, 'batch-size'),
           maxBatchTokens: integer(args, 'max-batch-tokens'),
+          fetch: fetchOf(args),
           onError: args.values['skip-errors'] === true ? 'skip' : 'throw',
           signal,
           onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),

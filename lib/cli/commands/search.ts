@@ -2,7 +2,7 @@
 import { openVectors, searchSource } from '../../embed/search'
 import { loadModel } from '../../model'
 import { type Command, CommandError, computeArguments, integer, interruptible, string } from '../command'
-import { inputOptions, items } from '../items'
+import { fetchOf, inputOptions, items } from '../items'
 
 /** Queries that are looked up together. */
 const together = 256
@@ -26,13 +26,14 @@ export const search: Command = {
     const [directory, vectors, ...texts] = args.positionals
     if (directory === undefined || vectors === undefined) throw new CommandError('expected a model directory and a file of vectors')
     const [promptName, prompt, instruction] = ['prompt-name', 'prompt', 'instruction'].map((name) => string(args, name))
-    const top = integer(args, 'top')
+    const [top, fetch] = [integer(args, 'top'), fetchOf(args)]
     await using model = await loadModel(directory, computeArguments(args))
     const options = {
       ...(promptName !== undefined && { promptName }),
       ...(prompt !== undefined && { prompt }),
       ...(instruction !== undefined && { instruction }),
       ...(top !== undefined && { top }),
+      ...(fetch && { fetch }),
       force: args.values.force === true,
     }
     const source = await openVectors(vectors)
