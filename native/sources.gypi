@@ -2,6 +2,8 @@
   "variables": {
     "conan_sources": [
       "native/base/adapter.cpp",
+      "native/base/file_posix.cpp",
+      "native/base/file_windows.cpp",
       "native/base/json.cpp",
       "native/base/safetensors.cpp",
       "native/base/tensor.cpp",

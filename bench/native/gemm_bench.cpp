@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "../../test/native/check.h"
+#include "base/cpu_features.h"
 #include "base/thread_pool.h"
 #include "ops/backend.h"
 
@@ -40,9 +41,9 @@ static double peak(void (*loop)(long), int flops, int threads) {
 static void print_ceilings(int threads) {
   double f32 = 0, bf16 = 0, i8 = 0;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f")) f32 = peak(CONAN_PEAK("vfmadd231ps"), 32, threads);
-  if (__builtin_cpu_supports("avx512bf16")) bf16 = peak(CONAN_PEAK("vdpbf16ps"), 64, threads);
-  if (__builtin_cpu_supports("avx512vnni")) i8 = peak(CONAN_PEAK("vpdpbusd"), 128, threads);
+  if (has_avx512()) f32 = peak(CONAN_PEAK("vfmadd231ps"), 32, threads);
+  if (has_avx512_bf16()) bf16 = peak(CONAN_PEAK("vdpbf16ps"), 64, threads);
+  if (has_avx512_vnni()) i8 = peak(CONAN_PEAK("vpdpbusd"), 128, threads);
 #endif
   // Where bf16 products are slower than f32 ones, bf16 weights are widened and the f32 rate is the ceiling.
   std::printf("{\"float32\":%.1f,\"bfloat16\":%.1f,\"int8\":%.1f}\n", f32, std::max(f32, bf16), std::max(f32, i8));

@@ -29,7 +29,6 @@ export interface VectorSource {
   block(first: number, count: number): Float32Array
   /** Of some rows. */
   ids(rows: number[]): string[]
-  close(): void
 }
 
 export function npySource(file: string): VectorSource {
@@ -48,7 +47,6 @@ export function npySource(file: string): VectorSource {
         throw new ConanError('FILE_CORRUPT', `${named}: expected ${reader.rows} ids, one for every row of ${file}, found ${shown(ids)}`)
       return rows.map((row) => String((ids as unknown[])[row]))
     },
-    close: () => reader.close(),
   }
 }
 
@@ -75,7 +73,6 @@ async function rowSource(file: string): Promise<VectorSource> {
       return out
     },
     ids: (rows) => rows.map((row) => ids[row]!),
-    close() {},
   }
 }
 
@@ -103,12 +100,12 @@ export function nearest(
   return found
 }
 
-/** @internal A file of vectors, for any number of searches. Close it. */
+/** @internal A file of vectors, for any number of searches. */
 export async function openVectors(file: string): Promise<VectorSource> {
   return /\.(jsonl|parquet)$/.test(pathOf(file, 'file')) ? rowSource(file) : npySource(file)
 }
 
-/** @internal searchVectors in a file that is open. */
+/** @internal searchVectors in a file whose form is known. */
 export async function searchSource(model: Model, source: VectorSource, queries: EmbedInput | EmbedInput[], options: SearchVectorsOptions): Promise<Hit[][]> {
   requireOptions(options)
   const { top: asked, ...rest } = options
@@ -131,10 +128,5 @@ export async function searchSource(model: Model, source: VectorSource, queries: 
  * @throws ConanError INVALID_OPTION, INVALID_INPUT, FILE_IO, FILE_CORRUPT, and what embed throws
  */
 export async function searchVectors(model: Model, file: string, queries: EmbedInput | EmbedInput[], options: SearchVectorsOptions = {}): Promise<Hit[][]> {
-  const source = await openVectors(file)
-  try {
-    return await searchSource(model, source, queries, options)
-  } finally {
-    source.close()
-  }
+  return searchSource(model, await openVectors(file), queries, options)
 }

@@ -74,30 +74,27 @@ export class NpyWriter {
   }
 }
 
-/** Rows of a matrix of f32, read as they are asked for. */
+/** Rows of a matrix of f32, read as they are asked for. The file is open only while it is read. */
 export class NpyReader {
   readonly rows: number
   readonly columns: number
-  private readonly fd: number
   private readonly start: number
 
   constructor(private readonly file: string) {
-    try {
-      this.fd = openSync(file, 'r')
-    } catch (error) {
-      throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
-    }
-    const head = Buffer.alloc(4096)
-    const size = readSync(this.fd, head, 0, head.length, 0)
-    const long = head[6] === 1 ? head.readUInt16LE(8) : head.readUInt32LE(8)
-    this.start = (head[6] === 1 ? 10 : 12) + long
-    const text = head.toString('latin1', 0, Math.min(size, this.start))
+    const { text, start, size } = reading(file, (fd) => {
+      const head = Buffer.alloc(4096)
+      const read = readSync(fd, head, 0, head.length, 0)
+      const long = head[6] === 1 ? head.readUInt16LE(8) : head.readUInt32LE(8)
+      const start = (head[6] === 1 ? 10 : 12) + long
+      return { text: head.toString('latin1', 0, Math.min(read, start)), start, size: fstatSync(fd).size }
+    })
     const shape = /'shape': \((\d+), (\d+)\)/.exec(text)
+    this.start = start
     this.rows = Number(shape?.[1])
     this.columns = Number(shape?.[2])
     if (!text.startsWith('\x93NUMPY') || !shape || !/'descr': '<f4'/.test(text) || !/'fortran_order': False/.test(text))
       throw new ConanError('FILE_CORRUPT', `${file}: expected a matrix of f32 in NumPy's format, found ${JSON.stringify(text.slice(0, 80))}`)
-    if (fstatSync(this.fd).size < this.start + 4 * this.rows * this.columns)
+    if (size < start + 4 * this.rows * this.columns)
       throw new ConanError('FILE_CORRUPT', `${file}: expected ${this.rows} x ${this.columns} values, found a shorter file`)
   }
 
@@ -108,12 +105,22 @@ export class NpyReader {
   /** Rows `first` to `first + count`, row-major. */
   block(first: number, count: number): Float32Array {
     const out = new Float32Array(count * this.columns)
-    readAll(this.fd, Buffer.from(out.buffer), this.file, this.start + 4 * this.columns * first)
+    reading(this.file, (fd) => readAll(fd, Buffer.from(out.buffer), this.file, this.start + 4 * this.columns * first))
     return out
   }
+}
 
-  close(): void {
-    closeSync(this.fd)
+function reading<T>(file: string, work: (fd: number) => T): T {
+  let fd: number
+  try {
+    fd = openSync(file, 'r')
+  } catch (error) {
+    throw new ConanError('FILE_IO', `${file}: cannot be read: ${(error as Error).message}`, { cause: error })
+  }
+  try {
+    return work(fd)
+  } finally {
+    closeSync(fd)
   }
 }
 

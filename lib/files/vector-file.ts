@@ -55,6 +55,7 @@ export class VectorFile {
   private journalEnd = 0
   private readonly waiting = { vectors: [] as Buffer[], journal: [] as Buffer[], bytes: 0 }
   private timer: NodeJS.Timeout | undefined
+  private closed = false
   private failure: unknown
 
   /**
@@ -135,12 +136,12 @@ export class VectorFile {
         this.writeIds(this.file.replace(/\.npy$/, '.ids.json'))
       }
       if (this.format === 'parquet') this.writeTable(this.inside('table'))
+      this.close() // Windows removes no directory with open files
       renameSync(this.inside(this.format === 'parquet' ? 'table' : 'vectors'), this.file)
       rmSync(this.partial, { recursive: true })
     } catch (error) {
       throw asFileError(error)
     }
-    this.close()
   }
 
   /** Gives up for now: what is done stays. Returns how many inputs that are. */
@@ -154,6 +155,8 @@ export class VectorFile {
   }
 
   private close(): void {
+    if (this.closed) return
+    this.closed = true
     clearTimeout(this.timer)
     closeSync(this.vectors)
     closeSync(this.journal)

@@ -2,7 +2,7 @@
 // what stands around it: the place it is built in, the other files of the directory, the manifest.
 
 import { createHash } from 'node:crypto'
-import { cpSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { copyFileSync, createReadStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { packageVersion } from '../binding'
 import { ConanError, shown } from '../errors'
@@ -98,27 +98,29 @@ export function bytesOf(size: number | string): number {
 }
 
 /** Files of a model directory that are not weights in one of the formats there are, nor of somebody's repository or run. */
-function isModelFile(file: string): boolean {
-  const name = path.basename(file)
+function isModelFile(name: string): boolean {
   if (/\.(safetensors|bin|pt|pth|h5|msgpack|onnx|gguf|ckpt|index\.json)$/.test(name)) return false
   return !/^(\.|README\.md$|fusion-manifest\.json$|training_args|training-report\.json$|training\.html$|adapter_)/.test(name)
 }
 
-/** Everything of a model directory but the weights of its transformer. */
+/** Everything of a model directory but the weights of its transformer. Links become what they point at. */
 export function copyFiles(from: string, to: string, subject: string, weights: string): void {
-  cpSync(from, to, {
-    recursive: true,
-    dereference: true,
-    filter: (source) => {
-      if (source === from) return true
+  const copy = (folder: string) => {
+    mkdirSync(path.join(to, folder), { recursive: true })
+    for (const name of readdirSync(path.join(from, folder))) {
+      const file = path.join(folder, name)
+      const source = path.join(from, file)
+      if (statSync(source).isDirectory()) {
+        // An adapter is what an earlier training has changed, beside the model that it is part of.
+        if (!/^(onnx$|openvino$|\.)/.test(name) && !existsSync(path.join(source, 'adapter_config.json'))) copy(file)
+        continue
+      }
       // Modules of their own, such as a Dense layer, keep their weights.
-      const inModule = path.dirname(path.relative(from, source)) !== '.' && path.dirname(source) !== path.join(from, weights)
-      if (inModule && source.endsWith('.safetensors')) return true
-      if (!statSync(source).isDirectory()) return isModelFile(source)
-      // An adapter is what an earlier training has changed, beside the model that it is part of.
-      return !/^(onnx$|openvino$|\.)/.test(path.basename(source)) && !existsSync(path.join(source, 'adapter_config.json'))
-    },
-  })
+      const inModule = folder !== '' && path.resolve(from, folder) !== path.resolve(from, weights)
+      if ((inModule && name.endsWith('.safetensors')) || isModelFile(name)) copyFileSync(source, path.join(to, file))
+    }
+  }
+  copy('')
   if (!existsSync(path.join(to, weights, 'config.json'))) throw new ConanError('CONFIG_INVALID', `${subject}: expected config.json, found none`)
 }
 
@@ -317,7 +319,7 @@ export async function fuse(recipe: string | object, options: FuseOptions): Promi
     if (plan.vocabulary) {
       for (const name of readdirSync(plan.vocabulary.owner.directory))
         if (/^(tokenizer|special_tokens_map|added_tokens|vocab|merges|spiece|sentencepiece|chat_template)/.test(name))
-          cpSync(path.join(plan.vocabulary.owner.directory, name), path.join(weightsDirectory, name))
+          copyFileSync(path.join(plan.vocabulary.owner.directory, name), path.join(weightsDirectory, name))
       if (plan.vocabulary.tokenizer !== undefined) writeFileSync(path.join(weightsDirectory, 'tokenizer.json'), plan.vocabulary.tokenizer)
     }
     writeConfig(plan, path.join(weightsDirectory, 'config.json'))

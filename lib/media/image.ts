@@ -1,6 +1,7 @@
 // Images: from a path, bytes, a URL or raw pixels to the patches a vision tower takes. Decoding is sharp's, on its own threads;
 // resampling and patches are native.
 import { existsSync, statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { fileURLToPath } from 'node:url'
 import { binding, type NativePictures } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
@@ -70,6 +71,10 @@ export function source(input: unknown, what = 'image'): { bytes: string | Uint8A
   return { bytes: text, name: `${what} ${text}` }
 }
 
+/** What sharp is given: it keeps files open for a while, and Windows does not let go of those. */
+export const forSharp = async (bytes: string | Uint8Array): Promise<string | Uint8Array> =>
+  process.platform === 'win32' && typeof bytes === 'string' ? readFile(bytes) : bytes
+
 /** What a decoder failed with, as the fault of what it was given. */
 export const undecodable = (name: string, error: unknown): ConanError =>
   new ConanError('INVALID_INPUT', `${name}: cannot be decoded: ${(error as Error).message}`, { cause: error })
@@ -98,7 +103,7 @@ export async function decodeImage(input: ImageInput, maxInputPixels?: number): P
   if (bytes.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected an image, got no bytes`)
   try {
     const { default: sharp } = await import('sharp') // when the first image comes: text alone does not wait for it
-    const { data, info } = await sharp(bytes, { failOn: 'error', limitInputPixels: maxInputPixels ?? mostInputPixels, ignoreIcc: true })
+    const { data, info } = await sharp(await forSharp(bytes), { failOn: 'error', limitInputPixels: maxInputPixels ?? mostInputPixels, ignoreIcc: true })
       .rotate() // by EXIF
       .removeAlpha()
       .toColourspace('srgb')

@@ -4,7 +4,7 @@ import { closeSync, openSync, readSync } from 'node:fs'
 import { binding, type NativePictures } from '../binding'
 import { asConanError, ConanError, shown } from '../errors'
 import { fileOf, type PacketTimes, videoFrames, videoTimes } from './ffmpeg'
-import { decodeImage, type ImageInput, type RawImage, source, undecodable } from './image'
+import { decodeImage, forSharp, type ImageInput, type RawImage, source, undecodable } from './image'
 import { roundHalfEven, smartResizeVideo, type VideoSettings } from './processor'
 import { type Local, localBy } from './remote'
 import { webcodecsFrames, webcodecsReads, webcodecsTimes } from './webcodecs'
@@ -138,7 +138,7 @@ export async function openVideo(input: VideoInput): Promise<Footage & { name: st
   const head = typeof bytes === 'string' ? firstBytes(bytes, 16) : Buffer.from(bytes.subarray(0, 16))
   if (head.length === 0) throw new ConanError('INVALID_INPUT', `${name}: expected a video, got no bytes`)
   const isPicture = /^(GIF8|RIFF....WEBP|\x89PNG)/s.test(head.toString('latin1'))
-  if (isPicture && head[0] !== 0x89) return { ...(await animation(bytes, name)), name }
+  if (isPicture && head[0] !== 0x89) return { ...(await animation(await forSharp(bytes), name)), name }
 
   const { file, close } = await fileOf(bytes)
   try {

@@ -1,12 +1,6 @@
 #include "base/safetensors.h"
 
-#include <fcntl.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <utility>
@@ -30,59 +24,7 @@ constexpr DtypeSpelling kSpellings[] = {{"F32", Dtype::f32},      {"BF16", Dtype
 
 bool multiply(uint64_t a, uint64_t b, uint64_t& out) { return __builtin_mul_overflow(a, b, &out); }
 
-struct Descriptor {  // closes itself when an Error leaves the constructor
-  int fd;
-  ~Descriptor() {
-    if (fd >= 0) close(fd);
-  }
-};
-
 }  // namespace
-
-MappedFile::MappedFile(const std::string& path) {
-  Descriptor file{open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  struct stat info;
-  if (file.fd < 0 || fstat(file.fd, &info) != 0) fail("FILE_IO", path, ": cannot be opened: ", std::strerror(errno));
-  if (!S_ISREG(info.st_mode)) fail("FILE_IO", path, ": expected a regular file");
-  size_ = size_t(info.st_size);
-  if (size_ == 0) return;
-  void* mapped = mmap(nullptr, size_, PROT_READ, MAP_PRIVATE, file.fd, 0);
-  if (mapped == MAP_FAILED) fail("FILE_IO", path, ": cannot be mapped: ", std::strerror(errno));
-  data_ = static_cast<const char*>(mapped);
-}
-
-MappedFile::~MappedFile() {
-  if (data_) munmap(const_cast<char*>(data_), size_);
-}
-
-/// Whole pages inside the range. False: a copy, not in the map.
-bool MappedFile::pages(const void* from, size_t bytes, int advice) const {
-  const char* begin = static_cast<const char*>(from);
-  if (begin < data_ || begin + bytes > data_ + size_) return false;
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  uintptr_t first = (uintptr_t(begin) + page - 1) & ~(page - 1), last = (uintptr_t(begin) + bytes) & ~(page - 1);
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, advice);
-  return true;
-}
-
-void MappedFile::release(const void* from, size_t bytes) const { pages(from, bytes, MADV_DONTNEED); }
-
-void MappedFile::prefetch(const void* from, size_t bytes) const {
-  // Asking for what is in memory already costs time: look at a few pages first.
-  constexpr int kLooks = 8;
-  const uintptr_t page = uintptr_t(sysconf(_SC_PAGESIZE));
-  bool present = true;
-  for (int i = 0; i < kLooks && present && bytes; ++i) {
-    const uintptr_t at = (uintptr_t(from) + (bytes - 1) / kLooks * size_t(i)) & ~(page - 1);
-#if defined(__APPLE__)
-    char state = 1;
-#else
-    unsigned char state = 1;
-#endif
-    present = mincore(reinterpret_cast<void*>(at), 1, &state) != 0 || (state & 1);
-  }
-  if (!present) pages(from, bytes, MADV_WILLNEED);
-}
 
 std::string read_text_file(const std::string& path, size_t limit) {
   MappedFile file(path);
@@ -162,9 +104,8 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
 
 Checkpoint::Checkpoint(const std::string& directory, const std::string& stem) : directory_(directory) {
   const std::string single = directory + "/" + stem + ".safetensors", index_path = single + ".index.json";
-  struct stat info;
-  if (stat(index_path.c_str(), &info) != 0) {
-    if (stat(single.c_str(), &info) != 0)
+  if (!file_exists(index_path)) {
+    if (!file_exists(single))
       fail("MODEL_NOT_FOUND", directory, ": expected ", stem, ".safetensors or ", stem, ".safetensors.index.json, found neither");
     files_.push_back(std::make_unique<SafetensorsFile>(single));
     for (const auto& [name, view] : files_.back()->tensors()) add(*files_.back(), name, view);
@@ -212,7 +153,7 @@ void Checkpoint::prefetch(const TensorView& tensor) const {
 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<TensorHeader>& tensors,
                                      const std::map<std::string, std::string>& metadata, bool resume)
-    : path_(path) {
+    : file_(path) {
   std::string header = "{";
   if (!metadata.empty()) {
     header += "\"__metadata__\":{";
@@ -240,53 +181,17 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, const std::vector<
   for (int i = 0; i < 8; ++i) start[size_t(i)] = char(length >> (8 * i));
   start += header;
   for (size_t& begin : begins_) begin += start.size();
-  const off_t total = off_t(start.size() + end);
-
-  Descriptor file{open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644)};
-  struct stat info;
-  if (file.fd < 0 || fstat(file.fd, &info) != 0) fail("FILE_IO", path, ": cannot be created: ", std::strerror(errno));
-  if (resume && info.st_size == total) {
+  const uint64_t total = start.size() + end, before = file_.size();
+  if (resume && before == total) {
     std::string there(start.size(), 0);
-    resumed_ = pread(file.fd, there.data(), there.size(), 0) == ssize_t(there.size()) && there == start;
+    file_.read(0, there.data(), there.size());
+    resumed_ = there == start;
   }
-  if (!resumed_) {
-    // An empty file is not cut to nothing: ext4 would then write everything to disk before close() returns.
-    if ((info.st_size > 0 && ftruncate(file.fd, 0) != 0) || ftruncate(file.fd, total) != 0)
-      fail("FILE_IO", path, ": cannot be made ", total, " bytes long: ", std::strerror(errno));
-    for (size_t done = 0; done < start.size();) {
-      const ssize_t n = pwrite(file.fd, start.data() + done, start.size() - done, off_t(done));
-      if (n <= 0) fail("FILE_IO", path, ": cannot be written: ", std::strerror(errno));
-      done += size_t(n);
-    }
-  }
-  file_ = std::exchange(file.fd, -1);
-}
-
-SafetensorsWriter::~SafetensorsWriter() {
-  if (file_ >= 0) ::close(file_);
-}
-
-void SafetensorsWriter::write(size_t tensor, size_t at, const void* data, size_t bytes) {
-  for (size_t done = 0; done < bytes;) {
-    const ssize_t n = pwrite(file_, static_cast<const char*>(data) + done, bytes - done, off_t(begins_[tensor] + at + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) fail("FILE_IO", path_, ": cannot be written: ", std::strerror(errno));
-    done += size_t(n);
-  }
-}
-
-void SafetensorsWriter::read(size_t tensor, size_t at, void* data, size_t bytes) const {
-  for (size_t done = 0; done < bytes;) {
-    const ssize_t n = pread(file_, static_cast<char*>(data) + done, bytes - done, off_t(begins_[tensor] + at + done));
-    if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) fail("FILE_IO", path_, ": cannot be read back: ", n == 0 ? "it ends too early" : std::strerror(errno));
-    done += size_t(n);
-  }
-}
-
-void SafetensorsWriter::close() {
-  const int file = std::exchange(file_, -1);
-  if (file >= 0 && ::close(file) != 0) fail("FILE_IO", path_, ": cannot be closed: ", std::strerror(errno));
+  if (resumed_) return;
+  // An empty file is not cut to nothing: ext4 would then write everything to disk before close() returns.
+  if (before > 0) file_.resize(0);
+  file_.resize(total);
+  file_.write(0, start.data(), start.size());
 }
 
 }  // namespace conan

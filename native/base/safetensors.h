@@ -1,4 +1,4 @@
-// Reads safetensors files through mmap and writes them piece by piece (format: github.com/huggingface/safetensors).
+// Reads safetensors files through a map and writes them piece by piece (format: github.com/huggingface/safetensors).
 // Everything in a header is checked before a tensor is handed out, so a hostile or truncated file ends in an Error and
 // never in a wild read.
 #pragma once
@@ -8,31 +8,11 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/file.h"
 #include "base/json.h"
 #include "base/tensor.h"
 
 namespace conan {
-
-/// A whole file mapped read-only.
-class MappedFile {
- public:
-  explicit MappedFile(const std::string& path);
-  ~MappedFile();
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-
-  const char* data() const { return data_; }
-  size_t size() const { return size_; }
-  /// Tells the system that these pages will not be read again soon (they leave the resident set).
-  void release(const void* from, size_t bytes) const;
-  /// Starts reading these pages from disk in the background.
-  void prefetch(const void* from, size_t bytes) const;
-
- private:
-  bool pages(const void* from, size_t bytes, int advice) const;
-  const char* data_ = nullptr;
-  size_t size_ = 0;
-};
 
 /// The whole file as a string; at most `limit` bytes.
 std::string read_text_file(const std::string& path, size_t limit = size_t(256) << 20);
@@ -95,20 +75,16 @@ class SafetensorsWriter {
   /// With `resume`, a file that already has this very header and size is kept as it is; resumed() tells.
   SafetensorsWriter(const std::string& path, const std::vector<TensorHeader>& tensors, const std::map<std::string, std::string>& metadata,
                     bool resume = false);
-  ~SafetensorsWriter();
-  SafetensorsWriter(const SafetensorsWriter&) = delete;
-  SafetensorsWriter& operator=(const SafetensorsWriter&) = delete;
 
   bool resumed() const { return resumed_; }
   /// Bytes [at, at + bytes) of tensor number `tensor`.
-  void write(size_t tensor, size_t at, const void* data, size_t bytes);
-  void read(size_t tensor, size_t at, void* data, size_t bytes) const;
+  void write(size_t tensor, size_t at, const void* data, size_t bytes) { file_.write(begins_[tensor] + at, data, bytes); }
+  void read(size_t tensor, size_t at, void* data, size_t bytes) const { file_.read(begins_[tensor] + at, data, bytes); }
   /// Closes the file; an Error where the system could not take everything.
-  void close();
+  void close() { file_.close(); }
 
  private:
-  std::string path_;
-  int file_ = -1;
+  File file_;
   bool resumed_ = false;
   std::vector<size_t> begins_;  // of the tensors, in the file
 };

@@ -14,6 +14,10 @@
 #if defined(__linux__)
 #include <pthread.h>
 #include <sched.h>
+#elif defined(_WIN32)
+#define WIN32_LEAN_AND_MEAN
+#define NOMINMAX
+#include <windows.h>
 #endif
 #if defined(__x86_64__) || defined(__i386__)
 #include <immintrin.h>
@@ -93,6 +97,15 @@ int physical_cores() {
     }
     if (logical) return int(cores.size());
   }
+#elif defined(_WIN32)
+  DWORD bytes = 0;
+  GetLogicalProcessorInformationEx(RelationProcessorCore, nullptr, &bytes);
+  std::string records(bytes, 0);
+  auto* first = reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(records.data());
+  int cores = 0;
+  if (bytes && GetLogicalProcessorInformationEx(RelationProcessorCore, first, &bytes))
+    for (DWORD at = 0; at < bytes; ++cores) at += reinterpret_cast<SYSTEM_LOGICAL_PROCESSOR_INFORMATION_EX*>(records.data() + at)->Size;
+  if (cores) return cores;
 #endif
   return std::max(1, int(std::thread::hardware_concurrency()));
 }

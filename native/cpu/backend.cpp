@@ -54,6 +54,8 @@ void* map(size_t bytes) {
 }
 #endif
 
+}  // namespace
+
 void* allocate(size_t bytes) {
 #if defined(__linux__)
   if (bytes >= kHugePage) return map(bytes);
@@ -77,6 +79,8 @@ void release(void* memory, [[maybe_unused]] size_t bytes) {
   std::memcpy(&whole, static_cast<char*>(memory) - sizeof whole, sizeof whole);
   std::free(whole);
 }
+
+namespace {
 
 // ---- weights
 
@@ -791,8 +795,8 @@ Machine& machine() {
       m->kernels.push_back(kernels_avx512);
       Kernels dot = kernels_avx512;
       bool differs = false;
-      if (__builtin_cpu_supports("avx512vnni")) dot.gemm[int(WeightFormat::i8)] = gemm_i8_avx512vnni, differs = true;
-      if (__builtin_cpu_supports("avx512bf16")) {
+      if (has_avx512_vnni()) dot.gemm[int(WeightFormat::i8)] = gemm_i8_avx512vnni, differs = true;
+      if (has_avx512_bf16()) {
         // On some CPUs the bf16 dot product runs at half the rate of f32 FMA, on others at twice: measure, once.
         m->report.f32_gflops = tile_rate(dot.gemm[int(WeightFormat::f32)], dot.tile_rows, dot.width) / 1e9;
         m->report.bf16_dot_gflops = tile_rate(gemm_bf16_avx512bf16, dot.tile_rows, dot.width) / 1e9;

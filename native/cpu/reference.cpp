@@ -1,7 +1,6 @@
 // The definition of every operation: plain loops, sums in double, one thread. Fast backends are measured against it.
 #include <algorithm>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -11,13 +10,6 @@
 namespace conan::cpu {
 
 namespace {
-
-void* allocate(const OperationTable&, size_t bytes) {
-  void* memory = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
-  if (!memory) fail("OUT_OF_MEMORY", "no memory: asked for ", bytes, " bytes");
-  return memory;
-}
-void release(const OperationTable&, void* memory, size_t) { std::free(memory); }
 
 struct PlainWeight : Weight {
   std::vector<float> values;  // [rows, cols], rounded to what `format` holds; int8 as whole numbers
@@ -485,8 +477,8 @@ const OperationTable& reference_table() {
   static const OperationTable table = [] {
     OperationTable t;
     t.name = "reference";
-    t.allocate = allocate;
-    t.release = release;
+    t.allocate = [](const OperationTable&, size_t bytes) { return allocate(bytes); };
+    t.release = [](const OperationTable&, void* memory, size_t bytes) { release(memory, bytes); };
     t.pack = pack;
     t.for_rows = for_rows;
     t.embed = embed;

@@ -1,13 +1,6 @@
 #include "merge/fuse.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
-#include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <unistd.h>
-
 #include <algorithm>
-#include <cerrno>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -90,40 +83,29 @@ std::string number(double value) {
 /// Lines are appended whole; what a killed run left half-written has no newline and is ignored.
 class Journal {
  public:
-  Journal(const std::string& path, const std::string& identity) : path_(path) {
+  Journal(const std::string& path, const std::string& identity) : file_(path) {
+    if (!file_.lock()) fail("OUTPUT_EXISTS", path, ": another run is at work here");
     const std::string first = "{\"identity\":" + json_quote(identity) + "}";
-    struct stat info;
-    if (stat(path.c_str(), &info) == 0) {
-      const std::string text = read_text_file(path);
-      size_t at = 0;
-      for (size_t end; (end = text.find('\n', at)) != std::string::npos; at = end + 1) lines_.push_back(text.substr(at, end - at));
-      if (lines_.empty() || lines_[0] != first) lines_.clear();
-      else lines_.erase(lines_.begin()), resumed_ = true;
+    const std::string text = read_text_file(path);
+    size_t at = 0;
+    for (size_t end; (end = text.find('\n', at)) != std::string::npos; at = end + 1) lines_.push_back(text.substr(at, end - at));
+    resumed_ = !lines_.empty() && lines_[0] == first;
+    if (resumed_) {
+      lines_.erase(lines_.begin());
+      append("");  // ends a half-written line
+    } else {
+      lines_.clear();
+      file_.resize(0);
+      append(first);
     }
-    file_ = open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_APPEND, 0644);
-    if (file_ < 0) fail("FILE_IO", path, ": cannot be created: ", std::strerror(errno));
-    if (flock(file_, LOCK_EX | LOCK_NB) != 0) {
-      close(file_);
-      fail("OUTPUT_EXISTS", path, ": another run is at work here");
-    }
-    if (!resumed_ && ftruncate(file_, 0) != 0) fail("FILE_IO", path, ": cannot be emptied: ", std::strerror(errno));
-    if (resumed_) append("");  // ends a half-written line
-    else append(first);
   }
-  ~Journal() { close(file_); }
-  Journal(const Journal&) = delete;
-  Journal& operator=(const Journal&) = delete;
 
   bool resumed() const { return resumed_; }
   const std::vector<std::string>& lines() const { return lines_; }
-  void append(const std::string& line) {
-    const std::string whole = line + "\n";
-    if (write(file_, whole.data(), whole.size()) != ssize_t(whole.size())) fail("FILE_IO", path_, ": cannot be written: ", std::strerror(errno));
-  }
+  void append(const std::string& line) { file_.append(line + "\n"); }
 
  private:
-  std::string path_;
-  int file_ = -1;
+  File file_;
   bool resumed_ = false;
   std::vector<std::string> lines_;
 };
@@ -241,10 +223,9 @@ class Fusion {
     int64_t needed = 0;
     for (size_t i = 0; i < lines_.size(); ++i)
       if (lines_[i].empty()) needed += bytes_of(plan_["tensors"].items()[i]);
-    struct statvfs disk;
-    if (statvfs(directory_.c_str(), &disk) != 0) return;
-    const int64_t free = int64_t(disk.f_bavail) * int64_t(disk.f_frsize);
-    if (free < needed) fail("FILE_IO", directory_, ": expected ", needed, " bytes of free disk space for the fused model, found ", free);
+    const std::optional<uint64_t> free = free_space(directory_);
+    if (free && *free < uint64_t(needed))
+      fail("FILE_IO", directory_, ": expected ", needed, " bytes of free disk space for the fused model, found ", *free);
   }
 
   std::vector<const Json*> inputs_of(size_t index) const {

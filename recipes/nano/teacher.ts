@@ -77,7 +77,6 @@ export class Teacher {
     const reader = new NpyReader(file)
     const axes = new Float64Array(dimensions * n)
     for (let d = 0; d < dimensions; d++) axes.set(reader.row(d), d * n)
-    reader.close()
     return new Teacher(model, axes, dimensions)
   }
 
@@ -98,9 +97,7 @@ export class Teacher {
   async write(stem: string, texts: string[], rows: object[] = texts.map((query) => ({ query }))): Promise<{ path: string; vectors: string }> {
     const files = { path: `${stem}.jsonl`, vectors: `${stem}.npy` }
     if (existsSync(files.path) && existsSync(files.vectors)) {
-      const there = new NpyReader(files.vectors)
-      there.close()
-      if (there.rows === texts.length) return files
+      if (new NpyReader(files.vectors).rows === texts.length) return files
     }
     const writer = new NpyWriter(files.vectors)
     for (let i = 0; i < texts.length; i += 4096) for (const vector of await this.vectors(texts.slice(i, i + 4096))) writer.write(vector)

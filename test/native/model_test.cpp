@@ -138,7 +138,7 @@ void gpus(const std::string& directory, const TokenBatch& batch) {
 int main(int count, char** arguments) {
   if (count != 2) return std::printf("usage: model_test PICO_DIRECTORY\n"), 2;
   std::vector<std::string> directories;
-  for (const auto& entry : std::filesystem::directory_iterator(arguments[1])) directories.push_back(entry.path());
+  for (const auto& entry : std::filesystem::directory_iterator(arguments[1])) directories.push_back(entry.path().string());
   std::sort(directories.begin(), directories.end());
   const std::vector<int> lengths = {3, 1, 40, 64, 17, 2, 33};
   std::vector<int32_t> ids, offsets{0};
@@ -181,7 +181,8 @@ int main(int count, char** arguments) {
     const int32_t thousand[] = {0, 1000};
     check_error("INPUT_TOO_LONG", "a long sequence", [&] { model.embed({endless.data(), thousand, 1}, {}, true, 8, out.data()); });
   }
-  pictures(std::filesystem::path(arguments[1]).parent_path() / "vision" / "qwen3_vl");
-  sounds(std::filesystem::path(arguments[1]).parent_path() / "audio" / "omni");
+  const std::filesystem::path fixtures = std::filesystem::path(arguments[1]).parent_path();
+  pictures((fixtures / "vision" / "qwen3_vl").string());
+  sounds((fixtures / "audio" / "omni").string());
   return report("model_test");
 }

@@ -122,8 +122,6 @@ test('streams of unknown or untrue size end with their data', async () => {
   assert.equal((await decodeAudio(wav(5000).subarray(0, 44 + 2001))).samples.length, 1000)
   const cut = await decodeAudio(readFileSync(audio('sound.mp3')).subarray(0, 12000))
   assert.ok(cut.samples.length > 20000)
-  const flac = await decodeAudio(readFileSync(audio('sound.flac')).subarray(0, 60000))
-  assert.ok(flac.samples.length > 10000)
 })
 
 test('no file stays open, read to its end or not', { skip: existsSync('/proc/self/fd') ? false : 'no /proc to look into' }, async () => {
@@ -145,6 +143,7 @@ test('a FLAC file of which our decoder loses a part goes through ffmpeg', ffmpeg
   const whole = await decodeAudio(audio('sound.flac'))
   assert.ok(samples.length > 0 && samples.length < whole.samples.length)
   assert.ok(largestDifference(samples.subarray(0, 1000), whole.samples.subarray(0, 1000)) < 1e-4)
+  assert.ok((await decodeAudio(bytes.subarray(0, 60000))).samples.length > 10000)
 })
 
 const nicolas = needs('datasets/fsdd/audio/8_nicolas_23.flac')

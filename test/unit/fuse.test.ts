@@ -455,7 +455,7 @@ test('what onProgress throws ends the run and is thrown', async () => {
   await assert.rejects(fuse(recipe, { directory, out: fresh(), onProgress }), (error) => error === problem)
 })
 
-test('a disk that takes no more is an error that loses nothing', () => {
+test('a disk that takes no more is an error that loses nothing', { skip: process.platform === 'win32' && 'no ulimit' }, () => {
   const { directory, recipe } = largeModels()
   const file = path.join(directory, 'recipe.yml')
   writeFileSync(file, JSON.stringify(recipe))

@@ -166,7 +166,9 @@ test('bad images are named', async () => {
   await fails('https://example.org/image.png', 'INVALID_INPUT', /expected a local file, got the remote address/)
   await fails('data:nothing', 'INVALID_INPUT', /data: URL with a comma/)
   await fails('data:,%zz', 'INVALID_INPUT', /image "data:,%zz": URI malformed/)
-  await fails('file://elsewhere/image.png', 'INVALID_INPUT', /image "file:.*": File URL host must be/)
+  if (process.platform !== 'win32')
+    // where such is a share
+    await fails('file://elsewhere/image.png', 'INVALID_INPUT', /image "file:.*": File URL host must be/)
   await fails({ data: new Uint8Array(5), width: 2, height: 2, channels: 3 }, 'INVALID_INPUT', /width \* height \* channels/)
   await fails(12, 'INVALID_INPUT', /expected a path, bytes/)
   await fails({ data: new Uint8Array(3 * 300), width: 300, height: 1, channels: 3 }, 'INVALID_INPUT', /shape of at most 200 to 1/)

@@ -9,7 +9,7 @@ import { root } from '../support'
 
 const files = (directory: string) =>
   readdirSync(path.join(root, directory), { recursive: true })
-    .map((file) => path.join(directory, String(file)))
+    .map((file) => `${directory}/${String(file).replaceAll('\\', '/')}`)
     .filter((file) => /\.(h|cpp|inl|cu|ts)$/.test(file))
 
 const read = (file: string) => readFileSync(path.join(root, file), 'utf8')

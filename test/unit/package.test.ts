@@ -7,7 +7,7 @@ import { test } from 'node:test'
 import { fixtures, root, temporary } from '../support'
 
 test('the packed package works where there is no compiler', () => {
-  rmSync(path.join(root, 'prebuilds'), { recursive: true, force: true })
+  rmSync(path.join(root, 'prebuilds', `${process.platform}-${process.arch}`), { recursive: true, force: true })
   execFileSync('npm', ['run', 'make:prebuilds'], { cwd: root, stdio: 'pipe' })
   const directory = temporary()
   const packed = JSON.parse(

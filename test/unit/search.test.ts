@@ -38,7 +38,6 @@ test('the nearest, whatever the file and its blocks', async () => {
       `blocks of ${block}`,
     )
   }
-  source.close()
   assert.equal((await searchVectors(model, files[0]!, 'a text'))[0]!.length, 10)
   assert.equal((await searchVectors(model, files[0]!, 'a text', { top: 1000 }))[0]!.length, texts.length)
 

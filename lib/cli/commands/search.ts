@@ -37,22 +37,17 @@ export const search: Command = {
       force: args.values.force === true,
     }
     const source = await openVectors(vectors)
-    try {
-      await interruptible(async (signal) => {
-        for await (const queries of groups(items(args, texts))) {
-          const inputs = queries.map(({ input }) => input)
-          const found = await searchSource(model, source, inputs, { ...options, signal })
-          for (const [i, hits] of found.entries()) {
-            const { id, of } = queries[i]!
-            if (args.values.json) console.log(JSON.stringify({ query: id, hits }))
-            else
-              console.log([...(texts.length === 1 && queries.length === 1 ? [] : [of]), ...hits.map((hit) => `${hit.score.toFixed(4)}  ${hit.id}`)].join('\n'))
-          }
+    await interruptible(async (signal) => {
+      for await (const queries of groups(items(args, texts))) {
+        const inputs = queries.map(({ input }) => input)
+        const found = await searchSource(model, source, inputs, { ...options, signal })
+        for (const [i, hits] of found.entries()) {
+          const { id, of } = queries[i]!
+          if (args.values.json) console.log(JSON.stringify({ query: id, hits }))
+          else console.log([...(texts.length === 1 && queries.length === 1 ? [] : [of]), ...hits.map((hit) => `${hit.score.toFixed(4)}  ${hit.id}`)].join('\n'))
         }
-      })
-    } finally {
-      source.close()
-    }
+      }
+    })
     return undefined
   },
 }
