@@ -13,6 +13,8 @@
       "native/cpu/reference.cpp",
       "native/cpu/backend.cpp",
       "native/cpu/kernels_portable.cpp",
+      "native/cpu/kernels_neon.cpp",
+      "native/cpu/gemm_i8_dotprod.cpp",
       "native/media/audio.cpp",
       "native/media/image.cpp",
       "native/merge/kernels.cpp",

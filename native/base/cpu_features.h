@@ -37,4 +37,23 @@ inline bool has_avx512_vnni() { return has_avx512() && (CpuId(7).c & bit_AVX512V
 inline bool has_avx512_bf16() { return has_avx512() && CpuId(7).a >= 1 && (CpuId(7, 1).a & bit_AVX512BF16); }
 
 }  // namespace conan
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+namespace conan {
+
+/// sdot, which came with Armv8.2.
+inline bool has_dotprod() {
+#if defined(__linux__)
+  return getauxval(AT_HWCAP) & (1u << 20);  // HWCAP_ASIMDDP
+#elif defined(__APPLE__)
+  return true;  // every Mac has it
+#else
+  return false;
+#endif
+}
+
+}  // namespace conan
 #endif

@@ -90,7 +90,7 @@ struct PackedWeight : Weight {
   size_t panel_bytes = 0;
   char* data = nullptr;
   std::vector<float> column_scale;    // int8: in panel order, zero for padding
-  std::vector<int32_t> compensation;  // vpdpbusd: 128 * sum of the column's weights
+  std::vector<int32_t> compensation;  // where activations are shifted: 128 * sum of the column's weights
 
   bool borrowed = false;  // the memory is another's
 
@@ -193,7 +193,7 @@ std::unique_ptr<PackedWeight> unfilled(Context& context, int64_t rows, int64_t c
   weight->data = static_cast<char*>(allocate(weight->bytes));
   if (format == WeightFormat::i8) {
     weight->column_scale.resize(size_t(weight->panels * NR));
-    if (weight->kernel->layout == Layout::i8_quads) weight->compensation.resize(size_t(weight->panels * NR));
+    if (weight->kernel->shifted) weight->compensation.resize(size_t(weight->panels * NR));
   }
   return weight;
 }
@@ -789,7 +789,6 @@ Machine& machine() {
     auto* m = new Machine;
     m->kernels.push_back(kernels_portable);
 #if defined(__x86_64__)
-    __builtin_cpu_init();
     if (has_avx2()) m->kernels.push_back(kernels_avx2);
     if (has_avx512()) {
       m->kernels.push_back(kernels_avx512);
@@ -806,6 +805,14 @@ Machine& machine() {
       }
       dot.name = "avx512+dot";
       if (differs) m->kernels.push_back(dot);
+    }
+#elif defined(__aarch64__)
+    m->kernels.push_back(kernels_neon);
+    if (has_dotprod()) {
+      Kernels dot = kernels_neon;
+      dot.name = "neon+dot";
+      dot.gemm[int(WeightFormat::i8)] = gemm_i8_dotprod;
+      m->kernels.push_back(dot);
     }
 #endif
     m->tables.reserve(m->kernels.size());

@@ -49,7 +49,12 @@ static void convert(const float* x, int64_t k, uint32_t* words, float* scale) {
   }
 }
 
+static constexpr GemmKernel kernel() {
+  GemmKernel out = dot_kernel<I8Dot>("vpdpbusd", Layout::i8_quads, convert, std::make_integer_sequence<int, kMaxTileRows>{});
+  out.shifted = true;
+  return out;
+}
+
 }  // namespace conan::cpu::avx512vnni
 
-constinit const conan::cpu::GemmKernel conan::cpu::gemm_i8_avx512vnni = conan::cpu::avx512vnni::dot_kernel<conan::cpu::avx512vnni::I8Dot>(
-    "vpdpbusd", conan::cpu::Layout::i8_quads, conan::cpu::avx512vnni::convert, std::make_integer_sequence<int, conan::cpu::kMaxTileRows>{});
+constinit const conan::cpu::GemmKernel conan::cpu::gemm_i8_avx512vnni = conan::cpu::avx512vnni::kernel();

