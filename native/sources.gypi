@@ -53,7 +53,7 @@
       "native/models/arch/qwen3_vl.cpp"
     ],
     "conan_cuda_sources": ["native/cuda/backend.cu", "native/cuda/linear.cu", "native/cuda/gemm_mma.cu", "native/cuda/gemm_wgmma.cu", "native/cuda/low_rank.cu", "native/cuda/hopper.cu", "native/cuda/merge.cu", "native/cuda/attention.cu", "native/cuda/attention_wgmma.cu", "native/cuda/attention_backward_wgmma.cu", "native/cuda/rows.cu"],
-    "conan_addon_sources": ["native/addon/addon.cpp", "native/base/old_glibc.cpp"],
+    "conan_addon_sources": ["native/addon/addon.cpp", "native/addon/node_windows.cpp", "native/base/old_glibc.cpp"],
     "conan_flags": ["-O3", "-Wall", "-Wextra", "-Wno-unknown-warning-option", "-Wno-restrict", "-fvisibility=hidden", "-ffp-contract=off"],
     "conan_linux_link_flags": ["-Wl,-z,nodelete", "-Wl,--gc-sections", "-Wl,--exclude-libs,ALL", "-static-libstdc++"],
     "conan_avx2_sources": ["native/cpu/kernels_avx2.cpp", "native/merge/kernels_avx2.cpp"],

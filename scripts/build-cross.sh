@@ -24,15 +24,13 @@ for platform in "${platforms[@]}"; do
   esac
   out=$PWD/build/$platform
   mkdir -p "$out/tools"
-  for tool in cc c++ ar ranlib dlltool; do
+  for tool in cc c++ ar ranlib; do
     arguments=$([[ $tool == c* ]] && echo "-target $target" || true)
     printf '#!/bin/sh\nexec %s %s %s "$@"\n' "$zig" "$tool" "$arguments" > "$out/tools/$tool"
     chmod +x "$out/tools/$tool"
   done
-  library=
-  if [ $system = Windows ]; then # what the addon takes from the program that loads it
-    library=$out/libnode.a
-    "$out/tools/dlltool" -d node_modules/node-api-headers/def/node_api.def -D node.exe -m i386:x86-64 -l "$library"
+  if [ $system = Windows ]; then
+    sed -nE 's/^(napi|node_api)_[a-z0-9_]+/CONAN_NODE(&)/p' node_modules/node-api-headers/def/node_api.def > "$out/node_api.inc"
     # For the test in Wine, which lacks it before version 9: what tokenizers and sharp take random numbers from.
     "$out/tools/cc" -shared -O2 -o "$out/bcryptprimitives.dll" -x c - -ladvapi32 << 'C'
 #include <windows.h>
@@ -41,7 +39,7 @@ __declspec(dllexport) BOOL WINAPI ProcessPrng(PBYTE bytes, SIZE_T count) { retur
 C
   fi
   cmake -S . -B "$out" -DCMAKE_SYSTEM_NAME=$system -DCMAKE_SYSTEM_PROCESSOR=$processor -DCMAKE_CXX_COMPILER="$out/tools/c++" -DCMAKE_AR="$out/tools/ar" \
-    -DCMAKE_RANLIB="$out/tools/ranlib" -DCMAKE_JS_INC="$PWD/node_modules/node-api-headers/include" -DCMAKE_JS_LIB="$library" -DCONAN_ZIG=ON > /dev/null
+    -DCMAKE_RANLIB="$out/tools/ranlib" -DCMAKE_JS_INC="$PWD/node_modules/node-api-headers/include" -DCONAN_ZIG=ON > /dev/null
   cmake --build "$out" --parallel 2 --target conan_embedding
   mkdir -p "prebuilds/${platform%-musl}"
   cp "$out/conan_embedding.node" "prebuilds/${platform%-musl}/$name.node"

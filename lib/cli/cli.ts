@@ -2,6 +2,7 @@
 // conan-embed <verb>: one line per command here, one file per command in commands/.
 import { realpathSync } from 'node:fs'
 import os from 'node:os'
+import { packageVersion } from '../binding'
 import { asConanError, errorKinds } from '../errors'
 import { type Command, CommandError, parse } from './command'
 import { attachAudio } from './commands/attach-audio'
@@ -48,6 +49,10 @@ export async function main(args: string[]): Promise<number> {
     console.log(usage)
     return verb === undefined ? 2 : 0
   }
+  if (verb === '--version') {
+    console.log(packageVersion())
+    return 0
+  }
   const command = Object.hasOwn(commands, verb) ? commands[verb] : undefined
   if (!command) {
     console.error(`conan-embed: expected one of ${Object.keys(commands).join(', ')}, got "${verb}"`)
@@ -76,7 +81,7 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
   throw error
 })
 
-if (process.argv[1] && realpathSync(process.argv[1]) === realpathSync(__filename)) {
+if (process.argv[1] && realpathSync.native(process.argv[1]) === realpathSync.native(__filename)) {
   // Node has four threads for all that is decoded, resampled and waited for, unless told otherwise before the first is needed.
   process.env.UV_THREADPOOL_SIZE ??= String(Math.min(64, Math.max(4, os.availableParallelism())))
   main(process.argv.slice(2)).then((code) => {

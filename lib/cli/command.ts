@@ -6,7 +6,7 @@ interface Option {
   type: 'string' | 'boolean'
   short?: string
   multiple?: boolean
-  /** For --help: "N  what it does". */
+  /** For --help: "N what it does". */
   help: string
 }
 
@@ -38,7 +38,12 @@ export function parse(verb: string, command: Command, args: string[]): Arguments
     throw new CommandError((error as Error).message)
   }
   if (parsed.values.help) {
-    const lines = Object.entries(command.options).map(([name, { help }]) => `  --${name} ${help}`)
+    const rows = Object.entries(command.options).map(([name, { type, help }]) => {
+      const [value = '', ...text] = type === 'string' ? help.split(' ') : ['', help]
+      return [`--${name} ${value}`, text.join(' ')] as const
+    })
+    const width = Math.max(...rows.map(([flag]) => flag.length))
+    const lines = rows.map(([flag, text]) => `  ${flag.padEnd(width)}  ${text}`.trimEnd())
     console.log(`conan-embed ${verb} ${command.positionals}\n${command.summary}\n\n${lines.join('\n')}`)
     return 'help'
   }
@@ -75,7 +80,14 @@ export function string(args: Arguments, name: string): string | undefined {
   return args.values[name] as string | undefined
 }
 
-/** --device, --dtype and --threads. */
+/** What a model computes on and how. */
+export const computeFlags: Command['options'] = {
+  device: { type: 'string', help: 'D auto, cpu, cuda, cuda:N or several with commas (auto)' },
+  dtype: { type: 'string', help: 'T auto, float32, bfloat16, float16 or int8 (auto)' },
+  threads: { type: 'string', help: 'N threads on the CPU (its cores)' },
+}
+
+/** Those flags. */
 export function computeArguments(args: Arguments): ComputeOptions {
   return computeOptions({ device: string(args, 'device'), dtype: string(args, 'dtype') as ComputeOptions['dtype'], threads: integer(args, 'threads') })
 }

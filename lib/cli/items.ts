@@ -16,20 +16,20 @@ export const inputOptions: Command['options'] = {
     type: 'string',
     short: 'i',
     multiple: true,
-    help: 'FILE    lines of text, or .jsonl or .parquet with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
+    help: 'FILE lines of text, or .jsonl or .parquet with strings or {id, text, video, image, document, page, audio, start, duration}; "-" is stdin (the default without TEXT)',
   },
-  video: { type: 'string', multiple: true, help: 'FILE    a video; may be repeated' },
-  image: { type: 'string', multiple: true, help: 'FILE    an image; may be repeated' },
+  video: { type: 'string', multiple: true, help: 'FILE a video; may be repeated' },
+  image: { type: 'string', multiple: true, help: 'FILE an image; may be repeated' },
   document: { type: 'string', multiple: true, help: 'FILE a document: each of its pages is an input; may be repeated' },
-  audio: { type: 'string', multiple: true, help: 'FILE    a sound; may be repeated' },
-  jsonl: { type: 'boolean', help: '         the input is JSON lines whatever its name' },
-  field: { type: 'string', help: 'NAME    the field of a JSON line that holds the text (text)' },
+  audio: { type: 'string', multiple: true, help: 'FILE a sound; may be repeated' },
+  jsonl: { type: 'boolean', help: 'the input is JSON lines whatever its name' },
+  field: { type: 'string', help: 'NAME the field of a JSON line that holds the text (text)' },
   'remote-host': {
     type: 'string',
     multiple: true,
     help: 'HOST that files named by an address are fetched from: example.com, *.example.com, *; may be repeated (none)',
   },
-  'remote-private': { type: 'boolean', help: '  also from private networks and this machine' },
+  'remote-private': { type: 'boolean', help: 'also from private networks and this machine' },
 }
 
 /** What fetches files that are named by an address, where --remote-host allows any. */

@@ -1,10 +1,11 @@
 // The drift report as a page that a person can read.
+import path from 'node:path'
 import { lineChart, page, table } from '../report/html'
 import type { DriftReport, TaskVectorGeometry } from './drift'
 
 export function driftHtml(report: DriftReport): string {
   const { models } = report
-  const short = (name: string) => name.split('/').filter(Boolean).at(-1) ?? name
+  const short = (name: string) => path.basename(name) || name
   const row = (part: TaskVectorGeometry) => [
     part.name,
     part.tensors,

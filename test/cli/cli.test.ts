@@ -131,7 +131,8 @@ test('embed: a run that was killed goes on, to the same bytes; not over other in
 test('exit codes and messages', () => {
   assert.equal(run([]).status, 2)
   assert.equal(run(['--help']).status, 0)
-  assert.equal(run(['embed', '--help']).status, 0)
+  assert.match(run(['embed', '--help']).stdout, /\n {2}--video FILE +a video; may be repeated\n.*\n {2}--jsonl +the input is JSON lines/s)
+  assert.match(run(['--version']).stdout, /^\d+\.\d+\.\d+\n$/)
   assert.match(run(['frobnicate']).stderr, /expected one of embed, /)
   assert.equal(run(['embed']).status, 2)
   assert.equal(run(['embed', bert, '--nonsense']).status, 2)

@@ -114,7 +114,9 @@ test('on Windows (in Wine)', { skip: unlike ?? (lacks('wine', "Debian's wine64 a
   const place = path.join(env.WINEPREFIX, 'drive_c/windows/system32', library)
   if (!existsSync(place)) copyFileSync(path.join(root, 'build/win32-x64', library), place)
 
-  const [there, here] = [results(['wine', node], entry, env), results([process.execPath])]
+  const program = path.join(app, 'program.exe') // not node.exe, as Electron is not
+  copyFileSync(node, program)
+  const [there, here] = [results(['wine', program], entry, env), results([process.execPath])]
   assert.equal(there.isa, here.isa)
   assertSame(there, here)
 })

@@ -1,6 +1,6 @@
 // conan-embed bench: what a model does on this machine, from text to vectors.
 import { loadModel, type Model } from '../../model'
-import { type Command, CommandError, computeArguments, integer, string } from '../command'
+import { type Command, CommandError, computeArguments, computeFlags, integer, string } from '../command'
 
 interface Measured {
   /** Tokens of a text, and texts of a call. */
@@ -45,13 +45,11 @@ export const bench: Command = {
   summary: 'measures a model on this machine: texts of several lengths, alone and in batches, tokenising included',
   positionals: 'MODEL',
   options: {
-    lengths: { type: 'string', help: 'LIST   tokens of a text, with commas (32,128,512)' },
-    texts: { type: 'string', help: 'LIST     texts of a call, with commas (1,32)' },
-    ms: { type: 'string', help: 'N           of each measurement at least (1000)' },
-    device: { type: 'string', help: 'D       auto, cpu, cuda or cuda:N' },
-    dtype: { type: 'string', help: 'T        auto, float32, bfloat16, float16 or int8' },
-    threads: { type: 'string', help: 'N' },
-    json: { type: 'boolean', help: '           as JSON' },
+    lengths: { type: 'string', help: 'LIST tokens of a text, with commas (32,128,512)' },
+    texts: { type: 'string', help: 'LIST texts of a call, with commas (1,32)' },
+    ms: { type: 'string', help: 'N of each measurement at least (1000)' },
+    ...computeFlags,
+    json: { type: 'boolean', help: 'as JSON' },
   },
   async run(args) {
     const [directory, ...rest] = args.positionals

@@ -36,13 +36,13 @@ export const drift: Command = {
   summary: 'compares task vectors, hidden states and retrieval of models',
   positionals: 'A B [MODEL ...] [--base BASE]',
   options: {
-    base: { type: 'string', help: 'DIR     what task vectors are taken from (A)' },
-    probe: { type: 'string', help: 'FILE   pairs {query, positive, modality?}, .jsonl or .parquet: also compare hidden states and retrieval of A and B' },
-    device: { type: 'string', help: 'D     what the probe computes on: auto, cpu, cuda or cuda:N (auto)' },
-    dtype: { type: 'string', help: 'TYPE   how the probe computes: auto, float32, bfloat16, float16 or int8 (auto)' },
-    out: { type: 'string', short: 'o', help: 'FILE     write the report as an HTML page' },
-    threads: { type: 'string', help: 'N    threads (all cores)' },
-    json: { type: 'boolean', help: '        the report as JSON' },
+    base: { type: 'string', help: 'DIR what task vectors are taken from (A)' },
+    probe: { type: 'string', help: 'FILE pairs {query, positive, modality?}, .jsonl or .parquet: also compare hidden states and retrieval of A and B' },
+    device: { type: 'string', help: 'D what the probe computes on: auto, cpu, cuda or cuda:N (auto)' },
+    dtype: { type: 'string', help: 'TYPE how the probe computes: auto, float32, bfloat16, float16 or int8 (auto)' },
+    out: { type: 'string', short: 'o', help: 'FILE write the report as an HTML page' },
+    threads: { type: 'string', help: 'N threads (all cores)' },
+    json: { type: 'boolean', help: 'the report as JSON' },
   },
   async run(args) {
     const [a, b, ...others] = args.positionals

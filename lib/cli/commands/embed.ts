@@ -4,8 +4,8 @@ import { once } from 'node:events'
 import type { Precision } from '../../embed/precision'
 import { requirePlace } from '../../files/output'
 import { VectorFile } from '../../files/vector-file'
-import { type LoadOptions, loadModel } from '../../model'
-import { type Command, CommandError, integer, interruptible, number, string } from '../command'
+import { loadModel } from '../../model'
+import { type Command, CommandError, computeArguments, computeFlags, integer, interruptible, number, string } from '../command'
 import { fetchOf, type Item, inputOptions, items } from '../items'
 import { progress } from '../progress'
 
@@ -22,33 +22,31 @@ export const embed: Command = {
   positionals: 'MODEL [TEXT ...]',
   options: {
     ...inputOptions,
-    'min-pixels': { type: 'string', help: 'N  pixels of an image after resizing at least' },
-    'max-pixels': { type: 'string', help: 'N  ... at most' },
-    'total-pixels': { type: 'string', help: 'N  pixels of all frames of a video at most' },
-    fps: { type: 'string', help: 'N         frames taken per second of a video' },
-    'max-frames': { type: 'string', help: 'N  frames taken of a video at most' },
-    'pad-seconds': { type: 'string', help: 'N  silence after shorter sounds up to this length' },
-    'skip-errors': { type: 'boolean', help: '   leave out inputs that cannot be read, and say which' },
+    'min-pixels': { type: 'string', help: 'N pixels of an image after resizing at least' },
+    'max-pixels': { type: 'string', help: 'N ... at most' },
+    'total-pixels': { type: 'string', help: 'N pixels of all frames of a video at most' },
+    fps: { type: 'string', help: 'N frames taken per second of a video' },
+    'max-frames': { type: 'string', help: 'N frames taken of a video at most' },
+    'pad-seconds': { type: 'string', help: 'N silence after shorter sounds up to this length' },
+    'skip-errors': { type: 'boolean', help: 'leave out inputs that cannot be read, and say which' },
     out: {
       type: 'string',
       short: 'o',
-      help: 'FILE      .npy (with ids beside it), .parquet or .jsonl; a run that was ended goes on; default: JSON lines on stdout',
+      help: 'FILE .npy (with ids beside it), .parquet or .jsonl; a run that was ended goes on; default: JSON lines on stdout',
     },
-    'prompt-name': { type: 'string', help: "NAME  one of the model's prompts" },
-    prompt: { type: 'string', help: 'TEXT   put before every text' },
-    instruction: { type: 'string', help: 'TEXT  a task in words, for models that take instructions' },
-    dimensions: { type: 'string', help: 'N  first components to keep' },
-    force: { type: 'boolean', help: '         keep fewer dimensions although the model does not declare it' },
-    'no-normalize': { type: 'boolean', help: '  leave lengths as they are' },
-    precision: { type: 'string', help: 'P   float32, int8, uint8, binary or ubinary' },
-    truncate: { type: 'string', help: 'SIDE  end, start or error' },
-    'batch-size': { type: 'string', help: 'N  inputs per forward pass at most' },
-    'max-batch-tokens': { type: 'string', help: 'N  tokens per forward pass at most' },
-    device: { type: 'string', help: 'D      auto, cpu, cuda or cuda:N' },
-    dtype: { type: 'string', help: 'T       auto, float32, bfloat16, float16 or int8' },
-    threads: { type: 'string', help: 'N' },
-    adapter: { type: 'string', multiple: true, help: 'DIR   a PEFT directory to merge into the model; may be repeated' },
-    json: { type: 'boolean', help: '          progress and errors as JSON lines on stderr' },
+    'prompt-name': { type: 'string', help: "NAME one of the model's prompts" },
+    prompt: { type: 'string', help: 'TEXT put before every text' },
+    instruction: { type: 'string', help: 'TEXT a task in words, for models that take instructions' },
+    dimensions: { type: 'string', help: 'N first components to keep' },
+    force: { type: 'boolean', help: 'keep fewer dimensions although the model does not declare it' },
+    'no-normalize': { type: 'boolean', help: 'leave lengths as they are' },
+    precision: { type: 'string', help: 'P float32, int8, uint8, binary or ubinary' },
+    truncate: { type: 'string', help: 'SIDE end, start or error' },
+    'batch-size': { type: 'string', help: 'N inputs per forward pass at most' },
+    'max-batch-tokens': { type: 'string', help: 'N tokens per forward pass at most' },
+    ...computeFlags,
+    adapter: { type: 'string', multiple: true, help: 'DIR a PEFT directory to merge into the model; may be repeated' },
+    json: { type: 'boolean', help: 'progress and errors as JSON lines on stderr' },
   },
   async run(args) {
     const [directory, ...texts] = args.positionals
@@ -57,11 +55,8 @@ export const embed: Command = {
     if (out !== undefined && !/\.(npy|parquet|jsonl)$/.test(out))
       throw new CommandError(`--out: expected a name that ends in .npy, .parquet or .jsonl, got "${out}"`)
     if (out !== undefined) requirePlace(out)
-    const { device, dtype } = args.values as { device?: string; dtype?: LoadOptions['dtype'] }
     const model = await loadModel(directory, {
-      device,
-      dtype,
-      threads: integer(args, 'threads'),
+      ...computeArguments(args),
       adapters: (args.values.adapter as string[] | undefined) ?? [],
       processor: {
         minPixels: integer(args, 'min-pixels'),

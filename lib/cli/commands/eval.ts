@@ -1,18 +1,16 @@
 // conan-embed eval: a model's scores on tasks.
 import { evaluate } from '../../eval/evaluate'
 import { loadModel } from '../../model'
-import { type Command, CommandError, computeArguments, integer, interruptible, string } from '../command'
+import { type Command, CommandError, computeArguments, computeFlags, integer, interruptible, string } from '../command'
 
 export const evaluation: Command = {
   summary: "scores on retrieval, classification, clustering, similarity and other tasks, in mteb's JSON",
   positionals: 'MODEL TASKS',
   options: {
-    out: { type: 'string', short: 'o', help: 'DIR     where a result file is written for each task' },
-    seed: { type: 'string', help: 'N      of clustering (42)' },
-    device: { type: 'string', help: 'D    auto, cpu, cuda or cuda:N' },
-    dtype: { type: 'string', help: 'T' },
-    threads: { type: 'string', help: 'N' },
-    json: { type: 'boolean', help: '       results as JSON' },
+    out: { type: 'string', short: 'o', help: 'DIR where a result file is written for each task' },
+    seed: { type: 'string', help: 'N of clustering (42)' },
+    ...computeFlags,
+    json: { type: 'boolean', help: 'results as JSON' },
   },
   async run(args) {
     const [directory, tasks, ...rest] = args.positionals

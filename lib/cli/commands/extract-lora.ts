@@ -7,13 +7,13 @@ export const extractLora: Command = {
   summary: 'a LoRA adapter from what fine-tuning changed',
   positionals: 'TUNED BASE --out DIR',
   options: {
-    out: { type: 'string', short: 'o', help: 'DIR      the directory to make; it must not exist, or be empty' },
-    rank: { type: 'string', help: 'N       rank of every module (32)' },
-    energy: { type: 'string', help: 'SHARE  instead: per module the smallest rank that keeps this share of the squared norm' },
-    'max-rank': { type: 'string', help: 'N   largest rank with --energy (256)' },
-    modules: { type: 'string', help: 'REGEX  only tensors whose name matches (all matrices but embeddings and heads)' },
-    threads: { type: 'string', help: 'N    threads (all cores)' },
-    json: { type: 'boolean', help: '        the report as JSON' },
+    out: { type: 'string', short: 'o', help: 'DIR the directory to make; it must not exist, or be empty' },
+    rank: { type: 'string', help: 'N rank of every module (32)' },
+    energy: { type: 'string', help: 'SHARE instead: per module the smallest rank that keeps this share of the squared norm' },
+    'max-rank': { type: 'string', help: 'N largest rank with --energy (256)' },
+    modules: { type: 'string', help: 'REGEX only tensors whose name matches (all matrices but embeddings and heads)' },
+    threads: { type: 'string', help: 'N threads (all cores)' },
+    json: { type: 'boolean', help: 'the report as JSON' },
   },
   async run(args) {
     const [tuned, base, ...rest] = args.positionals

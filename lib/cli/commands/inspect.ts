@@ -8,9 +8,9 @@ export const inspect: Command = {
   summary: 'shows what a model directory holds, and what is wrong with it',
   positionals: '[MODEL]',
   options: {
-    tensors: { type: 'boolean', help: '  list every tensor' },
-    devices: { type: 'boolean', help: '  show what this machine computes with, and why' },
-    json: { type: 'boolean', help: '     as JSON' },
+    tensors: { type: 'boolean', help: 'list every tensor' },
+    devices: { type: 'boolean', help: 'show what this machine computes with, and why' },
+    json: { type: 'boolean', help: 'as JSON' },
   },
   async run(args) {
     if (args.values.devices) {

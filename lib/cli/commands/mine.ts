@@ -1,21 +1,19 @@
 // conan-embed mine: hard negatives for training rows.
 import { type MineOptions, mineNegatives } from '../../train/mine'
-import { type Command, CommandError, integer, interruptible, number, string } from '../command'
+import { type Command, CommandError, computeArguments, computeFlags, integer, interruptible, number, string } from '../command'
 import { progress } from '../progress'
 
 export const mine: Command = {
   summary: 'adds hard negatives to training rows',
   positionals: 'MODEL DATA --out FILE',
   options: {
-    out: { type: 'string', short: 'o', help: 'FILE           rows {query, positive, negatives} as JSON lines' },
-    count: { type: 'string', help: 'N            negatives a row (4)' },
-    from: { type: 'string', help: 'N             ranks they come from, from here (1)' },
-    to: { type: 'string', help: 'N               to here (100)' },
-    'relative-margin': { type: 'string', help: 'M  leave out what is more similar than this share of the positive (0.95)' },
-    device: { type: 'string', help: 'D           auto, cpu, cuda or cuda:N' },
-    dtype: { type: 'string', help: 'T' },
-    threads: { type: 'string', help: 'N' },
-    json: { type: 'boolean', help: '              the report as JSON' },
+    out: { type: 'string', short: 'o', help: 'FILE rows {query, positive, negatives} as JSON lines' },
+    count: { type: 'string', help: 'N negatives a row (4)' },
+    from: { type: 'string', help: 'N ranks they come from, from here (1)' },
+    to: { type: 'string', help: 'N to here (100)' },
+    'relative-margin': { type: 'string', help: 'M leave out what is more similar than this share of the positive (0.95)' },
+    ...computeFlags,
+    json: { type: 'boolean', help: 'the report as JSON' },
   },
   async run(args) {
     const [model, data, ...rest] = args.positionals
@@ -29,9 +27,7 @@ export const mine: Command = {
         from: integer(args, 'from'),
         to: integer(args, 'to'),
         relativeMargin: number(args, 'relative-margin'),
-        device: string(args, 'device'),
-        dtype: string(args, 'dtype') as MineOptions['dtype'],
-        threads: integer(args, 'threads'),
+        ...computeArguments(args),
       }
       const report = await interruptible((signal) =>
         mineNegatives(model, data, { ...given, out, signal, onProgress: ({ done, total }) => bar.update(done, total, done) }),

@@ -1,7 +1,7 @@
 // conan-embed search: the nearest of a file's vectors.
 import { openVectors, searchSource } from '../../embed/search'
 import { loadModel } from '../../model'
-import { type Command, CommandError, computeArguments, integer, interruptible, string } from '../command'
+import { type Command, CommandError, computeArguments, computeFlags, integer, interruptible, string } from '../command'
 import { fetchOf, inputOptions, items } from '../items'
 
 /** Queries that are looked up together. */
@@ -12,15 +12,13 @@ export const search: Command = {
   positionals: 'MODEL VECTORS [QUERY ...]',
   options: {
     ...inputOptions,
-    top: { type: 'string', help: 'N         found for each query (10)' },
-    'prompt-name': { type: 'string', help: 'NAME  one of the model\'s prompts ("query", where it has one)' },
-    prompt: { type: 'string', help: 'TEXT   put before every text' },
-    instruction: { type: 'string', help: 'TEXT  a task in words, for models that take instructions' },
-    force: { type: 'boolean', help: '         search fewer dimensions than the model has although it does not declare it' },
-    device: { type: 'string', help: 'D      auto, cpu, cuda or cuda:N' },
-    dtype: { type: 'string', help: 'T       auto, float32, bfloat16, float16 or int8' },
-    threads: { type: 'string', help: 'N' },
-    json: { type: 'boolean', help: '          a line {query, hits: [{id, score}]} for each query' },
+    top: { type: 'string', help: 'N found for each query (10)' },
+    'prompt-name': { type: 'string', help: 'NAME one of the model\'s prompts ("query", where it has one)' },
+    prompt: { type: 'string', help: 'TEXT put before every text' },
+    instruction: { type: 'string', help: 'TEXT a task in words, for models that take instructions' },
+    force: { type: 'boolean', help: 'search fewer dimensions than the model has although it does not declare it' },
+    ...computeFlags,
+    json: { type: 'boolean', help: 'a line {query, hits: [{id, score}]} for each query' },
   },
   async run(args) {
     const [directory, vectors, ...texts] = args.positionals

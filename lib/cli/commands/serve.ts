@@ -1,35 +1,33 @@
 // conan-embed serve: a model over HTTP.
 import { loadModel } from '../../model'
 import { serve as listen } from '../../server/server'
-import { type Command, CommandError, computeArguments, integer, string } from '../command'
+import { type Command, CommandError, computeArguments, computeFlags, integer, string } from '../command'
 
 export const serve: Command = {
   summary: "answers requests for embeddings over HTTP, as OpenAI's clients send them",
   positionals: 'MODEL',
   options: {
-    host: { type: 'string', help: 'ADDRESS          (127.0.0.1: this machine alone)' },
-    port: { type: 'string', help: 'N                (8080; 0: any that is free)' },
-    'api-key': { type: 'string', multiple: true, help: 'KEY           a key that requests must have; may be repeated (or CONAN_API_KEY, with commas)' },
-    name: { type: 'string', help: "NAME             what the model is called (its directory's name)" },
-    'max-body-bytes': { type: 'string', help: 'N      of a request (64 MiB)' },
-    'max-inputs': { type: 'string', help: 'N          of a request (2048)' },
-    'max-waiting': { type: 'string', help: 'N         inputs that wait; with more, requests are turned away (8192)' },
-    'max-file-bytes': { type: 'string', help: 'N      of an image, video, document or sound (32 MiB)' },
-    'max-input-pixels': { type: 'string', help: 'N    of an image or a frame as it is stored (64 million)' },
-    'max-seconds': { type: 'string', help: 'N         of a video or a sound (600)' },
-    'max-pages': { type: 'string', help: 'N           of a document (16)' },
-    'max-frames': { type: 'string', help: 'N          taken of a video' },
-    'max-pixels': { type: 'string', help: 'N          of an image after resizing' },
-    'total-pixels': { type: 'string', help: 'N        of all frames of a video after resizing' },
-    'max-tokens': { type: 'string', help: 'N          of an input' },
-    'remote-host': { type: 'string', multiple: true, help: 'HOST      that media may be fetched from: example.com, *.example.com, *; may be repeated (none)' },
-    'remote-private': { type: 'boolean', help: '       also from private networks and this machine' },
-    'remote-timeout-ms': { type: 'string', help: 'N   (10000)' },
-    device: { type: 'string', help: 'D              auto, cpu, cuda, cuda:N or several with commas' },
-    dtype: { type: 'string', help: 'T               auto, float32, bfloat16, float16 or int8' },
-    threads: { type: 'string', help: 'N' },
-    adapter: { type: 'string', multiple: true, help: 'DIR           a PEFT directory to merge into the model; may be repeated' },
-    json: { type: 'boolean', help: '                 errors and the address as JSON' },
+    host: { type: 'string', help: 'ADDRESS (127.0.0.1: this machine alone)' },
+    port: { type: 'string', help: 'N (8080; 0: any that is free)' },
+    'api-key': { type: 'string', multiple: true, help: 'KEY a key that requests must have; may be repeated (or CONAN_API_KEY, with commas)' },
+    name: { type: 'string', help: "NAME what the model is called (its directory's name)" },
+    'max-body-bytes': { type: 'string', help: 'N of a request (64 MiB)' },
+    'max-inputs': { type: 'string', help: 'N of a request (2048)' },
+    'max-waiting': { type: 'string', help: 'N inputs that wait; with more, requests are turned away (8192)' },
+    'max-file-bytes': { type: 'string', help: 'N of an image, video, document or sound (32 MiB)' },
+    'max-input-pixels': { type: 'string', help: 'N of an image or a frame as it is stored (64 million)' },
+    'max-seconds': { type: 'string', help: 'N of a video or a sound (600)' },
+    'max-pages': { type: 'string', help: 'N of a document (16)' },
+    'max-frames': { type: 'string', help: 'N taken of a video' },
+    'max-pixels': { type: 'string', help: 'N of an image after resizing' },
+    'total-pixels': { type: 'string', help: 'N of all frames of a video after resizing' },
+    'max-tokens': { type: 'string', help: 'N of an input' },
+    'remote-host': { type: 'string', multiple: true, help: 'HOST that media may be fetched from: example.com, *.example.com, *; may be repeated (none)' },
+    'remote-private': { type: 'boolean', help: 'also from private networks and this machine' },
+    'remote-timeout-ms': { type: 'string', help: 'N (10000)' },
+    ...computeFlags,
+    adapter: { type: 'string', multiple: true, help: 'DIR a PEFT directory to merge into the model; may be repeated' },
+    json: { type: 'boolean', help: 'errors and the address as JSON' },
   },
   async run(args) {
     const [directory, ...rest] = args.positionals
