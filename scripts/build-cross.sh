@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 node -e "import('./scripts/setup.mjs').then((setup) => setup.install())"
-if [ ! -d build/zig ]; then
+if ! ls build/zig/lib/python3*/site-packages/ziglang/zig > /dev/null 2>&1; then
   python3 -m venv build/zig
   build/zig/bin/pip install -q 'ziglang==0.17.1'
 fi

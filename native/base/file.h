@@ -8,7 +8,7 @@
 
 namespace conan {
 
-/// A file that is written, and read back, from any thread; made where it does not exist. Not what it is mapped by.
+/// A file that is written, and read back, from any thread; made where it does not exist.
 class File {
  public:
   explicit File(const std::string& path);

@@ -1,7 +1,7 @@
 // CPUs and systems that this machine's are not, emulated: the addon loads there, takes what they have, and its results are those of this machine.
 import assert from 'node:assert/strict'
 import { execFileSync, spawnSync } from 'node:child_process'
-import { copyFileSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
+import { closeSync, copyFileSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from 'node:fs'
 import path from 'node:path'
 import { test } from 'node:test'
 import { fixtures, largestDifference, pico, root, temporary } from '../support'
@@ -56,6 +56,7 @@ function results(
     stdio: ['ignore', file, file],
     env: { ...process.env, CONAN_CPU_ISA: '', ...env },
   })
+  closeSync(file)
   assert.equal(status, 0, `${command.join(' ')}: ${signal ?? status}: ${readFileSync(said, 'utf8')}`)
   return JSON.parse(readFileSync(path.join(place, 'results.json'), 'utf8'))
 }
