@@ -6,7 +6,7 @@ interface Option {
   type: 'string' | 'boolean'
   short?: string
   multiple?: boolean
-  /** For --help: "N what it does". */
+  /** For --help: what it does; of a string, its value in a word before that: "N what it does". */
   help: string
 }
 

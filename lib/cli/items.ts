@@ -99,16 +99,15 @@ async function* readItems(source: string, jsonl: boolean, field: string): AsyncG
 }
 
 /** The inputs that a command was given: as arguments, as files by kind, and in files of rows; of stdin where there is nothing else. */
-export async function* items(args: Arguments, texts: string[]): AsyncGenerator<Item> {
+export async function* items(args: Arguments, texts: string[], fetch: RemoteFetch | undefined): AsyncGenerator<Item> {
   for (const [i, input] of texts.entries()) yield { id: String(i), of: input, input }
-  const fetch = fetchOf(args)
   let named = texts.length
   for (const kind of mediaNames)
     for (const file of (args.values[kind] as string[] | undefined) ?? []) {
       named++
       if (kind !== 'document') yield { id: file, of: file, input: { [kind]: file } as EmbedInput }
       else
-        for await (const { page, pageCount, image } of documentPages(file, { ...(fetch && { fetch }) })) {
+        for await (const { page, pageCount, image } of documentPages(file, { fetch })) {
           const id = pageCount > 1 ? `${file}#page=${page}` : file
           yield { id, of: id, input: { image } }
         }

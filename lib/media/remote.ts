@@ -42,9 +42,10 @@ const isResponse = (answer: unknown): answer is Response => typeof (answer as Re
 
 /** Without `fetch`, everything stays what it is. Errors: ABORTED, FILE_IO, INVALID_INPUT, and those of `fetch`. */
 export function localBy(fetch: RemoteFetch | undefined, signal: AbortSignal = new AbortController().signal): Local {
+  if (!fetch) return async (input) => input
   return async (input, what) => {
     const address = input instanceof URL ? input.href : input
-    if (!fetch || typeof address !== 'string' || !/^https?:\/\//i.test(address)) return input
+    if (typeof address !== 'string' || !/^https?:\/\//i.test(address)) return input
     const name = `${what} ${shown(address)}`
     let answer: unknown
     try {

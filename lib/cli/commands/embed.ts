@@ -68,6 +68,7 @@ export const embed: Command = {
       },
     })
     const json = args.values.json === true
+    const fetch = fetchOf(args)
     const settings = Object.entries(args.values).filter(([name]) => !changeable.includes(name))
     const identity = JSON.stringify({ model: model.info.directory, dtype: model.info.dtype, ...Object.fromEntries(settings), texts }, null, 2)
     const bar = progress(json)
@@ -79,7 +80,7 @@ export const embed: Command = {
         if (before) console.error(json ? JSON.stringify({ resumed: before }) : `going on after ${before} inputs, and counting from there`)
         const asked: Item[] = []
         async function* inputs() {
-          const all = items(args, texts)
+          const all = items(args, texts, fetch)
           for await (const item of file?.remaining(all) ?? all) {
             asked.push(item)
             yield item.input
@@ -96,7 +97,7 @@ export const embed: Command = {
           truncate: args.values.truncate as 'error' | undefined,
           batchSize: integer(args, 'batch-size'),
           maxBatchTokens: integer(args, 'max-batch-tokens'),
-          fetch: fetchOf(args),
+          fetch,
           onError: args.values['skip-errors'] === true ? 'skip' : 'throw',
           signal,
           onProgress: ({ done, tokens }) => bar.update(done, texts.length && !args.values.input ? texts.length : undefined, tokens),

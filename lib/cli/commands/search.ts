@@ -31,12 +31,12 @@ export const search: Command = {
       ...(prompt !== undefined && { prompt }),
       ...(instruction !== undefined && { instruction }),
       ...(top !== undefined && { top }),
-      ...(fetch && { fetch }),
+      fetch,
       force: args.values.force === true,
     }
     const source = await openVectors(vectors)
     await interruptible(async (signal) => {
-      for await (const queries of groups(items(args, texts))) {
+      for await (const queries of groups(items(args, texts, fetch))) {
         const inputs = queries.map(({ input }) => input)
         const found = await searchSource(model, source, inputs, { ...options, signal })
         for (const [i, hits] of found.entries()) {
